@@ -1,0 +1,31 @@
+"""Errors that a user can act on: each message says what is wrong, where, and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MergeError(ValueError):
+    """Base of every error that merge_ops raises on purpose."""
+
+
+class UnknownMethodError(MergeError):
+    """No merge method or combination type has the given name."""
+
+
+class ParameterError(MergeError):
+    """A parameter is unknown, missing or out of range."""
+
+
+class IncompatibleLoraError(MergeError):
+    """LoRAs cannot be merged with each other, or do not fit the model."""
+
+
+class LoraFormatError(MergeError):
+    """A file is not a LoRA that can be read."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest known name, or the list of names."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"

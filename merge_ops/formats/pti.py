@@ -1,0 +1,64 @@
+"""Files of cloneofsimo's ``lora`` (pivotal tuning): keys are indices into the modules of SD1.x.
+
+``unet:12:down`` is the down factor of the 12th linear layer found inside the classes that the metadata lists, in the
+order in which diffusers of that time built the model: within a transformer block attn1, ff, attn2, and the middle
+block last, since it was assigned last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from ..errors import LoraFormatError
+
+_KEY = re.compile(r"^(unet|text_encoder):(\d+):(up|down)$")
+_UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}
+_LEVELS = (("down_blocks", (0, 1, 2), 2), ("up_blocks", (1, 2, 3), 3), ("mid_block", (None,), 1))
+
+
+def is_pti(keys: list[str]) -> bool:
+    return any(_KEY.match(key) for key in keys)
+
+
+def pti_role(key: str) -> tuple[str, int, str] | None:
+    """``(component, index, role)`` of a key, or None for anything else in the file."""
+    found = _KEY.match(key)
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
+def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
+    """Canonical names by index, for the target classes that the file's metadata lists."""
+    listed = metadata.get(component)
+    classes = set(json.loads(listed)) if listed else _UNET_CLASSES
+    known = _UNET_CLASSES if component == "unet" else {"CLIPAttention"}
+    if component == "text_encoder" and not listed:
+        classes = known
+    if not classes <= known:
+        raise LoraFormatError(
+            f"{file}: the order of the modules in {sorted(classes - known)} is not known; convert the file to "
+            "diffusers or kohya names first"
+        )
+    return list(_unet_modules(classes) if component == "unet" else _text_modules())
+
+
+def _unet_modules(classes: set[str]) -> Iterator[str]:
+    attention = bool(classes & {"CrossAttention", "Attention"})
+    for block, levels, count in _LEVELS:
+        for level in levels:
+            where = block if level is None else f"{block}.{level}"
+            for i in range(count):
+                inner = f"unet.{where}.attentions.{i}.transformer_blocks.0"
+                if attention:
+                    yield from (f"{inner}.attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0"))
+                if "GEGLU" in classes:
+                    yield f"{inner}.ff.net.0.proj"
+                if attention:
+                    yield from (f"{inner}.attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0"))
+
+
+def _text_modules() -> Iterator[str]:
+    for layer in range(12):
+        where = f"text_encoder.text_model.encoder.layers.{layer}.self_attn"
+        yield from (f"{where}.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj"))

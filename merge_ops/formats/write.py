@@ -1,0 +1,162 @@
+"""The tensors, metadata and configuration of a file in one of the formats that we write.
+
+Every scale is folded into the factors before this point, so each format says "scale 1" in its own way: kohya and
+generic keys carry ``alpha = rank``, a PEFT configuration ``lora_alpha = r`` with patterns where ranks differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+from ..types import Lora, LowRank
+from .names import DOTTED_COMPONENTS, kohya_name
+from .read import DIFFUSERS_METADATA
+
+FORMATS = ("kohya", "diffusers", "peft")
+_AUTO = {
+    "kohya": "kohya",
+    "diffusers": "diffusers",
+    "generic": "diffusers",
+    "peft-keys": "diffusers",
+    "peft": "peft",
+}
+# what sources may say about the base model; carried over where those that say it agree
+_INHERITED = (
+    "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type", "modelspec.resolution",
+)  # fmt: skip
+
+
+def resolve_format(asked: str, first: Lora) -> str:
+    """The format to write: as asked, or for ``auto`` that of the first LoRA (kohya where we only read that one)."""
+    return _AUTO.get(first.dialect, "kohya") if asked == "auto" else asked
+
+
+def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[str, str]:
+    """Layer name to the stem of its keys in the file, one to one."""
+    names = list(layers)
+    components = {_component(name) for name in names}
+    if form == "peft":
+        if len(components) > 1:
+            parts = ", ".join(sorted(part or "a text model" for part in components))
+            raise MergeError(
+                f"a PEFT folder is for one model, but there are layers of {parts}; use format='kohya'"
+            )
+        return {name: f"base_model.model.{_without(name, _component(name))}" for name in names}
+    if "" in components:
+        bare = next(name for name in names if not _component(name))
+        raise MergeError(f"{bare} belongs to a text model, which {form} files cannot hold; use format='peft'")
+    if form == "diffusers":
+        return {name: name for name in names}
+    keys = [layer.key for lora in loras for layer in lora.layers.values()]
+    ldm = any(key.startswith(("lora_unet_input_blocks_", "lora_unet_output_blocks_")) for key in keys)
+    numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys)
+    return {name: kohya_name(name, ldm, single_text_encoder=not numbered) for name in names}
+
+
+def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -> dict[str, Tensor]:
+    """The tensors to write. ``layers`` have scale 1."""
+    down, up = (
+        (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
+    )
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        stem = stems[name]
+        if layer.layout == "embedding":
+            tensors[f"{stem}.lora_embedding_A"], tensors[f"{stem}.lora_embedding_B"] = layer.down, layer.up
+            continue
+        if layer.layout == "fan_in_fan_out" and form != "peft":
+            raise MergeError(f"{name} is stored transposed, which {form} files cannot say; use format='peft'")
+        tensors[stem + down], tensors[stem + up] = _file_shapes(layer)
+        if form == "kohya" or _component(name) == "diffusion_model":
+            tensors[f"{stem}.alpha"] = torch.tensor(float(layer.rank), dtype=layer.down.dtype)
+    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def file_metadata(
+    layers: dict[str, LowRank], form: str, loras: list[Lora], recipe: dict[str, Any], title: str
+) -> dict[str, str]:
+    """The metadata of the file: what still holds of the sources, the ranks, and the recipe. Never a folder."""
+    metadata = {"format": "pt", "lora_alloy": json.dumps(recipe)}
+    for key in _INHERITED:
+        said = {lora.metadata[key] for lora in loras if key in lora.metadata}
+        if len(said) == 1:
+            metadata[key] = said.pop()
+    ranks = sorted({layer.rank for layer in layers.values()})
+    if form == "kohya":
+        rank = str(ranks[0]) if len(ranks) == 1 else "Dynamic"
+        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    if form == "diffusers":
+        metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(layers))
+    merged_from = ", ".join(lora.name for lora in loras)
+    return metadata | {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.merged_from": merged_from,
+    }
+
+
+def peft_config(layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora]) -> dict[str, Any]:
+    """``adapter_config.json``: one rank and alpha, patterns where a layer differs, the union of the targets."""
+    by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in layers.items()}
+    inherited = next((lora.config for lora in loras if lora.config), {})
+    kept = ("task_type", "auto_mapping", "base_model_name_or_path", "revision")
+    return {
+        "peft_type": "LORA",
+        **{key: inherited[key] for key in kept if inherited.get(key) is not None},
+        **_rank_config(by_path),
+        "target_modules": sorted(by_path),
+        "fan_in_fan_out": any(layer.layout == "fan_in_fan_out" for layer in layers.values()),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
+    """``(down, up)`` in the shapes that trainers write: with kernel dimensions for a convolution."""
+    if not layer.kernel:
+        return layer.down, layer.up
+    ones = (1,) * len(layer.kernel)
+    return layer.down.reshape(layer.rank, -1, *layer.kernel), layer.up.reshape(*layer.up.shape, *ones)
+
+
+def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
+    """One LoRA configuration a component, flattened with the component as prefix, as diffusers writes it."""
+    flat: dict[str, Any] = {}
+    for component in sorted({_component(name) for name in layers}):
+        own = {
+            _without(name, component): layer
+            for name, layer in layers.items()
+            if _component(name) == component
+        }
+        config = {**_rank_config(own), "target_modules": sorted(own)}
+        flat |= {f"{component}.{key}": value for key, value in config.items()}
+    return flat
+
+
+def _rank_config(layers: dict[str, LowRank]) -> dict[str, Any]:
+    """``r`` is the most common rank; in a pattern longer names come first, since PEFT takes the first fit."""
+    common = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    others = {
+        name: layers[name].rank
+        for name in sorted(layers, key=len, reverse=True)
+        if layers[name].rank != common
+    }
+    return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": dict(others)}
+
+
+def _component(name: str) -> str:
+    head = name.partition(".")[0]
+    return head if head in DOTTED_COMPONENTS else ""
+
+
+def _without(name: str, component: str) -> str:
+    return name.removeprefix(f"{component}.") if component else name

@@ -1,0 +1,220 @@
+"""The merge itself: check what was asked for, line the LoRAs up layer by layer, and merge each layer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import methods as _methods  # noqa: F401  (registers every method)
+from .combination import COMBINATION_TYPES, SPACES, get_combination_type
+from .errors import IncompatibleLoraError, ParameterError, did_you_mean
+from .fingerprint import fingerprint
+from .merged import Merged, MergedLayer
+from .registry import get_method
+from .spaces import LayerStack, Recipe, find_thresholds, merge_factors
+from .types import Lora, LowRank
+
+Progress = Callable[[int, int, str], None]
+
+
+def merge(
+    loras: Sequence[Lora],
+    weights: Sequence[float] | None = None,
+    method: str | None = None,
+    *,
+    space: str = "delta",
+    rank: int | None = None,
+    scale: float = 1.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    combination_type: str | None = None,
+    svd_rank: int | None = None,
+    svd_clamp: float | None = None,
+    **params: Any,
+) -> Merged:
+    """Merge LoRAs layer by layer.
+
+    Args:
+        loras: what ``load`` returned; layers that only some of them have are merged among those.
+        weights: one multiplier a LoRA, 1.0 each by default; negative is legal.
+        method: a name of ``METHODS`` (default ``linear``), with its parameters as keywords, such as ``density``.
+        space: ``delta`` merges the true weight changes; ``factors`` merges up and down separately, as PEFT and
+            LoRAX do, which needs equal ranks and adds cross terms.
+        rank: truncate every layer to this rank; None keeps the exact result.
+        scale: multiplies the whole result.
+        seed: of the random masks of DARE; the same seed gives the same masks on every device.
+        device: where to compute, by torch's name; None is where the tensors are.
+        dtype: of the result; float32 by default. Computation is in float32.
+        progress: called as ``progress(done, total, layer)``; an exception from it ends the merge.
+        combination_type: a name of PEFT's ``add_weighted_adapter`` instead of ``method``, with PEFT's keywords
+            ``svd_rank``, ``svd_clamp``, ``density`` and ``majority_sign_method``; as in PEFT, those that a type has
+            no use for are ignored, and a single LoRA is merged as ``linear``.
+
+    Raises:
+        UnknownMethodError, ParameterError: for what was asked.
+        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
+    """
+    loras = list(loras)
+    weights = _checked_weights(loras, weights)
+    if combination_type is None:
+        if svd_rank is not None or svd_clamp is not None:
+            raise ParameterError("svd_rank and svd_clamp belong to combination_type; use rank with a method")
+        recipe = _recipe(method or "linear", params, space, rank, scale, seed)
+    else:
+        _refuse_mixture(method, space, rank)
+        recipe = _peft_recipe(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
+    where = torch.device(device) if device is not None else None
+    stacks = _line_up(loras, weights, needs_identity="generator" in recipe.method.supplied)
+    results: dict[str, MergedLayer] = {}
+    for done, stack in enumerate(stacks):
+        if progress is not None:
+            progress(done, len(stacks), stack.name)
+        results[stack.name] = _merge_layer(stack, recipe, where, dtype or torch.float32)
+    if progress is not None:
+        progress(len(stacks), len(stacks), "")
+    return Merged(results, loras, weights, recipe, where, dtype or torch.float32, combination_type)
+
+
+def _merge_layer(
+    stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype
+) -> MergedLayer:
+    if recipe.space == "factors":
+        layer = _merge_in_factor_space(stack, recipe, device, dtype)
+    else:
+        thresholds = None if recipe.method.linear else find_thresholds(stack, recipe, device)
+        layer = MergedLayer(stack, recipe, thresholds)
+    return layer if recipe.rank is None else layer.truncated(recipe.rank, device, dtype)
+
+
+def _merge_in_factor_space(
+    stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype
+) -> MergedLayer:
+    if len(set(stack.ranks)) > 1:
+        raise IncompatibleLoraError(
+            f"{stack.name}: the ranks differ ({', '.join(map(str, stack.ranks))}), and space='factors' needs equal "
+            f"ranks; use space='delta', which takes any"
+        )
+    up, down = merge_factors(stack, recipe, device)
+    return MergedLayer(stack, recipe).pinned(up.to(dtype), down.to(dtype))
+
+
+def _checked_weights(loras: list[Lora], weights: Sequence[float] | None) -> list[float]:
+    if not loras:
+        raise ParameterError("there is no LoRA to merge")
+    if weights is None:
+        return [1.0] * len(loras)
+    if len(weights) != len(loras):
+        raise ParameterError(f"{len(loras)} LoRAs need {len(loras)} weights, but {len(weights)} were given")
+    for lora, weight in zip(loras, weights, strict=True):
+        if not math.isfinite(weight):
+            raise ParameterError(f"the weight of {lora.name} is {weight}; give a finite number")
+    return [float(weight) for weight in weights]
+
+
+def _recipe(
+    method: str, params: dict[str, Any], space: str, rank: int | None, scale: float, seed: int,
+    svd_clamp: float | None = None,
+) -> Recipe:  # fmt: skip
+    if space not in SPACES:
+        raise ParameterError(f"unknown space {space!r}{did_you_mean(str(space), SPACES)}")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ParameterError(
+            f"rank must be a whole number of 1 or more, or None for the exact result, not {rank!r}"
+        )
+    if not math.isfinite(scale):
+        raise ParameterError(f"scale is {scale}; give a finite number")
+    if svd_clamp is not None and not 0 <= svd_clamp <= 1:
+        raise ParameterError(f"svd_clamp {svd_clamp} is outside [0, 1]")
+    found = get_method(method)
+    return Recipe(found, found.resolve(params), space, rank, float(scale), int(seed), svd_clamp)
+
+
+def _refuse_mixture(method: str | None, space: str, rank: int | None) -> None:
+    if method is not None:
+        raise ParameterError("give method (ours) or combination_type (PEFT's), not both")
+    if space != "delta":
+        raise ParameterError("combination_type already says the space; leave space out")
+    if rank is not None:
+        raise ParameterError("with combination_type, give the rank as svd_rank")
+
+
+def _peft_recipe(
+    loras: list[Lora], name: str, svd_rank: int | None, svd_clamp: float | None, params: dict[str, Any],
+    scale: float, seed: int,
+) -> Recipe:  # fmt: skip
+    row = get_combination_type(name)
+    for param in params:
+        if param not in ("density", "majority_sign_method"):
+            hint = did_you_mean(param, ("density", "majority_sign_method", "svd_rank", "svd_clamp"))
+            raise ParameterError(f"combination_type has no parameter {param!r}{hint}")
+    if len(loras) == 1:
+        row = COMBINATION_TYPES["linear"]
+    known = {p.name for p in get_method(row.method).params}
+    used = {param: value for param, value in params.items() if param in known and value is not None}
+    rank = (svd_rank or max(lora.rank for lora in loras)) if row.truncated else None
+    return _recipe(row.method, used, row.space, rank, scale, seed, svd_clamp if row.truncated else None)
+
+
+def _line_up(loras: list[Lora], weights: list[float], needs_identity: bool) -> list[LayerStack]:
+    """One stack a layer, in natural order of the names; within it the LoRAs in an order of their own.
+
+    That order depends on the LoRAs and not on their places, so a permuted stack gives the same bits.
+    """
+    order = sorted(range(len(loras)), key=lambda i: (loras[i].name, weights[i]))
+    identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
+    names = sorted({name for lora in loras for name in lora.layers}, key=_natural)
+    stacks = []
+    for name in names:
+        having = [i for i in order if name in loras[i].layers]
+        _check_shapes(name, [loras[i] for i in having])
+        stacks.append(
+            LayerStack(
+                name,
+                tuple(loras[i].layers[name] for i in having),
+                tuple(weights[i] for i in having),
+                tuple(identities[i] for i in having),
+            )
+        )
+    return stacks
+
+
+def _identities(loras: list[Lora], order: list[int]) -> dict[int, str]:
+    """The fingerprint of each LoRA, numbered where it occurs more than once."""
+    seen: Counter[int] = Counter()
+    found = {}
+    for i in order:
+        mark = fingerprint(loras[i])
+        found[i] = f"{mark}.{seen[mark]}"
+        seen[mark] += 1
+    return found
+
+
+def _check_shapes(name: str, loras: list[Lora]) -> None:
+    first = loras[0]
+    for other in loras[1:]:
+        a, b = first.layers[name], other.layers[name]
+        if a.matrix_shape != b.matrix_shape or _transposed(a) != _transposed(b) or not _same_kernel(a, b):
+            raise IncompatibleLoraError(
+                f"{name} has the shape {a.weight_shape} in {first.name} and {b.weight_shape} in {other.name}; "
+                "they were trained on different base models and cannot be merged"
+            )
+
+
+def _transposed(layer: LowRank) -> bool:
+    return layer.layout in ("fan_in_fan_out", "embedding")
+
+
+def _same_kernel(a: LowRank, b: LowRank) -> bool:
+    """A 1 x 1 convolution and a linear layer are the same matrix."""
+    return a.kernel == b.kernel or math.prod(a.kernel) == math.prod(b.kernel) == 1
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

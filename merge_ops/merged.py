@@ -1,0 +1,151 @@
+"""The result of a merge: layers that are low rank, or that are made when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import MergeError, did_you_mean
+from .linalg import TruncatedSVD, svd_of_matrix, svd_of_product
+from .report import LayerReport, MergeReport, sign_conflict
+from .spaces import LayerStack, Recipe, concatenated, merge_deltas
+from .types import Lora, LowRank
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergedLayer:
+    """One merged layer. It holds the source factors, and computes from them what is asked for.
+
+    ``fixed`` is set where the result was made at once: merges in factor space, and truncated ones.
+    """
+
+    stack: LayerStack
+    recipe: Recipe
+    thresholds: tuple[float, ...] | None = None
+    fixed: LowRank | None = None
+    energy_kept: float = 1.0
+
+    @property
+    def is_low_rank(self) -> bool:
+        return self.fixed is not None or self.recipe.method.linear
+
+    @property
+    def template(self) -> LowRank:
+        return self.stack.parts[0]
+
+    def matrix(self, device: torch.device | None = None) -> Tensor:
+        """The merged delta as a float32 matrix ``(out, in)``."""
+        pair = self.factors(device)
+        if pair is None:
+            return merge_deltas(self.stack, self.recipe, self.thresholds, device)
+        return pair[0] @ pair[1]
+
+    def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor] | None:
+        """Float32 ``(up (out, r), down (r, in))`` with every scale folded in, or None for a full-rank layer."""
+        if self.fixed is not None:
+            up, down = self.fixed.up, self.fixed.down
+            return up.to(device, torch.float32) * self.fixed.scale, down.to(device, torch.float32)
+        if self.recipe.method.linear:
+            return concatenated(self.stack, self.recipe.scale, device)
+        return None
+
+    def svd(self, rank: int, device: torch.device | None = None) -> TruncatedSVD:
+        """The layer truncated to ``rank``, from the factors where the layer has them."""
+        pair = self.factors(device)
+        if pair is not None:
+            return svd_of_product(*pair, rank)
+        start = torch.cat(self.stack.factors(device)[1])
+        return svd_of_matrix(self.matrix(device), rank, start)
+
+    def truncated(self, rank: int, device: torch.device | None, dtype: torch.dtype) -> MergedLayer:
+        """The same layer as one low-rank pair of at most ``rank``."""
+        found = self.svd(rank, device)
+        up, down = (
+            found.balanced() if self.recipe.svd_clamp is None else _clamped(found, self.recipe.svd_clamp)
+        )
+        fixed = replace(self.template, up=up.to(dtype), down=down.to(dtype), scale=1.0)
+        return replace(self, fixed=fixed, energy_kept=self.energy_kept * found.energy_kept)
+
+    def pinned(self, up: Tensor, down: Tensor) -> MergedLayer:
+        """The same layer with its result given as factors."""
+        return replace(self, fixed=replace(self.template, up=up, down=down, scale=1.0))
+
+
+class Merged:
+    """What ``merge`` returns: layer names, the delta of each, and a report. Made by ``merge`` only."""
+
+    def __init__(
+        self, results: dict[str, MergedLayer], loras: list[Lora], weights: list[float], recipe: Recipe,
+        device: torch.device | None, dtype: torch.dtype, combination_type: str | None = None,
+    ) -> None:  # fmt: skip
+        self.results = results
+        self.loras = loras
+        self.weights = weights
+        self.recipe = recipe
+        self.combination_type = combination_type
+        self._device = device
+        self._dtype = dtype
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the merged layers, sorted with numbers in counting order."""
+        return tuple(self.results)
+
+    def layer(self, name: str) -> MergedLayer:
+        if name not in self.results:
+            raise MergeError(f"no merged layer is called {name!r}{did_you_mean(name, self.results)}")
+        return self.results[name]
+
+    def delta(
+        self, name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The weight change of one layer, in the shape of its weight: ``(out, in)``, or the conv shape.
+
+        Computed in float32, on ``device`` or where the merge ran; made anew at each call.
+        """
+        layer = self.layer(name)
+        matrix = layer.matrix(torch.device(device) if device is not None else self._device)
+        return layer.template.as_weight(matrix).to(dtype or self._dtype)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """``(up (out, r), down (r, in))`` with every scale folded in, or None where the layer is not low rank.
+
+        A convolution's kernel is folded into the columns of ``down``.
+        """
+        pair = self.layer(name).factors(self._device)
+        return None if pair is None else (pair[0].to(self._dtype), pair[1].to(self._dtype))
+
+    @cached_property
+    def report(self) -> MergeReport:
+        """What happened to each layer; sign conflicts are measured when this is first read."""
+        rows = [
+            LayerReport(
+                name=name,
+                status="merged",
+                loras=len(layer.stack.parts),
+                ranks_in=layer.stack.ranks,
+                rank_out=_rank_out(layer),
+                energy_kept=layer.energy_kept,
+                sign_conflict=sign_conflict(layer.stack, layer.thresholds),
+            )
+            for name, layer in self.results.items()
+        ]
+        return MergeReport.of(rows, self.loras)
+
+
+def _rank_out(layer: MergedLayer) -> int | None:
+    if layer.fixed is not None:
+        return layer.fixed.rank
+    return sum(layer.stack.ranks) if layer.recipe.method.linear else None
+
+
+def _clamped(found: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:
+    """PEFT's ``svd_clamp``: all singular values on the up factor, then both cut at a quantile of their entries."""
+    up, down = found.u * found.s, found.vh
+    entries = torch.cat((up.flatten(), down.flatten())).cpu().numpy()
+    limit = float(np.quantile(entries, clamp))
+    return up.clamp(-limit, limit), down.clamp(-limit, limit)

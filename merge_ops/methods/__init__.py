@@ -1,0 +1,7 @@
+"""One merge method a function; every module in this folder is imported, so a new file registers itself."""
+
+import importlib
+import pkgutil
+
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f".{_module}", __name__)

@@ -1,0 +1,26 @@
+"""DARE: drop entries at random and rescale the rest."""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from ..registry import Param, merge_method
+from ..sparsify import MaskGenerator, drop_random
+from .linear import weighted_sum
+
+
+@merge_method("dare_linear", "DARE", paper="arXiv:2311.03099")
+def dare_linear(
+    deltas: Tensor,  # (n, ..., out, in)
+    weights: Tensor,  # (n,)
+    *,
+    density: Annotated[
+        float,
+        Param(
+            "Fraction of the entries of each LoRA that is kept, chosen at random.", min=0, max=1, step=0.01
+        ),
+    ] = 0.7,
+    generator: MaskGenerator,
+) -> Tensor:  # (..., out, in)
+    """Drop entries of each LoRA at random, divide the rest by the density, and add them."""
+    return weighted_sum(drop_random(deltas, density, generator), weights)

@@ -1,0 +1,39 @@
+"""The plain sum, and the sum of what is largest in each LoRA."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ..registry import Param, merge_method
+from ..sparsify import keep_largest
+
+
+def weighted_sum(deltas: Tensor, weights: Tensor) -> Tensor:
+    """Sum over dim 0 of ``weights[i] * deltas[i]``; ``(n, ..., out, in)`` to ``(..., out, in)``."""
+    total: Tensor = torch.tensordot(weights, deltas, dims=1)
+    return total
+
+
+@merge_method("linear", "Linear", paper="arXiv:2212.04089", linear=True)
+def linear(
+    deltas: Tensor,  # (n, ..., out, in)
+    weights: Tensor,  # (n,)
+) -> Tensor:  # (..., out, in)
+    """Add the LoRAs, each times its weight: the same as loading them one after the other."""
+    return weighted_sum(deltas, weights)
+
+
+@merge_method("magnitude_prune", "Magnitude prune", paper="arXiv:2306.01708")
+def magnitude_prune(
+    deltas: Tensor,  # (n, ..., out, in)
+    weights: Tensor,  # (n,)
+    *,
+    density: Annotated[
+        float,
+        Param("Fraction of the entries of each LoRA that is kept, largest first.", min=0, max=1, step=0.01),
+    ] = 0.7,
+    thresholds: Tensor | None = None,  # (n, ..., 1, 1)
+) -> Tensor:  # (..., out, in)
+    """Keep the largest entries of each LoRA, drop the rest, and add what is left."""
+    return weighted_sum(keep_largest(deltas, density, thresholds), weights)
