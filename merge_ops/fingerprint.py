@@ -17,9 +17,9 @@ _MAX_LAYERS = 32
 def fingerprint(lora: Lora) -> int:
     """A 16-bit sketch of the deltas of one LoRA (sign random projection; Charikar, STOC 2002).
 
-    Random masks are drawn by it. Renaming a file, rewriting it at another rank, alpha or scale, or moving it within
-    the stack leaves the masks as they are, because none of these changes the sign of a projection of the delta.
-    Computed in float64 on the CPU from up to 32 layers, on the factors alone.
+    Random masks are drawn by it. Renaming a file, rewriting it at another rank, alpha or scale, or moving it
+    within the stack leaves the masks as they are, because none of these changes the sign of a projection of
+    the delta. Computed in float64 on the CPU from up to 32 layers, on the factors alone.
     """
     names = sorted(lora.layers)
     step = -(-len(names) // _MAX_LAYERS)

@@ -14,7 +14,7 @@ _SETTLED = 5e-4  # a power step that lowers the squared error by less than this 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TruncatedSVD:
-    """``u @ diag(s) @ vh`` is the best approximation found; ``energy_kept`` is its share of the squared norm."""
+    """``u @ diag(s) @ vh``, the best approximation found; ``energy_kept`` is its share of the squared norm."""
 
     u: Tensor  # (out, k)
     s: Tensor  # (k,), descending
@@ -41,11 +41,11 @@ def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
 
 
 def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
-    """Rank-``rank`` SVD of a full matrix by subspace iteration (Halko, Martinsson, Tropp 2011, algorithm 4.4).
+    """Rank-``rank`` SVD of a full matrix by subspace iteration (Halko, Martinsson, Tropp 2011, alg. 4.4).
 
-    ``start`` ``(R, in)`` holds the stacked down factors of the LoRAs that the matrix was merged from: the range of
-    ``matrix @ start.T`` is already close to the answer, so one or two power steps are enough. Steps go on while
-    they still lower the squared error. Deterministic. ``matrix`` is ``(out, in)``.
+    ``start`` ``(R, in)`` holds the stacked down factors of the LoRAs that the matrix was merged from: the
+    range of ``matrix @ start.T`` is already close to the answer, so one or two power steps are enough. Steps
+    go on while they still lower the squared error. Deterministic. ``matrix`` is ``(out, in)``.
     """
     out, columns = matrix.shape
     rank = min(rank, out, columns)

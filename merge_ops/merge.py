@@ -44,18 +44,18 @@ def merge(
     Args:
         loras: what ``load`` returned; layers that only some of them have are merged among those.
         weights: one multiplier a LoRA, 1.0 each by default; negative is legal.
-        method: a name of ``METHODS`` (default ``linear``), with its parameters as keywords, such as ``density``.
-        space: ``delta`` merges the true weight changes; ``factors`` merges up and down separately, as PEFT and
-            LoRAX do, which needs equal ranks and adds cross terms.
+        method: a name of ``METHODS`` (default ``linear``), with its parameters as keywords (``density``, ...).
+        space: ``delta`` merges the true weight changes; ``factors`` merges up and down separately, as PEFT
+            and LoRAX do, which needs equal ranks and adds cross terms.
         rank: truncate every layer to this rank; None keeps the exact result.
         scale: multiplies the whole result.
         seed: of the random masks of DARE; the same seed gives the same masks on every device.
         device: where to compute, by torch's name; None is where the tensors are.
         dtype: of the result; float32 by default. Computation is in float32.
         progress: called as ``progress(done, total, layer)``; an exception from it ends the merge.
-        combination_type: a name of PEFT's ``add_weighted_adapter`` instead of ``method``, with PEFT's keywords
-            ``svd_rank``, ``svd_clamp``, ``density`` and ``majority_sign_method``; as in PEFT, those that a type has
-            no use for are ignored, and a single LoRA is merged as ``linear``.
+        combination_type: a name of PEFT's ``add_weighted_adapter`` instead of ``method``, with PEFT's
+            keywords ``svd_rank``, ``svd_clamp``, ``density`` and ``majority_sign_method``; as in PEFT, those
+            that a type has no use for are ignored, and a single LoRA is merged as ``linear``.
 
     Raises:
         UnknownMethodError, ParameterError: for what was asked.
@@ -98,8 +98,8 @@ def _merge_in_factor_space(
 ) -> MergedLayer:
     if len(set(stack.ranks)) > 1:
         raise IncompatibleLoraError(
-            f"{stack.name}: the ranks differ ({', '.join(map(str, stack.ranks))}), and space='factors' needs equal "
-            f"ranks; use space='delta', which takes any"
+            f"{stack.name}: the ranks differ ({', '.join(map(str, stack.ranks))}), and space='factors' needs "
+            "equal ranks; use space='delta', which takes any"
         )
     up, down = merge_factors(stack, recipe, device)
     return MergedLayer(stack, recipe).pinned(up.to(dtype), down.to(dtype))
@@ -202,8 +202,8 @@ def _check_shapes(name: str, loras: list[Lora]) -> None:
         a, b = first.layers[name], other.layers[name]
         if a.matrix_shape != b.matrix_shape or _transposed(a) != _transposed(b) or not _same_kernel(a, b):
             raise IncompatibleLoraError(
-                f"{name} has the shape {a.weight_shape} in {first.name} and {b.weight_shape} in {other.name}; "
-                "they were trained on different base models and cannot be merged"
+                f"{name} has the shape {a.weight_shape} in {first.name} and {b.weight_shape} in "
+                f"{other.name}; they were trained on different base models and cannot be merged"
             )
 
 

@@ -45,7 +45,7 @@ class MergedLayer:
         return pair[0] @ pair[1]
 
     def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor] | None:
-        """Float32 ``(up (out, r), down (r, in))`` with every scale folded in, or None for a full-rank layer."""
+        """Float32 ``(up (out, r), down (r, in))`` with every scale folded in; None if it is full rank."""
         if self.fixed is not None:
             up, down = self.fixed.up, self.fixed.down
             return up.to(device, torch.float32) * self.fixed.scale, down.to(device, torch.float32)
@@ -112,7 +112,7 @@ class Merged:
         return layer.template.as_weight(matrix).to(dtype or self._dtype)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """``(up (out, r), down (r, in))`` with every scale folded in, or None where the layer is not low rank.
+        """``(up (out, r), down (r, in))`` with every scale folded in; None where the layer is full rank.
 
         A convolution's kernel is folded into the columns of ``down``.
         """
@@ -144,7 +144,7 @@ def _rank_out(layer: MergedLayer) -> int | None:
 
 
 def _clamped(found: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:
-    """PEFT's ``svd_clamp``: all singular values on the up factor, then both cut at a quantile of their entries."""
+    """PEFT's ``svd_clamp``: all singular values go on ``up``, then both are cut at a quantile."""
     up, down = found.u * found.s, found.vh
     entries = torch.cat((up.flatten(), down.flatten())).cpu().numpy()
     limit = float(np.quantile(entries, clamp))

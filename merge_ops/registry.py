@@ -3,10 +3,10 @@
     @merge_method("ties", "TIES", paper="arXiv:2306.01708")
     def ties(deltas, weights, *, density: Annotated[float, Param("Fraction kept.", min=0, max=1)] = 0.5): ...
 
-Shape contract: ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the result is ``(..., out, in)``. Dim 0
-is the LoRA, the last two dims are the matrix, anything between is batch. Keyword-only arguments annotated with
-``Param`` are what a user sets: command line flags, checks and the README's table are made from them. Keyword-only
-arguments named in ``SUPPLIED`` come from the engine and are never shown.
+Shape contract: ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the result is ``(..., out,
+in)``. Dim 0 is the LoRA, the last two dims are the matrix, anything between is batch. Keyword-only arguments
+annotated with ``Param`` are what a user sets: command line flags, checks and the README's table are made from
+them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class MergeReport:
 
 
 def sign_conflict(stack: LayerStack, thresholds: tuple[float, ...] | None = None) -> float | None:
-    """Share of the entries on which at least two LoRAs have opposite signs, after trimming; None for one LoRA.
+    """Share of the entries where two LoRAs have opposite signs, after trimming; None for a single LoRA.
 
     Estimated from up to 32 rows spread evenly over the matrix.
     """
@@ -76,7 +76,7 @@ def _warnings_of(loras: list[Lora]) -> list[str]:
 
 
 def _strangers(loras: list[Lora]) -> list[str]:
-    """Pairs that share no layer: legal (one may be for the text encoder), but often two different base models."""
+    """Pairs that share no layer: legal, but often a sign of two different base models."""
     return [
         f"{a.name} and {b.name} share no layer, so nothing is merged between them"
         for i, a in enumerate(loras)

@@ -1,7 +1,7 @@
 """Where a merge happens: on the true deltas, or on the up and down factors separately.
 
-Everything here works on the matrices of one layer. Deltas are formed a tile of rows at a time, so that a tile stays
-in the processor's cache and no more than one full delta exists at once.
+Everything here works on the matrices of one layer. Deltas are formed a tile of rows at a time, so that a tile
+stays in the processor's cache and no more than one full delta exists at once.
 """
 
 from __future__ import annotations

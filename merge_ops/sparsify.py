@@ -19,8 +19,8 @@ _DRAWS_PER_WORD = 4  # one 64-bit word gives four 16-bit draws
 def magnitude_threshold(values: Tensor, density: float) -> float:
     """The smallest magnitude that belongs to the ``int(density * numel)`` largest; inf when none is kept.
 
-    Exact: found by selection, not by sampling. On the CPU the bits of the magnitudes are selected as integers,
-    whose order is that of the values. ``values`` is float32 of any shape and is left as it is.
+    Exact: found by selection, not by sampling. On the CPU the bits of the magnitudes are selected as
+    integers, whose order is that of the values. ``values`` is float32 of any shape and is left as it is.
     """
     kept = int(density * values.numel())
     if kept == 0:
@@ -39,8 +39,8 @@ def magnitude_threshold(values: Tensor, density: float) -> float:
 def keep_largest(deltas: Tensor, density: float, thresholds: Tensor | None = None) -> Tensor:
     """Zero all but the largest entries of each matrix (TIES-Merging, step 1).
 
-    ``deltas`` is ``(n, ..., out, in)``. ``thresholds`` ``(n, ..., 1, 1)`` are found here if they are not given.
-    Entries tied with the smallest one that is kept are kept too.
+    ``deltas`` is ``(n, ..., out, in)``. ``thresholds`` ``(n, ..., 1, 1)`` are found here if they are not
+    given. Entries tied with the smallest one that is kept are kept too.
     """
     if density >= 1:
         return deltas
@@ -63,8 +63,8 @@ class MaskGenerator:
     """Random masks that depend on a key and on the position of the entry, and on nothing else.
 
     The draws are the 16-bit quarters of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) at a counter, in integer
-    arithmetic that wraps alike everywhere. So the masks are the same bits on every device, for every number of
-    threads and however a matrix is cut into tiles, and no global random state is read or written.
+    arithmetic that wraps alike everywhere. So the masks are the same bits on every device, for every number
+    of threads and however a matrix is cut into tiles, and no global random state is read or written.
     """
 
     def __init__(self, keys: Sequence[int], first: int = 0) -> None:
@@ -73,7 +73,7 @@ class MaskGenerator:
         self.first = first
 
     def keep(self, like: Tensor, density: float) -> Tensor:
-        """Boolean mask in the shape of ``like`` ``(n, ..., rows, columns)``, True with probability ``density``."""
+        """Mask in the shape of ``like`` ``(n, ..., rows, columns)``, True with probability ``density``."""
         per_lora = like[0].numel()
         start, skip = divmod(self.first, _DRAWS_PER_WORD)
         words = -(-(skip + per_lora) // _DRAWS_PER_WORD)
@@ -98,7 +98,7 @@ def hash_words(key: int, count: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The output function of splitmix64, in place on int64; shifts are masked because int64 shifts keep the sign."""
+    """The output function of splitmix64, in place; masks undo the sign that int64 shifts keep."""
     z ^= (z >> 30) & 0x3FFFFFFFF
     z *= _MIX_1
     z ^= (z >> 27) & 0x1FFFFFFFFF

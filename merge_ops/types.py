@@ -17,9 +17,10 @@ Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding"]
 class LowRank:
     """The delta of one layer as two factors: ``delta = scale * up @ down``.
 
-    ``up`` is PEFT's ``lora_B`` and kohya's ``lora_up``; ``down`` is ``lora_A`` and ``lora_down``. Both are kept as
-    matrices: a convolution's kernel is folded into the columns of ``down`` and remembered in ``kernel``, and a
-    Tucker core (``lora_mid``) is multiplied into ``down`` when the file is read, which is exact.
+    ``up`` is PEFT's ``lora_B`` and kohya's ``lora_up``; ``down`` is ``lora_A`` and ``lora_down``. Both are
+    kept as matrices: a convolution's kernel is folded into the columns of ``down`` and remembered in
+    ``kernel``, and a Tucker core (``lora_mid``) is multiplied into ``down`` when the file is read, which is
+    exact.
     """
 
     up: Tensor  # (out, r)
@@ -66,8 +67,8 @@ class LowRank:
 class Lora:
     """One LoRA: its layers by canonical name, and whatever else its file held.
 
-    ``unmerged`` names what was found but cannot take part in a merge, with the reason, so that nothing disappears
-    without a word.
+    ``unmerged`` names what was found but cannot take part in a merge, with the reason, so that nothing
+    disappears without a word.
     """
 
     name: str

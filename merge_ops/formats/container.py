@@ -26,7 +26,7 @@ _INFINITY = {
 
 
 def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError that says what it is instead."""
+    """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is."""
     if path.suffix.lower() in _PICKLES:
         raise LoraFormatError(
             f"{path.name} is a pickle, which can run code when it is opened; convert it to .safetensors first"
@@ -73,8 +73,8 @@ def _read_header(path: Path) -> dict[str, str]:
         length = struct.unpack("<Q", start[:8])[0]
         if length > _MAX_HEADER or length + 8 > size:
             raise LoraFormatError(
-                f"{path.name} is not a safetensors file or is cut off: its header needs {length + 8} bytes, the file "
-                f"has {size}; download it again"
+                f"{path.name} is not a safetensors file or is cut off: its header needs {length + 8} bytes, "
+                f"the file has {size}; download it again"
             )
         file.seek(8)
         raw = file.read(length)
@@ -95,7 +95,8 @@ def _read_header(path: Path) -> dict[str, str]:
 def _refuse_lookalikes(path: Path, start: bytes, size: int) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise LoraFormatError(
-            f"{path.name} is a Git-LFS pointer of {size} bytes, not the file itself; run 'git lfs pull' or download it"
+            f"{path.name} is a Git-LFS pointer of {size} bytes, not the file itself; "
+            "run 'git lfs pull' or download it"
         )
     if start.lstrip()[:1] == b"<":
         raise LoraFormatError(f"{path.name} is a web page, not a safetensors file; download it again")

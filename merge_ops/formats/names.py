@@ -27,13 +27,14 @@ DOTTED_COMPONENTS = (
     "diffusion_model",
 )
 
-_UNET_WORDS = """down_blocks up_blocks mid_block attentions resnets downsamplers upsamplers transformer_blocks attn1 attn2
-to_q to_k to_v to_out ff net proj proj_in proj_out conv conv1 conv2 conv_shortcut conv_in conv_out conv_norm_out
-time_emb_proj time_embedding add_embedding class_embedding linear_1 linear_2 norm norm1 norm2 norm3 to_k_ip to_v_ip
-input_blocks middle_block output_blocks in_layers emb_layers out_layers skip_connection op time_embed label_emb out"""
-_TEXT_WORDS = """text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 embeddings token_embedding
-position_embedding final_layer_norm layer_norm1 layer_norm2 text_projection block layer SelfAttention DenseReluDense
-q k v o wi wi_0 wi_1 wo shared"""
+_UNET_WORDS = """down_blocks up_blocks mid_block attentions resnets downsamplers upsamplers transformer_blocks
+attn1 attn2 to_q to_k to_v to_out ff net proj proj_in proj_out conv conv1 conv2 conv_shortcut conv_in conv_out
+conv_norm_out time_emb_proj time_embedding add_embedding class_embedding linear_1 linear_2 norm norm1 norm2
+norm3 to_k_ip to_v_ip input_blocks middle_block output_blocks in_layers emb_layers out_layers skip_connection
+op time_embed label_emb out"""
+_TEXT_WORDS = """text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 embeddings
+token_embedding position_embedding final_layer_norm layer_norm1 layer_norm2 text_projection block layer
+SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo shared"""
 _WORDS = {
     component: sorted(words.split(), key=len, reverse=True)
     for component, words in (
@@ -84,7 +85,7 @@ _RESNET_TO_LDM = {diffusers: ldm for ldm, diffusers in _LDM_RESNET.items()}
 
 
 def canonical_name(stem: str) -> str:
-    """The canonical name of a module, from the part of a key before its role (``.lora_down.weight`` and so on)."""
+    """The canonical name of a module, from the part of a key before its role (``.lora_down.weight``, ...)."""
     for prefix, component in KOHYA_COMPONENTS.items():
         if stem.startswith(prefix):
             flat = stem[len(prefix) :].removeprefix("unet_") if component == "unet" else stem[len(prefix) :]

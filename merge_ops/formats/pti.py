@@ -1,8 +1,8 @@
 """Files of cloneofsimo's ``lora`` (pivotal tuning): keys are indices into the modules of SD1.x.
 
-``unet:12:down`` is the down factor of the 12th linear layer found inside the classes that the metadata lists, in the
-order in which diffusers of that time built the model: within a transformer block attn1, ff, attn2, and the middle
-block last, since it was assigned last.
+``unet:12:down`` is the down factor of the 12th linear layer found inside the classes that the metadata lists,
+in the order in which diffusers of that time built the model: within a transformer block attn1, ff, attn2, and
+the middle block last, since it was assigned last.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]
         classes = known
     if not classes <= known:
         raise LoraFormatError(
-            f"{file}: the order of the modules in {sorted(classes - known)} is not known; convert the file to "
-            "diffusers or kohya names first"
+            f"{file}: the order of the modules in {sorted(classes - known)} is not known; convert the file "
+            "to diffusers or kohya names first"
         )
     return list(_unet_modules(classes) if component == "unet" else _text_modules())
 

@@ -33,7 +33,8 @@ def load(path: str | os.PathLike[str]) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
 
     The spelling of the keys does not matter: layers have canonical names, and the scale of each is resolved
-    (``alpha / rank``, rsLoRA, patterns, metadata). Other kinds of adapters in the file are listed in ``unmerged``.
+    (``alpha / rank``, rsLoRA, patterns, metadata). Other kinds of adapters in the file are listed in
+    ``unmerged``.
 
     Raises:
         LoraFormatError: if the path cannot be read as a LoRA; the message names the file and what to do.
@@ -120,8 +121,9 @@ def _load_pti(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
 
 
 def _build(
-    path: Path, modules: dict[str, RawModule], unknown: list[str], name_of: Callable[[str], str], scale_of: ScaleOf,
-    dialect: str, metadata: dict[str, str], source: tuple[Path, ...], config: dict[str, Any] | None = None,
+    path: Path, modules: dict[str, RawModule], unknown: list[str], name_of: Callable[[str], str],
+    scale_of: ScaleOf, dialect: str, metadata: dict[str, str], source: tuple[Path, ...],
+    config: dict[str, Any] | None = None,
 ) -> Lora:  # fmt: skip
     layers: dict[str, LowRank] = {}
     unmerged = dict.fromkeys(unknown, "unrecognised key")
@@ -134,7 +136,7 @@ def _build(
         name = name_of(stem)
         if name in layers:
             raise LoraFormatError(
-                f"{path.name}: {layers[name].key} and {stem} are the same layer in two spellings; keep one of them"
+                f"{path.name}: {layers[name].key} and {stem} are one layer in two spellings; keep one of them"
             )
         layers[name] = low_rank(module, scale_of(module), path.name, transposed)
     if not layers:
@@ -154,8 +156,8 @@ def _nothing_usable(path: Path, keys: list[str], unmerged: dict[str, str]) -> st
         return f"{path.name} holds no plain LoRA layer: {'; '.join(kinds)}"
     shown = ", ".join(repr(key) for key in keys[:3]) or "none"
     return (
-        f"{path.name} holds no LoRA: its keys are {shown}, and keys such as 'lora_unet_….lora_down.weight' or "
-        "'….lora_A.weight' are expected"
+        f"{path.name} holds no LoRA: its keys are {shown}, and keys such as 'lora_unet_….lora_down.weight' "
+        "or '….lora_A.weight' are expected"
     )
 
 
@@ -172,7 +174,7 @@ def _dialect(keys: list[str]) -> str:
 
 
 def _embedded_config(metadata: dict[str, str], file: str) -> dict[str, dict[str, Any]]:
-    """Diffusers' ``lora_adapter_metadata`` as one configuration a component (``""`` where it has no prefix)."""
+    """Diffusers' ``lora_adapter_metadata``, one configuration a component (``""``: no prefix)."""
     raw = metadata.get(DIFFUSERS_METADATA)
     if raw is None:
         return {}

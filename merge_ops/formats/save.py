@@ -44,7 +44,7 @@ class SavedLayer:
 class SaveReport:
     """What was written, and how far the file is from the merge: truncation and rounding together.
 
-    Errors are relative Frobenius norms: ``largest_error`` of the worst layer, ``total_error`` over all layers.
+    Errors are relative Frobenius norms: ``largest_error`` of the worst layer, ``total_error`` of all.
     """
 
     path: str
@@ -73,15 +73,15 @@ def save(
     Args:
         merged: what ``merge`` returned.
         path: a ``.safetensors`` file, or for ``format='peft'`` a folder.
-        rank: truncate to this rank. None writes low-rank layers exactly and truncates full-rank ones to the sum of
-            the source ranks, which is the size of a linear merge.
+        rank: truncate to this rank. None writes low-rank layers exactly and truncates full-rank ones to the
+            sum of the source ranks, which is the size of a linear merge.
         format: ``kohya``, ``diffusers``, ``peft``, or ``auto``: as the first LoRA of the merge.
         dtype: float16, bfloat16 or float32.
         overwrite: replace an existing file; otherwise it is left alone and an error is raised.
         progress: called as ``progress(done, total, layer)``.
 
-    The file is read back and must hold, bit for bit, what was computed; only then does it get its name. Nothing is
-    left behind on failure.
+    The file is read back and must hold, bit for bit, what was computed; only then does it get its name.
+    Nothing is left behind on failure.
 
     Raises:
         ParameterError: for an unknown format or dtype, a wrong suffix, or an existing file.
@@ -134,7 +134,7 @@ def _check_request(target: Path, form: str, rank: int | None, dtype: torch.dtype
 def _round(
     name: str, layer: MergedLayer, rank: int | None, dtype: torch.dtype
 ) -> tuple[LowRank, SavedLayer, float, float]:
-    """The layer in the file's rank and dtype, its line of the report, and the squares of its error and norm."""
+    """The layer in the file's rank and dtype, its line of the report, its squared error and norm."""
     exact = layer.factors()
     limit = rank if rank is not None else sum(layer.stack.ranks)
     kept = 1.0
@@ -153,8 +153,9 @@ def _round(
 
 
 def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Even out each column of ``up`` and row of ``down`` by a power of two, which is exact and keeps half precision
-    away from its smallest numbers.
+    """Even out each column of ``up`` and row of ``down`` by a power of two.
+
+    That is exact, and it keeps half precision away from its smallest numbers.
     """
     sizes_up, sizes_down = up.norm(dim=0), down.norm(dim=1)
     ratio = torch.where((sizes_up > 0) & (sizes_down > 0), sizes_down / sizes_up, torch.ones_like(sizes_up))
@@ -165,7 +166,7 @@ def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 def _squared_error(
     layer: MergedLayer, exact: tuple[Tensor, Tensor] | None, stored: LowRank
 ) -> tuple[float, float]:
-    """Squared Frobenius norms of (stored - merged) and of merged; in float64, on the factors where there are any."""
+    """Squared Frobenius norms of (stored - merged) and of merged, in float64; on the factors if possible."""
     pair = stored.up.float(), stored.down.float()
     if exact is not None:
         norm = product_inner(exact, exact)
@@ -224,7 +225,7 @@ def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> No
 
 
 def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished file its name in one step. Without ``overwrite`` a file that appeared meanwhile is kept."""
+    """Give the finished file its name in one step; without ``overwrite`` a file that appeared is kept."""
     if temporary.is_dir():
         if overwrite and target.is_dir():
             shutil.rmtree(target)

@@ -1,7 +1,8 @@
 """The tensors, metadata and configuration of a file in one of the formats that we write.
 
-Every scale is folded into the factors before this point, so each format says "scale 1" in its own way: kohya and
-generic keys carry ``alpha = rank``, a PEFT configuration ``lora_alpha = r`` with patterns where ranks differ.
+Every scale is folded into the factors before this point, so each format says "scale 1" in its own way: kohya
+and generic keys carry ``alpha = rank``, a PEFT configuration ``lora_alpha = r`` with patterns where ranks
+differ.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ _AUTO = {
 }
 # what sources may say about the base model; carried over where those that say it agree
 _INHERITED = (
-    "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type", "modelspec.resolution",
+    "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type",
+    "modelspec.resolution",
 )  # fmt: skip
 
 
 def resolve_format(asked: str, first: Lora) -> str:
-    """The format to write: as asked, or for ``auto`` that of the first LoRA (kohya where we only read that one)."""
+    """The format to write; ``auto`` is that of the first LoRA, or kohya where we only read that one."""
     return _AUTO.get(first.dialect, "kohya") if asked == "auto" else asked
 
 
@@ -82,7 +84,7 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
 def file_metadata(
     layers: dict[str, LowRank], form: str, loras: list[Lora], recipe: dict[str, Any], title: str
 ) -> dict[str, str]:
-    """The metadata of the file: what still holds of the sources, the ranks, and the recipe. Never a folder."""
+    """The file's metadata: what still holds of the sources, the ranks, the recipe. Never a folder."""
     metadata = {"format": "pt", "lora_alloy": json.dumps(recipe)}
     for key in _INHERITED:
         said = {lora.metadata[key] for lora in loras if key in lora.metadata}
@@ -103,7 +105,7 @@ def file_metadata(
 
 
 def peft_config(layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora]) -> dict[str, Any]:
-    """``adapter_config.json``: one rank and alpha, patterns where a layer differs, the union of the targets."""
+    """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
     by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in layers.items()}
     inherited = next((lora.config for lora in loras if lora.config), {})
     kept = ("task_type", "auto_mapping", "base_model_name_or_path", "revision")

@@ -11,8 +11,8 @@ from .linear import weighted_sum
 SignVote = Annotated[
     Literal["total", "frequency"],
     Param(
-        "How the sign of each entry is elected: 'total' by the summed values, 'frequency' by the number of LoRAs on "
-        "each side, which often does better.",
+        "How the sign of each entry is elected: 'total' by the summed values, 'frequency' by the number of "
+        "LoRAs on each side, which often does better.",
         advanced=True,
     ),
 ]
@@ -21,8 +21,8 @@ SignVote = Annotated[
 def elect_and_average(deltas: Tensor, weights: Tensor, majority_sign_method: str) -> Tensor:
     """Elect a sign per entry, then average the LoRAs that have it (TIES-Merging, steps 2 and 3).
 
-    The conventions are those of ``peft.utils.merge_utils``: the vote is taken before the weights, a tie counts as
-    plus, and the divisor is the number of LoRAs that agree, so weights are absolute.
+    The conventions are those of ``peft.utils.merge_utils``: the vote is taken before the weights, a tie
+    counts as plus, and the divisor is the number of LoRAs that agree, so weights are absolute.
     """
     votes = deltas.sign() if majority_sign_method == "frequency" else deltas
     elected = (votes.sum(dim=0) >= 0).to(deltas.dtype).mul_(2).sub_(1)  # (..., out, in), +1 or -1
@@ -42,7 +42,7 @@ def ties(
     majority_sign_method: SignVote = "total",
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
 ) -> Tensor:  # (..., out, in)
-    """Keep the largest entries of each LoRA, elect a sign per entry, and average the LoRAs that agree with it."""
+    """Keep the largest entries of each LoRA, elect a sign per entry, average the LoRAs that have it."""
     return elect_and_average(keep_largest(deltas, density, thresholds), weights, majority_sign_method)
 
 
