@@ -14,7 +14,7 @@ _SETTLED = 5e-4  # a power step that lowers the squared error by less than this 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TruncatedSVD:
-    """``u @ diag(s) @ vh``, the best approximation found; ``energy_kept`` is its share of the squared norm."""
+    """``u @ diag(s) @ vh`` approximates a matrix; ``energy_kept`` is its share of the squared norm."""
 
     u: Tensor  # (out, k)
     s: Tensor  # (k,), descending

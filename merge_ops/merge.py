@@ -44,7 +44,7 @@ def merge(
     Args:
         loras: what ``load`` returned; layers that only some of them have are merged among those.
         weights: one multiplier a LoRA, 1.0 each by default; negative is legal.
-        method: a name of ``METHODS`` (default ``linear``), with its parameters as keywords (``density``, ...).
+        method: a name of ``METHODS`` (default ``linear``); its parameters are keywords (``density``, ...).
         space: ``delta`` merges the true weight changes; ``factors`` merges up and down separately, as PEFT
             and LoRAX do, which needs equal ranks and adds cross terms.
         rank: truncate every layer to this rank; None keeps the exact result.

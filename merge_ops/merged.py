@@ -53,17 +53,19 @@ class MergedLayer:
             return concatenated(self.stack, self.recipe.scale, device)
         return None
 
-    def svd(self, rank: int, device: torch.device | None = None) -> TruncatedSVD:
-        """The layer truncated to ``rank``, from the factors where the layer has them."""
-        pair = self.factors(device)
-        if pair is not None:
-            return svd_of_product(*pair, rank)
-        start = torch.cat(self.stack.factors(device)[1])
-        return svd_of_matrix(self.matrix(device), rank, start)
+    def value(self, device: torch.device | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The factors where the layer is low rank, else the matrix."""
+        return self.factors(device) or self.matrix(device)
+
+    def svd(self, rank: int, value: Tensor | tuple[Tensor, Tensor]) -> TruncatedSVD:
+        """The layer truncated to ``rank``; ``value`` is its factors where it has them, else its matrix."""
+        if isinstance(value, tuple):
+            return svd_of_product(*value, rank)
+        return svd_of_matrix(value, rank, torch.cat(self.stack.factors(value.device)[1]))
 
     def truncated(self, rank: int, device: torch.device | None, dtype: torch.dtype) -> MergedLayer:
         """The same layer as one low-rank pair of at most ``rank``."""
-        found = self.svd(rank, device)
+        found = self.svd(rank, self.value(device))
         up, down = (
             found.balanced() if self.recipe.svd_clamp is None else _clamped(found, self.recipe.svd_clamp)
         )

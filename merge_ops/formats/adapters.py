@@ -100,7 +100,7 @@ def reason_not_merged(module: RawModule) -> str | None:
 
 
 def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool = False) -> LowRank:
-    """The module as a LowRank layer. ``scale`` None: the module's alpha over its rank, or 1 without alpha."""
+    """The module as a LowRank layer; ``scale`` None: the module's alpha over rank, or 1 without alpha."""
     t = module.tensors
     embedding = "embedding_down" in t or "embedding_up" in t
     down, up = (t.get("embedding_down"), t.get("embedding_up")) if embedding else (t.get("down"), t.get("up"))
@@ -141,6 +141,6 @@ def _alpha(tensor: Tensor, stem: str, file: str) -> float:
 
 
 def _with_core(mid: Tensor, down: Tensor) -> Tensor:
-    """Multiply a Tucker core ``(r, r, kh, kw)`` into the down factor: ``(r, in * kh * kw)``, float32, exact."""
+    """Multiply a Tucker core ``(r, r, kh, kw)`` into down: ``(r, in * kh * kw)`` in float32, exact."""
     core = mid.to(torch.float32)
     return torch.einsum("ab...,bi->ai...", core, down.flatten(1).to(torch.float32)).flatten(1)

@@ -135,19 +135,19 @@ def _round(
     name: str, layer: MergedLayer, rank: int | None, dtype: torch.dtype
 ) -> tuple[LowRank, SavedLayer, float, float]:
     """The layer in the file's rank and dtype, its line of the report, its squared error and norm."""
-    exact = layer.factors()
+    exact = layer.value()
     limit = rank if rank is not None else sum(layer.stack.ranks)
     kept = 1.0
-    if exact is not None and exact[1].shape[0] <= limit:
+    if isinstance(exact, tuple) and exact[1].shape[0] <= limit:
         up, down = exact
     else:
-        found = layer.svd(limit)
+        found = layer.svd(limit, exact)
         (up, down), kept = found.balanced(), found.energy_kept
     up, down = _balance(up, down)
     stored = LowRank(up.to(dtype), down.to(dtype), 1.0, layer.template.layout, layer.template.kernel)
     if not (is_finite(stored.up) and is_finite(stored.down)):
         raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
-    error, norm = _squared_error(layer, exact, stored)
+    error, norm = _squared_error(exact, stored)
     relative = math.sqrt(error / norm) if norm else 0.0
     return stored, SavedLayer(name, stored.rank, layer.energy_kept * kept, relative), error, norm
 
@@ -163,18 +163,15 @@ def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return up * factor, down / factor[:, None]
 
 
-def _squared_error(
-    layer: MergedLayer, exact: tuple[Tensor, Tensor] | None, stored: LowRank
-) -> tuple[float, float]:
-    """Squared Frobenius norms of (stored - merged) and of merged, in float64; on the factors if possible."""
+def _squared_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tuple[float, float]:
+    """Squared Frobenius norms of (stored - merged) and of merged, in float64; a matrix is used up."""
     pair = stored.up.float(), stored.down.float()
-    if exact is not None:
+    if isinstance(exact, tuple):
         norm = product_inner(exact, exact)
         difference = torch.cat((exact[0], -pair[0]), dim=1), torch.cat((exact[1], pair[1]))
         return max(product_inner(difference, difference), 0.0), norm
-    matrix = layer.matrix()
-    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
-    rest = matrix.addmm_(pair[0], pair[1], alpha=-1)
+    norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
+    rest = exact.addmm_(pair[0], pair[1], alpha=-1)
     return float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2, norm
 
 
