@@ -71,7 +71,7 @@ def merge(
         _refuse_mixture(method, space, rank)
         recipe = _peft_recipe(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
     where = torch.device(device) if device is not None else None
-    stacks = _line_up(loras, weights, needs_identity="generator" in recipe.method.supplied)
+    stacks = line_up(loras, weights, needs_identity="generator" in recipe.method.supplied)
     results: dict[str, MergedLayer] = {}
     for done, stack in enumerate(stacks):
         if progress is not None:
@@ -162,12 +162,12 @@ def _peft_recipe(
     return _recipe(row.method, used, row.space, rank, scale, seed, svd_clamp if row.truncated else None)
 
 
-def _line_up(loras: list[Lora], weights: list[float], needs_identity: bool) -> list[LayerStack]:
+def line_up(loras: list[Lora], weights: list[float], needs_identity: bool = False) -> list[LayerStack]:
     """One stack a layer, in natural order of the names; within it the LoRAs in an order of their own.
 
     That order depends on the LoRAs and not on their places, so a permuted stack gives the same bits.
     """
-    order = sorted(range(len(loras)), key=lambda i: (loras[i].name, weights[i]))
+    order = _own_order(loras, weights)
     identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
     names = sorted({name for lora in loras for name in lora.layers}, key=_natural)
     stacks = []
@@ -183,6 +183,18 @@ def _line_up(loras: list[Lora], weights: list[float], needs_identity: bool) -> l
             )
         )
     return stacks
+
+
+def _own_order(loras: list[Lora], weights: list[float]) -> list[int]:
+    """By name and weight, and by content where these are the same: many files are called alike."""
+    seen = Counter(zip((lora.name for lora in loras), weights, strict=True))
+
+    def place(i: int) -> tuple[str, float, str]:
+        lora, weight = loras[i], weights[i]
+        alike = seen[lora.name, weight] > 1
+        return lora.name, weight, (lora.sha256 or str(fingerprint(lora))) if alike else ""
+
+    return sorted(range(len(loras)), key=place)
 
 
 def _identities(loras: list[Lora], order: list[int]) -> dict[int, str]:

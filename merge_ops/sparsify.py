@@ -17,10 +17,13 @@ _DRAWS_PER_WORD = 4  # one 64-bit word gives four 16-bit draws
 
 
 def magnitude_threshold(values: Tensor, density: float) -> float:
-    """The smallest magnitude that belongs to the ``int(density * numel)`` largest; inf when none is kept.
+    """A magnitude that parts the ``int(density * numel)`` largest from the rest; inf when none is kept.
 
-    Exact: found by selection, not by sampling. On the CPU the bits of the magnitudes are selected as
-    integers, whose order is that of the values. ``values`` is float32 of any shape and is left as it is.
+    Exact: found by selection, not by sampling. It lies midway between the smallest entry kept and the
+    largest one dropped, so that a delta which is made again in other tiles or on another device, and differs
+    in its last bit, is cut at the same place; among ties it is their own magnitude. On the CPU the bits of the
+    magnitudes are selected as integers, whose order is that of the values. ``values`` is float32 of any shape
+    and is left as it is.
     """
     kept = int(density * values.numel())
     if kept == 0:
@@ -32,8 +35,13 @@ def magnitude_threshold(values: Tensor, density: float) -> float:
     if values.device.type == "cpu":
         bits = magnitudes.numpy().view(np.int32)
         bits.partition(rank)
-        return float(bits[rank : rank + 1].view(np.float32)[0])
-    return float(magnitudes.kthvalue(rank + 1).values)
+        dropped, smallest = bits[:rank].max(), bits[rank]
+        low, high = np.array((dropped, smallest)).view(np.float32)
+    else:
+        high = magnitudes.kthvalue(rank + 1).values
+        low = torch.where(magnitudes < high, magnitudes, 0).max()
+    middle = low + (high - low) / 2
+    return float(middle if middle > low else high)
 
 
 def keep_largest(deltas: Tensor, density: float, thresholds: Tensor | None = None) -> Tensor:

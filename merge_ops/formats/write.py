@@ -134,8 +134,9 @@ def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
     """One LoRA configuration a component, flattened with the component as prefix, as diffusers writes it."""
     flat: dict[str, Any] = {}
     for component in sorted({_component(name) for name in layers}):
+        # without "text_model.", which transformers 5 dropped, the names fit the modules of every version
         own = {
-            _without(name, component): layer
+            _without(name, component).removeprefix("text_model."): layer
             for name, layer in layers.items()
             if _component(name) == component
         }

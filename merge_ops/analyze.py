@@ -1,0 +1,86 @@
+"""How LoRAs relate to each other, from their factors: norms, cosines, conflicts of sign."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from .linalg import product_inner
+from .merge import line_up
+from .report import sign_conflict
+from .types import Lora, LowRank
+
+
+@dataclass(frozen=True, slots=True)
+class BlockComparison:
+    """Two LoRAs in one block of the model."""
+
+    block: str
+    first: str
+    second: str
+    layers: int  # that both have
+    cosine: float  # of the two deltas, over all shared layers of the block
+    sign_conflict: float  # share of the entries in which they have opposite signs
+
+
+def squared_norm(layer: LowRank) -> float:
+    """Squared Frobenius norm of a layer's delta."""
+    return inner(layer, layer)
+
+
+def inner(a: LowRank, b: LowRank) -> float:
+    """Frobenius inner product of two deltas of one layer, without forming them."""
+    return a.scale * b.scale * product_inner((a.up, a.down), (b.up, b.down))
+
+
+def lora_norm(lora: Lora) -> float:
+    """Frobenius norm over all layers."""
+    return math.sqrt(sum(max(squared_norm(layer), 0.0) for layer in lora.layers.values()))
+
+
+def block_of(layer: str) -> str:
+    """The part of the model that a layer belongs to: its path up to the first number."""
+    found = re.match(r"^(.*?\.\d+)(\.|$)", layer)
+    if found:
+        return found[1]
+    return ".".join(layer.split(".")[:2])
+
+
+def compare(loras: list[Lora]) -> list[BlockComparison]:
+    """Each pair of LoRAs in each block that both have, blocks in natural order.
+
+    Raises:
+        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
+    """
+    rows = []
+    for i, first in enumerate(loras):
+        for second in loras[i + 1 :]:
+            rows += _compare_pair(first, second)
+    return rows
+
+
+def _compare_pair(first: Lora, second: Lora) -> list[BlockComparison]:
+    sums: dict[str, list[float]] = {}
+    for stack in line_up([first, second], [1.0, 1.0]):
+        conflict = sign_conflict(stack)
+        if conflict is None:
+            continue
+        a, b = stack.parts
+        entries = math.prod(a.matrix_shape)
+        total = sums.setdefault(block_of(stack.name), [0.0] * 6)
+        for i, value in enumerate(
+            (inner(a, b), squared_norm(a), squared_norm(b), conflict * entries, entries, 1)
+        ):
+            total[i] += value
+    return [
+        BlockComparison(
+            block,
+            first.name,
+            second.name,
+            int(count),
+            product / math.sqrt(norm_a * norm_b) if norm_a and norm_b else 0.0,
+            conflicts / entries,
+        )
+        for block, (product, norm_a, norm_b, conflicts, entries, count) in sums.items()
+    ]

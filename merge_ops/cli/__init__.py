@@ -1,0 +1,57 @@
+"""The command line ``lora-alloy``: merge, inspect, resize, methods, demo.
+
+Exit codes: 0 done, 1 refused (the message says why), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import MergeError, did_you_mean
+from ..version import __version__
+from . import demo, inspect, merge, methods, resize
+
+_COMMANDS = (merge, inspect, resize, methods, demo)
+_EXAMPLES = """examples:
+  lora-alloy merge ink.safetensors:0.8 mia.safetensors:0.6 --method ties --density 0.5 -o both.safetensors
+  lora-alloy inspect ink.safetensors mia.safetensors
+  lora-alloy resize both.safetensors --rank 16 -o small.safetensors
+  lora-alloy methods
+  lora-alloy demo -o demo-output
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="lora-alloy",
+        description="Merge LoRAs exactly, quickly and repeatably.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lora-alloy {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(commands, argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        options = commands.choices[args.command]._option_string_actions
+        parser.error(f"{args.command} has no option {unknown[0]!r} here{did_you_mean(unknown[0], options)}")
+    try:
+        args.run(args)
+    except MergeError as error:
+        print(f"lora-alloy: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        print(f"lora-alloy: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lora-alloy: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,98 @@
+"""``lora-alloy inspect``."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from ..analyze import compare, lora_norm
+from ..formats import load
+from ..types import Lora
+from .options import Commands, print_json, table
+
+_SHOWN = 200  # characters of a metadata value
+_SHOWN_KEYS = 20  # lines of metadata in the text; the JSON has all
+_EXAMPLES = """examples:
+  lora-alloy inspect ink.safetensors
+  lora-alloy inspect ink.safetensors mia.safetensors --json
+"""
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "inspect",
+        help="show what LoRA files hold, and how they relate",
+        description="Show format, layers, ranks, scale, norm and metadata; for two or more LoRAs also how "
+        "they relate in each block: cosine of the deltas, and share of entries with opposite signs.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("loras", nargs="+", metavar="LORA", help="a file or PEFT folder")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read and print."""
+    loras = [load(path) for path in args.loras]
+    facts = [describe(lora) for lora in loras]
+    rows = compare(loras)
+    if args.json:
+        print_json({"loras": facts, "comparison": [asdict(row) for row in rows]})
+        return
+    for fact in facts:
+        _print_lora(fact)
+    if rows:
+        heading = ["block", "first", "second", "layers", "cosine", "sign conflict"]
+        lines = [
+            [r.block, r.first, r.second, str(r.layers), f"{r.cosine:+.4f}", f"{r.sign_conflict:.1%}"]
+            for r in rows
+        ]
+        print(table([heading, *lines]))
+    elif len(loras) > 1:
+        print("these LoRAs share no layer: they are for different models, or for different parts of one")
+
+
+def describe(lora: Lora) -> dict[str, Any]:
+    """The facts of one LoRA as plain values."""
+    ranks = Counter(layer.rank for layer in lora.layers.values())
+    scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
+    return {
+        "name": lora.name,
+        "format": lora.dialect,
+        "layers": len(lora.layers),
+        "components": dict(Counter(name.partition(".")[0] for name in lora.layers)),
+        "kinds": dict(Counter(layer.layout for layer in lora.layers.values())),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
+        "dtypes": dict(Counter(str(la.up.dtype).removeprefix("torch.") for la in lora.layers.values())),
+        "norm": lora_norm(lora),
+        "sha256": lora.sha256,
+        "unmerged": lora.unmerged,
+        "warnings": list(lora.warnings),
+        "metadata": {key: printable(value) for key, value in lora.metadata.items()},
+    }
+
+
+def printable(value: str) -> str:
+    """A metadata value without control characters, and not longer than a few lines."""
+    text = "".join(c if c.isprintable() else " " for c in value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(value)} characters)"
+
+
+def _print_lora(fact: dict[str, Any]) -> None:
+    print(f"{fact['name']}: {fact['format']}, {fact['layers']} layers, norm {fact['norm']:.4g}")
+    for key in ("components", "kinds", "ranks", "scales", "dtypes"):
+        print(f"  {key}: " + ", ".join(f"{name} ({count})" for name, count in fact[key].items()))
+    for name, reason in fact["unmerged"].items():
+        print(f"  not merged: {printable(name)} ({reason})")
+    for warning in fact["warnings"]:
+        print(f"  warning: {warning}")
+    for key, value in list(fact["metadata"].items())[:_SHOWN_KEYS]:
+        print(f"  {printable(key)} = {value}")
+    if len(fact["metadata"]) > _SHOWN_KEYS:
+        print(f"  ... and {len(fact['metadata']) - _SHOWN_KEYS} more keys of metadata")
+    print()

@@ -1,0 +1,198 @@
+"""``lora-alloy merge``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..combination import COMBINATION_TYPES, SPACES, get_combination_type
+from ..errors import ParameterError, UnknownMethodError
+from ..formats import load, save
+from ..merge import merge
+from ..merged import Merged
+from ..registry import METHODS, Param, get_method
+from ..types import Lora
+from .options import (
+    DTYPES,
+    Commands,
+    add_output,
+    add_param,
+    chosen_device,
+    print_json,
+    print_saved,
+    progress_bar,
+    table,
+)
+
+_PEFT_PARAMS = ("density", "majority_sign_method")
+_EXAMPLES = """examples:
+  lora-alloy merge ink.safetensors:0.8 mia.safetensors:0.6 -o both.safetensors
+  lora-alloy merge a.safetensors:1 b.safetensors:1 --method ties --density 0.3 --rank 32 -o ab.safetensors
+  lora-alloy merge a.safetensors b.safetensors --combination-type ties_svd --density 0.5 -o ab.safetensors
+  lora-alloy merge adapter_a adapter_b:0.5 --format peft -o merged_adapter
+  lora-alloy merge a.safetensors b.safetensors --method ties --dry-run
+"""
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> None:
+    """Add the command; the flags of the chosen method come from its signature."""
+    parser = commands.add_parser(
+        "merge",
+        help="merge LoRAs into one file",
+        description="Merge LoRAs into one file that loads at strength 1.",
+        epilog=f"{_method_help()}\n{_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "loras", nargs="+", metavar="LORA[:WEIGHT]", help="a file or PEFT folder, and its weight (default: 1)"
+    )
+    how = parser.add_argument_group("how to merge")
+    choice = how.add_mutually_exclusive_group()
+    choice.add_argument("--method", type=_method_name, metavar="METHOD", help="default: linear")
+    names = ", ".join(COMBINATION_TYPES)
+    choice.add_argument("--combination-type", type=_combination_name, metavar="TYPE", help=f"PEFT's: {names}")
+    how.add_argument(
+        "--space", choices=SPACES, default="delta", help="where to merge (default: delta, exact)"
+    )
+    how.add_argument(
+        "--rank", type=int, help="truncate to this rank (default: exact, or the sum of the ranks)"
+    )
+    how.add_argument("--scale", type=float, default=1.0, help="multiplies the whole result")
+    how.add_argument("--seed", type=int, default=0, help="of the random masks of DARE")
+    how.add_argument("--svd-rank", type=int, help="rank of PEFT's *svd types (default: the largest)")
+    how.add_argument(
+        "--svd-clamp", type=float, help="quantile at which PEFT's *svd types clamp their factors"
+    )
+    for param in _params_of(argv).values():
+        add_param(how, param)
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, merge, save and report."""
+    if not args.output and not args.dry_run:
+        raise ParameterError("say where to write with -o FILE, or use --dry-run")
+    specs = [split_weight(spec) for spec in args.loras]
+    loras = [load(path) for path, _ in specs]
+    given = vars(args)
+    names = {name for method in METHODS.values() for name in (p.name for p in method.params)}
+    params = {name: given[name] for name in names if name in given}
+    with progress_bar("merging") as progress:
+        merged = merge(
+            loras,
+            [weight for _, weight in specs],
+            args.method,
+            space=args.space,
+            rank=args.rank,
+            scale=args.scale,
+            seed=args.seed,
+            device=chosen_device(args.device),
+            combination_type=args.combination_type,
+            svd_rank=args.svd_rank,
+            svd_clamp=args.svd_clamp,
+            progress=progress,
+            **params,
+        )
+    finish(args, merged, args.rank)
+
+
+def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
+    """Save the merge as the output options say, and print the reports."""
+    if args.dry_run:
+        _print_plan(merged, args.json)
+        return
+    with progress_bar("saving") as progress:
+        saved = save(
+            merged,
+            args.output,
+            rank,
+            args.format,
+            DTYPES[args.dtype],
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    if args.json:
+        print_json({"merge": merged.report.to_dict(), "saved": saved.to_dict()})
+        return
+    _print_summary(merged)
+    print_saved(saved)
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """``path:0.7`` is the path and its weight; without a number behind the last colon the weight is 1."""
+    path, colon, number = spec.rpartition(":")
+    try:
+        return (path, float(number)) if colon and path else (spec, 1.0)
+    except ValueError:
+        return spec, 1.0
+
+
+def _method_name(name: str) -> str:
+    try:
+        return get_method(name).name
+    except UnknownMethodError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _combination_name(name: str) -> str:
+    try:
+        get_combination_type(name)
+    except UnknownMethodError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
+
+
+def _params_of(argv: list[str]) -> dict[str, Param]:
+    """The parameters of the method that the arguments name, found before they are parsed for good."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--method", default="linear")
+    early.add_argument("--combination-type")
+    chosen = early.parse_known_args(argv)[0]
+    row = COMBINATION_TYPES.get(chosen.combination_type or "")
+    if row is not None:  # PEFT takes density and the sign vote for every type
+        return {p.name: p for method in METHODS.values() for p in method.params if p.name in _PEFT_PARAMS}
+    method = METHODS.get(chosen.method)
+    return {p.name: p for p in method.params} if method else {}
+
+
+def _method_help() -> str:
+    """What each method takes, for ``--help``."""
+    lines = ["parameters of the methods:"]
+    for method in METHODS.values():
+        flags = [f"--{p.name.replace('_', '-')} (default: {p.default})" for p in method.params]
+        lines.append(f"  {method.name:<16} {', '.join(flags) or 'none'}")
+    return "\n".join(lines) + "\n"
+
+
+def _print_summary(merged: Merged) -> None:
+    counts = merged.report.counts()
+    print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
+    for line in merged.report.layers:
+        if line.status != "merged":
+            print(f"  {line.status}: {line.name} ({line.reason})")
+    for warning in merged.report.warnings:
+        print(f"  warning: {warning}")
+
+
+def _print_plan(merged: Merged, as_json: bool) -> None:
+    if as_json:
+        print_json({"merge": merged.report.to_dict()})
+        return
+    rows: list[list[str]] = [["layer", "LoRAs", "ranks", "result", "sign conflict"]]
+    for line in merged.report.layers:
+        if line.status == "merged":
+            conflict = "" if line.sign_conflict is None else f"{line.sign_conflict:.1%}"
+            result = "full rank" if line.rank_out is None else f"rank {line.rank_out}"
+            rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
+    print(table(rows))
+    _print_summary(merged)
+    print("dry run: nothing was written")
+
+
+def _title(merged: Merged) -> str:
+    how: Any = merged.combination_type or merged.recipe.method.name
+    names: list[Lora] = merged.loras
+    return f"{how} of " + " + ".join(
+        f"{w:g} x {lora.name}" for lora, w in zip(names, merged.weights, strict=True)
+    )

@@ -1,0 +1,73 @@
+"""``lora-alloy methods``: the registry as a table, which is also the one in the README."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..combination import COMBINATION_TYPES
+from ..registry import METHODS, Param
+from .options import Commands, print_json, table
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
+    """Add the command."""
+    parser = commands.add_parser("methods", help="list the merge methods and their parameters")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print as JSON")
+    how.add_argument("--markdown", action="store_true", help="print as the tables of the README")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the methods."""
+    if args.json:
+        print_json([_as_dict(name) for name in METHODS])
+    elif args.markdown:
+        print(markdown())
+    else:
+        rows = [["method", "parameters (defaults)", "what it does"]]
+        rows += [[m.name, _defaults(m.params), m.summary] for m in METHODS.values()]
+        print(table(rows))
+        print("\nPEFT's combination types (--combination-type):\n")
+        rows = [["combination type", "method", "space", "result"]]
+        rows += [
+            [name, row.method, row.space, "truncated to svd_rank" if row.truncated else "as it is"]
+            for name, row in COMBINATION_TYPES.items()
+        ]
+        print(table(rows))
+
+
+def markdown() -> str:
+    """The README's method table."""
+    lines = ["| method | parameters (defaults) | what it does | paper |", "| --- | --- | --- | --- |"]
+    for m in METHODS.values():
+        paper = f"[{m.paper}](https://arxiv.org/abs/{m.paper.removeprefix('arXiv:')})"
+        lines.append(f"| `{m.name}` | {_defaults(m.params) or 'none'} | {m.summary} | {paper} |")
+    return "\n".join(lines)
+
+
+def _defaults(params: tuple[Param, ...]) -> str:
+    return ", ".join(f"{p.name}={p.default}" for p in params)
+
+
+def _as_dict(name: str) -> dict[str, object]:
+    method = METHODS[name]
+    params = [
+        {
+            "name": p.name,
+            "type": p.type.__name__,
+            "default": p.default,
+            "min": p.min,
+            "max": p.max,
+            "choices": list(p.choices),
+            "help": p.help,
+        }
+        for p in method.params
+    ]
+    return {
+        "name": name,
+        "title": method.title,
+        "summary": method.summary,
+        "paper": method.paper,
+        "params": params,
+    }
