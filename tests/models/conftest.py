@@ -51,7 +51,8 @@ def sd15(tmp_path):
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
         vae=_vae(), text_encoder=CLIPTextModel(_text_config(32)), tokenizer=_tokenizer(tmp_path), unet=unet,
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe

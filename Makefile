@@ -1,0 +1,39 @@
+# make demo   merge the LoRAs that ship with the project, draw a picture, print a table
+# make test   run every test (those for ComfyUI too, where a ComfyUI is found)
+# make lint   format check, lint, types, and fresh docs
+# Each sets up its own virtual environment first.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format docs clean
+
+demo: $(READY)
+	$(BIN)/lora-alloy demo -o demo-output
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_readme.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python -m merge_ops methods --markdown
+
+clean:
+	rm -rf $(VENV) demo-output build dist *.egg-info
+
+$(READY): requirements-dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
