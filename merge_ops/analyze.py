@@ -1,15 +1,19 @@
-"""How LoRAs relate to each other, from their factors: norms, cosines, conflicts of sign."""
+"""What a LoRA holds, and how LoRAs relate: norms, cosines, conflicts of sign, from the factors alone."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from .linalg import product_inner
 from .merge import line_up
 from .report import sign_conflict
 from .types import Lora, LowRank
+
+_SHOWN = 200  # characters of a metadata value
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,33 @@ def inner(a: LowRank, b: LowRank) -> float:
 def lora_norm(lora: Lora) -> float:
     """Frobenius norm over all layers."""
     return math.sqrt(sum(max(squared_norm(layer), 0.0) for layer in lora.layers.values()))
+
+
+def describe(lora: Lora) -> dict[str, Any]:
+    """The facts of one LoRA as plain values."""
+    ranks = Counter(layer.rank for layer in lora.layers.values())
+    scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
+    return {
+        "name": lora.name,
+        "format": lora.dialect,
+        "layers": len(lora.layers),
+        "components": dict(Counter(name.partition(".")[0] for name in lora.layers)),
+        "kinds": dict(Counter(layer.layout for layer in lora.layers.values())),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
+        "dtypes": dict(Counter(str(la.up.dtype).removeprefix("torch.") for la in lora.layers.values())),
+        "norm": lora_norm(lora),
+        "sha256": lora.sha256,
+        "unmerged": lora.unmerged,
+        "warnings": list(lora.warnings),
+        "metadata": {key: printable(value) for key, value in lora.metadata.items()},
+    }
+
+
+def printable(value: str) -> str:
+    """A metadata value without control characters, and not longer than a few lines."""
+    text = "".join(c if c.isprintable() else " " for c in value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(value)} characters)"
 
 
 def block_of(layer: str) -> str:

@@ -27,6 +27,7 @@ def merge(
     weights: Sequence[float] | None = None,
     method: str | None = None,
     *,
+    text_weights: Sequence[float] | None = None,
     space: str = "delta",
     rank: int | None = None,
     scale: float = 1.0,
@@ -44,6 +45,7 @@ def merge(
     Args:
         loras: what ``load`` returned; layers that only some of them have are merged among those.
         weights: one multiplier a LoRA, 1.0 each by default; negative is legal.
+        text_weights: the multipliers for the layers of text encoders; ``weights`` by default.
         method: a name of ``METHODS`` (default ``linear``); its parameters are keywords (``density``, ...).
         space: ``delta`` merges the true weight changes; ``factors`` merges up and down separately, as PEFT
             and LoRAX do, which needs equal ranks and adds cross terms.
@@ -63,6 +65,7 @@ def merge(
     """
     loras = list(loras)
     weights = _checked_weights(loras, weights)
+    text_weights = weights if text_weights is None else _checked_weights(loras, text_weights)
     if combination_type is None:
         if svd_rank is not None or svd_clamp is not None:
             raise ParameterError("svd_rank and svd_clamp belong to combination_type; use rank with a method")
@@ -71,7 +74,7 @@ def merge(
         _refuse_mixture(method, space, rank)
         recipe = _peft_recipe(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
     where = torch.device(device) if device is not None else None
-    stacks = line_up(loras, weights, needs_identity="generator" in recipe.method.supplied)
+    stacks = line_up(loras, weights, text_weights, needs_identity="generator" in recipe.method.supplied)
     results: dict[str, MergedLayer] = {}
     for done, stack in enumerate(stacks):
         if progress is not None:
@@ -79,7 +82,9 @@ def merge(
         results[stack.name] = _merge_layer(stack, recipe, where, dtype or torch.float32)
     if progress is not None:
         progress(len(stacks), len(stacks), "")
-    return Merged(results, loras, weights, recipe, where, dtype or torch.float32, combination_type)
+    return Merged(
+        results, loras, weights, text_weights, recipe, where, dtype or torch.float32, combination_type
+    )
 
 
 def _merge_layer(
@@ -162,37 +167,48 @@ def _peft_recipe(
     return _recipe(row.method, used, row.space, rank, scale, seed, svd_clamp if row.truncated else None)
 
 
-def line_up(loras: list[Lora], weights: list[float], needs_identity: bool = False) -> list[LayerStack]:
+def line_up(
+    loras: list[Lora],
+    weights: list[float],
+    text_weights: list[float] | None = None,
+    needs_identity: bool = False,
+) -> list[LayerStack]:
     """One stack a layer, in natural order of the names; within it the LoRAs in an order of their own.
 
     That order depends on the LoRAs and not on their places, so a permuted stack gives the same bits.
     """
-    order = _own_order(loras, weights)
+    text_weights = weights if text_weights is None else text_weights
+    order = _own_order(loras, list(zip(weights, text_weights, strict=True)))
     identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
     names = sorted({name for lora in loras for name in lora.layers}, key=_natural)
     stacks = []
     for name in names:
         having = [i for i in order if name in loras[i].layers]
+        used = text_weights if name.startswith("text_encoder") else weights
         _check_shapes(name, [loras[i] for i in having])
         stacks.append(
             LayerStack(
                 name,
                 tuple(loras[i].layers[name] for i in having),
-                tuple(weights[i] for i in having),
+                tuple(used[i] for i in having),
                 tuple(identities[i] for i in having),
             )
         )
     return stacks
 
 
-def _own_order(loras: list[Lora], weights: list[float]) -> list[int]:
-    """By name and weight, and by content where these are the same: many files are called alike."""
+def _own_order(loras: list[Lora], weights: list[tuple[float, float]]) -> list[int]:
+    """By name, sizes of the weights, weights, and content where these are the same: many files share a name.
+
+    The sizes come before the signs, so that the negative of a merge is summed in the same order.
+    """
     seen = Counter(zip((lora.name for lora in loras), weights, strict=True))
 
-    def place(i: int) -> tuple[str, float, str]:
+    def place(i: int) -> tuple[str, tuple[float, ...], tuple[float, ...], str]:
         lora, weight = loras[i], weights[i]
         alike = seen[lora.name, weight] > 1
-        return lora.name, weight, (lora.sha256 or str(fingerprint(lora))) if alike else ""
+        content = (lora.sha256 or str(fingerprint(lora))) if alike else ""
+        return lora.name, tuple(map(abs, weight)), weight, content
 
     return sorted(range(len(loras)), key=place)
 
@@ -212,15 +228,15 @@ def _check_shapes(name: str, loras: list[Lora]) -> None:
     first = loras[0]
     for other in loras[1:]:
         a, b = first.layers[name], other.layers[name]
-        if a.matrix_shape != b.matrix_shape or _transposed(a) != _transposed(b) or not _same_kernel(a, b):
+        if a.matrix_shape != b.matrix_shape or _is_embedding(a) != _is_embedding(b) or not _same_kernel(a, b):
             raise IncompatibleLoraError(
                 f"{name} has the shape {a.weight_shape} in {first.name} and {b.weight_shape} in "
                 f"{other.name}; they were trained on different base models and cannot be merged"
             )
 
 
-def _transposed(layer: LowRank) -> bool:
-    return layer.layout in ("fan_in_fan_out", "embedding")
+def _is_embedding(layer: LowRank) -> bool:
+    return layer.layout == "embedding"
 
 
 def _same_kernel(a: LowRank, b: LowRank) -> bool:

@@ -81,12 +81,14 @@ class Merged:
     """What ``merge`` returns: layer names, the delta of each, and a report. Made by ``merge`` only."""
 
     def __init__(
-        self, results: dict[str, MergedLayer], loras: list[Lora], weights: list[float], recipe: Recipe,
-        device: torch.device | None, dtype: torch.dtype, combination_type: str | None = None,
+        self, results: dict[str, MergedLayer], loras: list[Lora], weights: list[float],
+        text_weights: list[float], recipe: Recipe, device: torch.device | None, dtype: torch.dtype,
+        combination_type: str | None = None,
     ) -> None:  # fmt: skip
         self.results = results
         self.loras = loras
         self.weights = weights
+        self.text_weights = text_weights
         self.recipe = recipe
         self.combination_type = combination_type
         self._device = device

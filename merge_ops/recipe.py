@@ -30,7 +30,10 @@ def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:
         "version": __version__,
         "sources": [
             {"name": lora.name, "sha256": lora.sha256, "weight": weight}
-            for lora, weight in zip(merged.loras, merged.weights, strict=True)
+            | ({} if text_weight == weight else {"text_weight": text_weight})
+            for lora, weight, text_weight in zip(
+                merged.loras, merged.weights, merged.text_weights, strict=True
+            )
         ],
         **how,
         "params": recipe.params,

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from .errors import ParameterError, UnknownMethodError, did_you_mean
 
 SUPPLIED = ("thresholds", "generator")
+_KINDS = {float: "a number", int: "a whole number", bool: "True or False"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,8 +46,9 @@ class Param:
                 hint = did_you_mean(str(value), self.choices)
                 raise ParameterError(f"{method}: {self.name} {value!r} is not a choice{hint}")
             return value
-        if isinstance(value, bool) != (self.type is bool) or not isinstance(value, int | float):
-            raise ParameterError(f"{method}: {self.name} must be a {self.type.__name__}, not {value!r}")
+        is_wrong = isinstance(value, bool) != (self.type is bool) or not isinstance(value, int | float)
+        if is_wrong or (self.type is int and value % 1):
+            raise ParameterError(f"{method}: {self.name} must be {_KINDS[self.type]}, not {value!r}")
         if not math.isfinite(value):
             raise ParameterError(f"{method}: {self.name} is {value}; give a finite number")
         low = -math.inf if self.min is None else self.min
@@ -123,6 +125,8 @@ def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[Param, ...], tuple[st
                 declared, name=arg.name, type=str if choices else kind, default=arg.default, choices=choices
             )
         )
+    if "thresholds" in supplied and not any(p.name == "density" for p in params):
+        raise TypeError(f"{fn.__name__}: thresholds are found from the parameter density, which is missing")
     return tuple(params), tuple(supplied)
 
 

@@ -20,10 +20,10 @@ def magnitude_threshold(values: Tensor, density: float) -> float:
     """A magnitude that parts the ``int(density * numel)`` largest from the rest; inf when none is kept.
 
     Exact: found by selection, not by sampling. It lies midway between the smallest entry kept and the
-    largest one dropped, so that a delta which is made again in other tiles or on another device, and differs
-    in its last bit, is cut at the same place; among ties it is their own magnitude. On the CPU the bits of the
-    magnitudes are selected as integers, whose order is that of the values. ``values`` is float32 of any shape
-    and is left as it is.
+    largest one dropped, so that a delta that is made again in other tiles or on another device, and differs
+    in its last bit, is cut at the same place; among ties it is their own magnitude. On the CPU the bits of
+    the magnitudes are selected as integers, whose order is that of the values. ``values`` is float32 of any
+    shape and is left as it is.
     """
     kept = int(density * values.numel())
     if kept == 0:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from ..analyze import compare, lora_norm
+from ..analyze import compare, describe, printable
 from ..formats import load
-from ..types import Lora
 from .options import Commands, print_json, table
 
-_SHOWN = 200  # characters of a metadata value
 _SHOWN_KEYS = 20  # lines of metadata in the text; the JSON has all
 _EXAMPLES = """examples:
   lora-alloy inspect ink.safetensors
@@ -54,33 +51,6 @@ def run(args: argparse.Namespace) -> None:
         print(table([heading, *lines]))
     elif len(loras) > 1:
         print("these LoRAs share no layer: they are for different models, or for different parts of one")
-
-
-def describe(lora: Lora) -> dict[str, Any]:
-    """The facts of one LoRA as plain values."""
-    ranks = Counter(layer.rank for layer in lora.layers.values())
-    scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
-    return {
-        "name": lora.name,
-        "format": lora.dialect,
-        "layers": len(lora.layers),
-        "components": dict(Counter(name.partition(".")[0] for name in lora.layers)),
-        "kinds": dict(Counter(layer.layout for layer in lora.layers.values())),
-        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
-        "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
-        "dtypes": dict(Counter(str(la.up.dtype).removeprefix("torch.") for la in lora.layers.values())),
-        "norm": lora_norm(lora),
-        "sha256": lora.sha256,
-        "unmerged": lora.unmerged,
-        "warnings": list(lora.warnings),
-        "metadata": {key: printable(value) for key, value in lora.metadata.items()},
-    }
-
-
-def printable(value: str) -> str:
-    """A metadata value without control characters, and not longer than a few lines."""
-    text = "".join(c if c.isprintable() else " " for c in value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(value)} characters)"
 
 
 def _print_lora(fact: dict[str, Any]) -> None:

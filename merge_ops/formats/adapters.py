@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..types import Layout, LowRank
+from .container import is_packed
 
 # suffix of a key -> role; the longest suffix that fits wins
 _ROLES = {
@@ -72,7 +73,7 @@ class RawModule:
     other_kinds: set[str] = field(default_factory=set)
 
 
-def group_by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, RawModule], list[str]]:
+def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, RawModule], list[str]]:
     """Modules by stem, and the keys whose suffix means nothing to us."""
     modules: dict[str, RawModule] = {}
     unknown: list[str] = []
@@ -85,8 +86,12 @@ def group_by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, RawModule], l
         module = modules.setdefault(stem, RawModule(stem))
         if suffix in _OTHER_KINDS:
             module.other_kinds.add(_OTHER_KINDS[suffix])
-        else:
-            module.tensors[_ROLES[suffix]] = tensor
+            continue
+        if _ROLES[suffix] in module.tensors:
+            raise LoraFormatError(
+                f"{file}: {stem} is there in two spellings, one of them {key}; keep one of them"
+            )
+        module.tensors[_ROLES[suffix]] = tensor
     return modules, unknown
 
 
@@ -113,7 +118,7 @@ def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool
     _check_pair(up, down, t.get("mid"), module.stem, file)
     kernel = tuple(down.shape[2:]) if "mid" not in t else tuple(t["mid"].shape[2:])
     layout: Layout = (
-        "embedding" if embedding else "fan_in_fan_out" if transposed else "conv" if kernel else "linear"
+        "embedding" if embedding else "conv" if kernel else "fan_in_fan_out" if transposed else "linear"
     )
     rank = down.shape[0]
     if scale is None:
@@ -126,8 +131,11 @@ def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, stem: str, file: s
     shapes = f"up {tuple(up.shape)}, down {tuple(down.shape)}"
     if up.ndim < 2 or down.ndim < 2:
         raise LoraFormatError(f"{file}: the factors of {stem} are not matrices: {shapes}")
-    if not (up.dtype.is_floating_point and down.dtype.is_floating_point):
-        raise LoraFormatError(f"{file}: {stem} is stored as {up.dtype}; quantised adapters are not supported")
+    for factor in (up, down) if mid is None else (up, down, mid):
+        if not factor.dtype.is_floating_point or is_packed(factor.dtype):
+            raise LoraFormatError(
+                f"{file}: {stem} is stored as {factor.dtype}; quantised adapters are not supported"
+            )
     inner = (up.shape[1], down.shape[0])
     fits = inner[0] == inner[1] if mid is None else mid.ndim > 2 and tuple(mid.shape[:2]) == inner
     if not fits or up.flatten(1).shape[1] != up.shape[1] or 0 in up.shape or 0 in down.shape:
@@ -137,6 +145,8 @@ def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, stem: str, file: s
 def _alpha(tensor: Tensor, stem: str, file: str) -> float:
     if tensor.numel() != 1:
         raise LoraFormatError(f"{file}: the alpha of {stem} has {tensor.numel()} values instead of one")
+    if tensor.dtype.is_complex or is_packed(tensor.dtype):
+        raise LoraFormatError(f"{file}: the alpha of {stem} is stored as {tensor.dtype}, not as a number")
     return float(tensor)
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import LoraFormatError
+from ..errors import LoraFormatError, MergeError
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 _MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format itself
@@ -46,12 +46,33 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def is_finite(tensor: Tensor) -> bool:
     """False if any entry is NaN or infinite. Integer tensors are finite."""
-    if tensor.numel() == 0 or not tensor.dtype.is_floating_point:
+    if tensor.numel() == 0 or not tensor.dtype.is_floating_point or is_packed(tensor.dtype):
         return True
     if tensor.dtype not in _INFINITY:
         return bool(torch.isfinite(tensor.to(torch.float32)).all())
     as_int, magnitude, infinity = _INFINITY[tensor.dtype]
     return int((tensor.contiguous().view(as_int) & magnitude).max()) < infinity
+
+
+def is_packed(dtype: torch.dtype) -> bool:
+    """True for dtypes that hold several numbers in one byte, which torch stores but does not convert."""
+    return dtype == getattr(torch, "float4_e2m1fn_x2", None)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata of a file in place: safetensors writes it in another order each run."""
+    with path.open("rb+") as file:
+        try:
+            length = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(length))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        except (ValueError, KeyError, struct.error) as error:
+            raise MergeError(f"{path.name} was not written whole; nothing was saved") from error
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) != length:
+            raise MergeError(f"the header of {path.name} is not as expected; nothing was saved")
+        file.seek(8)
+        file.write(text)
 
 
 def file_digest(*paths: Path) -> str:
@@ -80,7 +101,8 @@ def _read_header(path: Path) -> dict[str, str]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
+        noted = header.pop("__metadata__", None) or {}
+        metadata = {str(key): str(value) for key, value in noted.items()}
         needed = max((entry["data_offsets"][1] for entry in header.values()), default=0) + 8 + length
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise LoraFormatError(f"{path.name} is not a safetensors file: its header cannot be read") from error
@@ -89,10 +111,12 @@ def _read_header(path: Path) -> dict[str, str]:
         raise LoraFormatError(
             f"{path.name} {state}: it needs {needed} bytes and has {size}; download it again"
         )
-    return {str(key): str(value) for key, value in metadata.items()}
+    return metadata
 
 
 def _refuse_lookalikes(path: Path, start: bytes, size: int) -> None:
+    if start[8:9] == b"{":  # a safetensors header; the length before it may begin with any byte, "<" as well
+        return
     if start.startswith(b"version https://git-lfs"):
         raise LoraFormatError(
             f"{path.name} is a Git-LFS pointer of {size} bytes, not the file itself; "
@@ -100,7 +124,7 @@ def _refuse_lookalikes(path: Path, start: bytes, size: int) -> None:
         )
     if start.lstrip()[:1] == b"<":
         raise LoraFormatError(f"{path.name} is a web page, not a safetensors file; download it again")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise LoraFormatError(
             f"{path.name} is a pickle, which can run code when it is opened; convert it to .safetensors first"
         )

@@ -47,6 +47,7 @@ _WORDS = {
 
 _OLD_PROCESSOR = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
+_LDM_HEADS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
 _LDM_RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -91,13 +92,15 @@ def canonical_name(stem: str) -> str:
             flat = stem[len(prefix) :].removeprefix("unet_") if component == "unet" else stem[len(prefix) :]
             dotted = _unflatten(flat, component)
             return f"{component}.{_tidy(dotted, component) if dotted else flat}"
-    path = stem.removeprefix("base_model.model.").removeprefix("model.diffusion_model.")
+    path = stem.removeprefix("base_model.model.")
+    if path.startswith("model.diffusion_model."):
+        path = path.removeprefix("model.")
     component, _, rest = path.partition(".")
     if component not in DOTTED_COMPONENTS:
         component, rest = _component_of(path), path
     rest = rest.removeprefix("base_model.model.")
     if component == "diffusion_model":
-        if not rest.startswith(("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out.")):
+        if not rest.startswith(_LDM_HEADS):
             return f"diffusion_model.{rest}"
         component = "unet"
     return f"{component}.{_tidy(rest, component)}" if component else rest

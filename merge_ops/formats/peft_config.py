@@ -12,6 +12,7 @@ from ..errors import LoraFormatError
 
 CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 16 * 1024 * 1024
+_PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -35,7 +36,25 @@ def read_config(path: Path) -> dict[str, Any]:
         raise LoraFormatError(
             f"{path.parent.name} is a PEFT adapter of the kind {kind}, which is not merged yet"
         )
+    if not isinstance(config.get("auto_mapping") or {}, dict):
+        raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
+    check_scales(config, f"{path.parent.name}/{CONFIG_NAME}")
     return config
+
+
+def check_scales(config: dict[str, Any], where: str) -> None:
+    """Refuse a configuration whose alphas are not numbers or whose patterns are not regular expressions."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise LoraFormatError(f"{where}: alpha_pattern is not an object")
+    alphas = {"lora_alpha": config.get("lora_alpha", _PEFT_ALPHA), **patterns}
+    for name, alpha in alphas.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
+            raise LoraFormatError(f"{where}: the alpha {name} is {alpha!r}, not a finite number")
+        try:
+            re.compile(name)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise LoraFormatError(f"{where}: {name!r} in alpha_pattern is not a pattern: {error}") from error
 
 
 def scale_from_config(config: dict[str, Any], module: str, rank: int) -> float:
@@ -43,7 +62,7 @@ def scale_from_config(config: dict[str, Any], module: str, rank: int) -> float:
 
     ``rank`` is that of the tensors, which wins over the configuration.
     """
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", rank))
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", _PEFT_ALPHA))
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

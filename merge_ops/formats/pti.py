@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ..errors import LoraFormatError
 
-_KEY = re.compile(r"^(unet|text_encoder):(\d+):(up|down)$")
+_KEY = re.compile(r"^(unet|text_encoder):(\d{1,6}):(up|down)$")
 _UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}
 _LEVELS = (("down_blocks", (0, 1, 2), 2), ("up_blocks", (1, 2, 3), 3), ("mid_block", (None,), 1))
 
@@ -30,11 +30,12 @@ def pti_role(key: str) -> tuple[str, int, str] | None:
 
 def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
     """Canonical names by index, for the target classes that the file's metadata lists."""
-    listed = metadata.get(component)
-    classes = set(json.loads(listed)) if listed else _UNET_CLASSES
     known = _UNET_CLASSES if component == "unet" else {"CLIPAttention"}
-    if component == "text_encoder" and not listed:
-        classes = known
+    listed = metadata.get(component)
+    try:
+        classes = set(map(str, json.loads(listed))) if listed else known
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LoraFormatError(f"{file}: the metadata {component!r} is not a list of classes") from error
     if not classes <= known:
         raise LoraFormatError(
             f"{file}: the order of the modules in {sorted(classes - known)} is not known; convert the file "

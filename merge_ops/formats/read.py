@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ..types import Lora, LowRank
 from .adapters import RawModule, group_by_module, low_rank, reason_not_merged
 from .container import file_digest, read_container
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
-from .peft_config import CONFIG_NAME, read_config, scale_from_config
+from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
 from .pti import is_pti, pti_layers, pti_role
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -45,32 +47,33 @@ def load(path: str | os.PathLike[str]) -> Lora:
     if not where.is_file():
         raise LoraFormatError(f"there is no file {where.name!r}; check the path")
     tensors, metadata = read_container(where)
-    keys = list(tensors)
-    if is_pti(keys):
-        return _load_pti(where, tensors, metadata)
-    if (
-        keys
-        and all(key.startswith("base_model.model.") for key in keys)
-        and (where.parent / CONFIG_NAME).is_file()
-    ):
+    in_folder = (where.parent / CONFIG_NAME).is_file()
+    if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
         return _load_peft_folder(where.parent, where)
-    config = _embedded_config(metadata, where.name)
-    modules, unknown = group_by_module(tensors)
+    return _located(from_tensors(where.stem, tensors, metadata, where.name), where, where)
+
+
+def from_tensors(
+    name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, file: str | None = None
+) -> Lora:
+    """A LoRA from a state dict, as a file of it would be read.
+
+    ``name`` is what the LoRA is called, ``file`` what messages call it.
+    """
+    metadata, file = metadata or {}, file or name
+    if is_pti(list(tensors)):
+        return _from_pti(name, file, tensors, metadata)
+    config = _embedded_config(metadata, file)
 
     def scale_of(module: RawModule) -> float | None:
-        if not config or "alpha" in module.tensors:
-            return None
-        name = canonical_name(module.stem)
-        component, _, inner = name.partition(".")
+        component, _, inner = canonical_name(module.stem).partition(".")
         own = config.get(component, config.get(""))
-        return (
-            scale_from_config(own, inner, module.tensors["down"].shape[0])
-            if own and "down" in module.tensors
-            else None
-        )
+        if not own or "alpha" in module.tensors or "down" not in module.tensors:
+            return None
+        return scale_from_config(own, inner, module.tensors["down"].shape[0])
 
-    dialect = _dialect(keys)
-    return _build(where, modules, unknown, canonical_name, scale_of, dialect, metadata, (where,))
+    lora = _build(file, tensors, canonical_name, scale_of)
+    return replace(lora, name=name, dialect=_dialect(list(tensors)), metadata=metadata)
 
 
 def _load_peft_folder(folder: Path, weights: Path | None = None) -> Lora:
@@ -82,7 +85,6 @@ def _load_peft_folder(folder: Path, weights: Path | None = None) -> Lora:
         )
         raise LoraFormatError(f"{folder.name} has no {WEIGHTS_NAME}{pickled}; give a PEFT adapter folder")
     tensors, metadata = read_container(file)
-    modules, unknown = group_by_module(tensors)
     base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")
     component = _COMPONENT_OF_CLASS.get(base_class)
 
@@ -95,11 +97,16 @@ def _load_peft_folder(folder: Path, weights: Path | None = None) -> Lora:
         path = module.stem.removeprefix("base_model.model.")
         return None if down is None else scale_from_config(config, path, down.shape[0])
 
-    source = (file, folder / CONFIG_NAME)
-    return _build(folder, modules, unknown, name_of, scale_of, "peft", metadata, source, config)
+    lora = _build(folder.name, tensors, name_of, scale_of, bool(config.get("fan_in_fan_out")))
+    lora = replace(lora, dialect="peft", metadata=metadata, config=config)
+    return _located(lora, folder, file, folder / CONFIG_NAME)
 
 
-def _load_pti(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:
+def _located(lora: Lora, path: Path, *source: Path) -> Lora:
+    return replace(lora, path=path, sha256=file_digest(*source))
+
+
+def _from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:
     modules: dict[str, RawModule] = {}
     unmerged = {}
     for key, tensor in tensors.items():
@@ -110,66 +117,66 @@ def _load_pti(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
             )
             continue
         component, index, half = role
-        names = pti_layers(component, metadata, path.name)
+        names = pti_layers(component, metadata, file)
         if index >= len(names):
-            raise LoraFormatError(
-                f"{path.name}: {key} has no place in SD1.x, which has {len(names)} such modules"
-            )
+            raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
         modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
-    layers = {name: low_rank(module, 1.0, path.name) for name, module in modules.items()}
-    return Lora(path.stem, layers, "pti", metadata, unmerged, (), path, file_digest(path))
+    layers = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
+    return Lora(name, layers, "pti", metadata, unmerged)
 
 
 def _build(
-    path: Path, modules: dict[str, RawModule], unknown: list[str], name_of: Callable[[str], str],
-    scale_of: ScaleOf, dialect: str, metadata: dict[str, str], source: tuple[Path, ...],
-    config: dict[str, Any] | None = None,
-) -> Lora:  # fmt: skip
+    file: str,
+    tensors: dict[str, Tensor],
+    name_of: Callable[[str], str],
+    scale_of: ScaleOf,
+    transposed: bool = False,
+) -> Lora:
+    """The layers of a file, and what is in it besides; ``file`` is for messages."""
+    modules, unknown = group_by_module(tensors, file)
     layers: dict[str, LowRank] = {}
     unmerged = dict.fromkeys(unknown, "unrecognised key")
-    transposed = bool(config and config.get("fan_in_fan_out"))
     for stem, module in modules.items():
-        reason = reason_not_merged(module)
+        name, reason = name_of(stem), reason_not_merged(module)
         if reason is not None:
-            unmerged[name_of(stem)] = reason
+            unmerged[name] = reason
             continue
-        name = name_of(stem)
         if name in layers:
             raise LoraFormatError(
-                f"{path.name}: {layers[name].key} and {stem} are one layer in two spellings; keep one of them"
+                f"{file}: {layers[name].key} and {stem} are one layer in two spellings; keep one of them"
             )
-        layers[name] = low_rank(module, scale_of(module), path.name, transposed)
+        layers[name] = low_rank(module, scale_of(module), file, transposed)
     if not layers:
-        raise LoraFormatError(_nothing_usable(path, list(modules) + unknown, unmerged))
-    warnings = (
-        ("the prefix 'unet' is doubled in the keys; it was read as one",)
-        if any(map(is_doubled, modules))
-        else ()
-    )
-    name = path.name if path.is_dir() else path.stem
-    return Lora(name, layers, dialect, metadata, unmerged, warnings, path, file_digest(*source), config)
+        raise LoraFormatError(_nothing_usable(file, list(modules) + unknown, unmerged))
+    doubled = any(map(is_doubled, modules))
+    warnings = ("the prefix 'unet' is doubled in the keys; it was read as one",) if doubled else ()
+    return Lora(file, layers, unmerged=unmerged, warnings=warnings)
 
 
-def _nothing_usable(path: Path, keys: list[str], unmerged: dict[str, str]) -> str:
+def _nothing_usable(file: str, keys: list[str], unmerged: dict[str, str]) -> str:
     kinds = sorted({reason for reason in unmerged.values() if reason.endswith("is not merged yet")})
     if kinds:
-        return f"{path.name} holds no plain LoRA layer: {'; '.join(kinds)}"
+        return f"{file} holds no plain LoRA layer: {'; '.join(kinds)}"
     shown = ", ".join(repr(key) for key in keys[:3]) or "none"
     return (
-        f"{path.name} holds no LoRA: its keys are {shown}, and keys such as 'lora_unet_….lora_down.weight' "
+        f"{file} holds no LoRA: its keys are {shown}, and keys such as 'lora_unet_….lora_down.weight' "
         "or '….lora_A.weight' are expected"
     )
 
 
 def _dialect(keys: list[str]) -> str:
     """The family of spellings that most of the file uses, which decides what ``format='auto'`` writes."""
-    first = keys[0]
-    if first.startswith(tuple(KOHYA_COMPONENTS)):
+    counts = Counter(map(_dialect_of, sorted(keys)))
+    return counts.most_common(1)[0][0] if counts else "kohya"
+
+
+def _dialect_of(key: str) -> str:
+    if key.startswith(tuple(KOHYA_COMPONENTS)):
         return "kohya"
-    if first.startswith(("diffusion_model.", "model.diffusion_model.")):
+    if key.startswith(("diffusion_model.", "model.diffusion_model.")):
         return "generic"
-    if ".lora_A" in first or ".lora_B" in first:
-        return "diffusers" if first.startswith(tuple(f"{c}." for c in DOTTED_COMPONENTS)) else "peft-keys"
+    if ".lora_A" in key or ".lora_B" in key:
+        return "diffusers" if key.startswith(tuple(f"{c}." for c in DOTTED_COMPONENTS)) else "peft-keys"
     return "diffusers-legacy"
 
 
@@ -189,4 +196,6 @@ def _embedded_config(metadata: dict[str, str], file: str) -> dict[str, dict[str,
         component, dot, name = key.partition(".")
         is_prefixed = bool(dot) and component in DOTTED_COMPONENTS
         found.setdefault(component if is_prefixed else "", {})[name if is_prefixed else key] = value
+    for component, own in found.items():
+        check_scales(own, f"{file}, metadata of {component or 'the model'}")
     return found

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import secrets
-import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import MergeError, ParameterError, did_you_mean
@@ -22,8 +19,7 @@ from ..merged import Merged, MergedLayer
 from ..recipe import recipe_of
 from ..types import LowRank
 from .container import is_finite
-from .peft_config import CONFIG_NAME
-from .read import WEIGHTS_NAME, load
+from .verified import EXISTS, write_verified
 from .write import FORMATS, file_metadata, file_tensors, module_names, peft_config, resolve_format
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -90,19 +86,20 @@ def save(
     target, form = Path(path), resolve_format(format, merged.loras[0])
     _check_request(target, form, rank, dtype, overwrite)
     stems = module_names(merged.layers, form, merged.loras)
+    alpha = _common_rank(merged, rank) if form == "kohya" else None
     layers: dict[str, LowRank] = {}
     saved, squares = [], [0.0, 0.0]
     for done, name in enumerate(merged.layers):
         if progress is not None:
             progress(done, len(merged.layers), name)
-        layers[name], line, error, norm = _round(name, merged.layer(name), rank, dtype)
+        layers[name], line, error, norm = _round(name, merged.layer(name), rank, dtype, alpha)
         saved.append(line)
         squares = [squares[0] + error, squares[1] + norm]
     recipe = recipe_of(merged, rank)
     tensors = file_tensors(layers, stems, form)
     metadata = file_metadata(layers, form, merged.loras, recipe, target.stem)
     config = peft_config(layers, stems, merged.loras) if form == "peft" else None
-    size = _write_verified(target, tensors, metadata, config, layers, stems, overwrite)
+    size = write_verified(target, tensors, metadata, config, layers, stems, overwrite)
     if progress is not None:
         progress(len(merged.layers), len(merged.layers), "")
     largest = max(line.error for line in saved)
@@ -128,23 +125,39 @@ def _check_request(target: Path, form: str, rank: int | None, dtype: torch.dtype
     if not target.parent.is_dir():
         raise ParameterError(f"the folder {target.parent.name!r} does not exist; make it first")
     if target.exists() and not overwrite:
-        raise ParameterError(f"{target.name} exists already; choose another name, or ask to overwrite it")
+        raise ParameterError(EXISTS.format(target.name))
+    if target.exists() and target.is_dir() != (form == "peft"):
+        kind = "folder" if target.is_dir() else "file"
+        raise ParameterError(f"{target.name} is a {kind}, which format {form!r} cannot replace")
+
+
+def _limit(layer: MergedLayer, rank: int | None) -> int:
+    """The rank that a layer is written with at most."""
+    held = layer.fixed.rank if layer.fixed is not None else sum(layer.stack.ranks)
+    wanted = held if rank is None else min(rank, held) if layer.is_low_rank else rank
+    return min(wanted, *layer.template.matrix_shape)
+
+
+def _common_rank(merged: Merged, rank: int | None) -> int:
+    return Counter(_limit(layer, rank) for layer in merged.results.values()).most_common(1)[0][0]
 
 
 def _round(
-    name: str, layer: MergedLayer, rank: int | None, dtype: torch.dtype
+    name: str, layer: MergedLayer, rank: int | None, dtype: torch.dtype, alpha: float | None
 ) -> tuple[LowRank, SavedLayer, float, float]:
-    """The layer in the file's rank and dtype, its line of the report, its squared error and norm."""
-    exact = layer.value()
-    limit = rank if rank is not None else sum(layer.stack.ranks)
-    kept = 1.0
+    """The layer in the file's rank and dtype, its line of the report, its squared error and norm.
+
+    Its scale is alpha over rank, or 1 without alpha.
+    """
+    exact, limit, kept = layer.value(), _limit(layer, rank), 1.0
     if isinstance(exact, tuple) and exact[1].shape[0] <= limit:
         up, down = exact
     else:
         found = layer.svd(limit, exact)
         (up, down), kept = found.balanced(), found.energy_kept
-    up, down = _balance(up, down)
-    stored = LowRank(up.to(dtype), down.to(dtype), 1.0, layer.template.layout, layer.template.kernel)
+    scale = 1.0 if alpha is None else alpha / down.shape[0]
+    up, down = _balance(up / scale, down)
+    stored = LowRank(up.to(dtype), down.to(dtype), scale, layer.template.layout, layer.template.kernel)
     if not (is_finite(stored.up) and is_finite(stored.down)):
         raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
     error, norm = _squared_error(exact, stored)
@@ -168,71 +181,11 @@ def _squared_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tu
     pair = stored.up.float(), stored.down.float()
     if isinstance(exact, tuple):
         norm = product_inner(exact, exact)
-        difference = torch.cat((exact[0], -pair[0]), dim=1), torch.cat((exact[1], pair[1]))
+        if norm <= 1e-15 * product_inner((exact[0].abs(), exact[1].abs()), (exact[0].abs(), exact[1].abs())):
+            return 0.0, 0.0  # the parts cancel, and what is left is rounding
+        up = torch.cat((exact[0].double(), -stored.scale * pair[0].double()), dim=1)
+        difference = up, torch.cat((exact[1], pair[1]))
         return max(product_inner(difference, difference), 0.0), norm
     norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
-    rest = exact.addmm_(pair[0], pair[1], alpha=-1)
+    rest = exact.addmm_(pair[0], pair[1], alpha=-stored.scale)
     return float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2, norm
-
-
-def _write_verified(
-    target: Path, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any] | None,
-    layers: dict[str, LowRank], stems: dict[str, str], overwrite: bool,
-) -> int:  # fmt: skip
-    """Write next to the target, verify, rename; return the size in bytes."""
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
-    try:
-        if config is None:
-            file = temporary
-        else:
-            temporary.mkdir()
-            file = temporary / WEIGHTS_NAME
-            text = json.dumps(config, indent=2) + "\n"
-            (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-        save_file(tensors, file, metadata)
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        _verify(temporary, layers, stems)
-        size = file.stat().st_size
-        _put_in_place(temporary, target, overwrite)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-    return size
-
-
-def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> None:
-    """Read the file as anybody would, and require every layer, its bits and scale 1."""
-    read = {layer.key: layer for layer in load(path).layers.values()}
-    if read.keys() != set(stems.values()):
-        raise MergeError(
-            f"the file read back has {len(read)} layers instead of {len(stems)}; nothing was saved"
-        )
-    for name, layer in layers.items():
-        found = read[stems[name]]
-        same = torch.equal(found.up, layer.up.cpu()) and torch.equal(found.down, layer.down.cpu())
-        if (
-            not same
-            or not math.isclose(found.scale, 1.0, rel_tol=1e-6)
-            or found.weight_shape != layer.weight_shape
-        ):
-            raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
-
-
-def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished file its name in one step; without ``overwrite`` a file that appeared is kept."""
-    if temporary.is_dir():
-        if overwrite and target.is_dir():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    elif overwrite:
-        temporary.replace(target)
-    else:
-        try:
-            os.link(temporary, target)
-        except FileExistsError as error:
-            raise ParameterError(
-                f"{target.name} exists already; choose another name, or ask to overwrite it"
-            ) from error

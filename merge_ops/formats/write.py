@@ -2,7 +2,8 @@
 
 Every scale is folded into the factors before this point, so each format says "scale 1" in its own way: kohya
 and generic keys carry ``alpha = rank``, a PEFT configuration ``lora_alpha = r`` with patterns where ranks
-differ.
+differ. Where ranks differ kohya's files have one alpha for all layers, with the rest of the scale in the
+factors: diffusers takes the most common alpha for attention layers, whatever theirs is.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ FORMATS = ("kohya", "diffusers", "peft")
 _AUTO = {
     "kohya": "kohya",
     "diffusers": "diffusers",
-    "generic": "diffusers",
     "peft-keys": "diffusers",
     "peft": "peft",
 }
+_LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
 # what sources may say about the base model; carried over where those that say it agree
 _INHERITED = (
     "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type",
@@ -36,34 +37,44 @@ _INHERITED = (
 
 
 def resolve_format(asked: str, first: Lora) -> str:
-    """The format to write; ``auto`` is that of the first LoRA, or kohya where we only read that one."""
+    """The format to write; ``auto`` is that of the first LoRA, or kohya where we only read that one.
+
+    Generic names of an LDM UNet are among those: as layers of a diffusers UNet, ComfyUI would not find them.
+    """
+    if asked == "auto" and first.dialect == "generic":
+        return "diffusers" if any(map(_is_generic, first.layers)) else "kohya"
     return _AUTO.get(first.dialect, "kohya") if asked == "auto" else asked
 
 
 def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[str, str]:
     """Layer name to the stem of its keys in the file, one to one."""
     names = list(layers)
-    components = {_component(name) for name in names}
+    spelled = _spelled_in_peft_folders(loras)
+    components = {_component_in(name, spelled) for name in names}
     if form == "peft":
         if len(components) > 1:
             parts = ", ".join(sorted(part or "a text model" for part in components))
             raise MergeError(
                 f"a PEFT folder is for one model, but there are layers of {parts}; use format='kohya'"
             )
-        return {name: f"base_model.model.{_without(name, _component(name))}" for name in names}
+        return {
+            name: spelled.get(name, f"base_model.model.{_without(name, _component(name))}") for name in names
+        }
     if "" in components:
-        bare = next(name for name in names if not _component(name))
+        bare = next(name for name in names if not _component_in(name, spelled))
         raise MergeError(f"{bare} belongs to a text model, which {form} files cannot hold; use format='peft'")
     if form == "diffusers":
         return {name: name for name in names}
-    keys = [layer.key for lora in loras for layer in lora.layers.values()]
-    ldm = any(key.startswith(("lora_unet_input_blocks_", "lora_unet_output_blocks_")) for key in keys)
-    numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys)
-    return {name: kohya_name(name, ldm, single_text_encoder=not numbered) for name in names}
+    keys = {name: layer.key for lora in reversed(loras) for name, layer in lora.layers.items()}
+    ldm = {name: key for name, key in keys.items() if key.startswith(_LDM_STEMS)}
+    numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys.values())
+    return {
+        name: ldm.get(name) or kohya_name(name, bool(ldm), single_text_encoder=not numbered) for name in names
+    }
 
 
 def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -> dict[str, Tensor]:
-    """The tensors to write. ``layers`` have scale 1."""
+    """The tensors to write. ``layers`` have scale 1, or in kohya's format one alpha over their rank."""
     down, up = (
         (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
     )
@@ -76,8 +87,8 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
         if layer.layout == "fan_in_fan_out" and form != "peft":
             raise MergeError(f"{name} is stored transposed, which {form} files cannot say; use format='peft'")
         tensors[stem + down], tensors[stem + up] = _file_shapes(layer)
-        if form == "kohya" or _component(name) == "diffusion_model":
-            tensors[f"{stem}.alpha"] = torch.tensor(float(layer.rank), dtype=layer.down.dtype)
+        if form == "kohya" or _is_generic(name):
+            tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank, dtype=torch.float32)
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
 
@@ -93,7 +104,8 @@ def file_metadata(
     ranks = sorted({layer.rank for layer in layers.values()})
     if form == "kohya":
         rank = str(ranks[0]) if len(ranks) == 1 else "Dynamic"
-        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+        alpha = f"{next(layer.scale * layer.rank for layer in layers.values()):g}"
+        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
     if form == "diffusers":
         metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(layers))
     merged_from = ", ".join(lora.name for lora in loras)
@@ -148,17 +160,33 @@ def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
 def _rank_config(layers: dict[str, LowRank]) -> dict[str, Any]:
     """``r`` is the most common rank; in a pattern longer names come first, since PEFT takes the first fit."""
     common = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
-    others = {
-        name: layers[name].rank
-        for name in sorted(layers, key=len, reverse=True)
-        if layers[name].rank != common
-    }
+    differing = [name for name in layers if layers[name].rank != common]
+    listed = [n for n in layers if n in differing or n.endswith(tuple(f".{d}" for d in differing))]
+    others = {name: layers[name].rank for name in sorted(listed, key=len, reverse=True)}
     return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": dict(others)}
+
+
+def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
+    """Layer name to the stem of its keys, as the first PEFT folder that has it spells them."""
+    folders = [lora for lora in reversed(loras) if lora.dialect == "peft"]
+    return {name: layer.key for lora in folders for name, layer in lora.layers.items()}
+
+
+def _component_in(name: str, spelled: dict[str, str]) -> str:
+    """The component of a layer; none if all of its name is a path in the model of a PEFT folder.
+
+    ``transformer.h.0.attn.c_attn`` is GPT-2's, not of a pipeline's transformer.
+    """
+    return "" if spelled.get(name) == f"base_model.model.{name}" else _component(name)
 
 
 def _component(name: str) -> str:
     head = name.partition(".")[0]
     return head if head in DOTTED_COMPONENTS else ""
+
+
+def _is_generic(name: str) -> bool:
+    return _component(name) == "diffusion_model"
 
 
 def _without(name: str, component: str) -> str:

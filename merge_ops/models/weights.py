@@ -36,14 +36,16 @@ class Patch:
             IncompatibleLoraError: if no layer, or a layer of another shape, is found; the weights are then as
                 they were before the call.
         """
-        weights = {name: _weight(found) for name in merged.layers if (found := self._find(name)) is not None}
-        _check(merged, weights)
+        modules = {name: found for name in merged.layers if (found := self._find(name)) is not None}
+        _check(merged, modules)
         self.restore()
-        self.matched = tuple(weights)
-        self.unmatched = tuple(name for name in merged.layers if name not in weights)
+        self.matched = tuple(modules)
+        self.unmatched = tuple(name for name in merged.layers if name not in modules)
         try:
-            for name, weight in weights.items():
-                self._add(name, weight, merged.delta(name, device=weight.device) * strength)
+            for name, module in modules.items():
+                weight = _weight(module)
+                delta = merged.delta(name, device=weight.device) * strength
+                self._add(name, weight, delta.T if _is_turned(merged, name, module) else delta)
         except BaseException:
             self.restore()
             raise
@@ -58,7 +60,7 @@ class Patch:
     def _add(self, name: str, weight: Tensor, delta: Tensor) -> None:
         with torch.no_grad():
             self._originals[name] = weight.to("cpu", copy=True)
-            weight.copy_(weight.to(torch.float32) + delta.view(weight.shape))
+            weight.copy_(weight.to(torch.float32) + delta.reshape(weight.shape))
 
     def __enter__(self) -> Patch:
         return self
@@ -77,22 +79,34 @@ def _weight(module: nn.Module | None) -> Tensor:
     return weight
 
 
-def _check(merged: Merged, weights: dict[str, Tensor]) -> None:
+def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
+    """True if the module stores its weight the other way round than the adapter's file says.
+
+    PEFT keeps one ``fan_in_fan_out`` for a whole adapter, so where linear layers and transformers' Conv1D (which
+    stores (in, out)) are mixed, the flag is wrong for one of them; the module itself knows.
+    """
+    layout = merged.layer(name).template.layout
+    stores_in_out = type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
+    return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != stores_in_out
+
+
+def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse before anything is changed: no layer in common, or a weight that cannot take its delta."""
-    if not weights:
+    if not modules:
         shown = ", ".join(merged.layers[:3])
         raise IncompatibleLoraError(
             f"none of the {len(merged.layers)} merged layers is in this model (the first are {shown}); "
             "the LoRAs are for another base model"
         )
-    for name, weight in weights.items():
-        shape = merged.layer(name).template.weight_shape
+    for name, module in modules.items():
+        weight, shape = _weight(module), merged.layer(name).template.weight_shape
         if not weight.is_floating_point() or weight.is_meta:
             state = "is not loaded (meta device)" if weight.is_meta else f"is quantised ({weight.dtype})"
             raise IncompatibleLoraError(f"the weight of {name} {state}; a merge cannot be added to it")
-        if not _fits(shape, tuple(weight.shape)):
+        expected = shape[::-1] if _is_turned(merged, name, module) else shape
+        if not _fits(expected, tuple(weight.shape)):
             raise IncompatibleLoraError(
-                f"{name} has the shape {shape} in the LoRA and {tuple(weight.shape)} in the model; "
+                f"{name} has the shape {expected} in the LoRA and {tuple(weight.shape)} in the model; "
                 "the LoRA is for another base model"
             )
 

@@ -1,0 +1,75 @@
+"""Fixtures for all tests: LoRAs made in memory from a seed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from merge_ops import Lora, LowRank
+
+# name -> (layout, out, in with the kernel folded in, kernel): one layer of every layout
+SHAPES = {
+    "block.2.fc": ("linear", 40, 28, ()),
+    "block.10.fc": ("linear", 24, 36, ()),
+    "conv": ("conv", 16, 5 * 9, (3, 3)),
+    "pointwise": ("conv", 12, 10, (1, 1)),
+    "embed": ("embedding", 14, 30, ()),
+    "c_attn": ("fan_in_fan_out", 26, 18, ()),
+}
+
+
+@pytest.fixture(scope="session")
+def make_lora() -> Callable[..., Lora]:
+    """Factory of a LoRA with random-normal factors; ``shapes`` as in ``SHAPES`` or ``{name: (out, in)}``.
+
+    ``decay`` < 1 makes the singular values fall from rank-one term to rank-one term, as trained ones do.
+    """
+
+    def make(name="lora", *, shapes=None, rank=4, alpha=None, seed=0, decay=1.0, dtype=torch.float32, **more):
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for layer, shape in (shapes or SHAPES).items():
+            layout, rows, columns, kernel = shape if len(shape) == 4 else ("linear", *shape, ())
+            fall = decay ** torch.arange(rank)
+            up = torch.randn(rows, rank, generator=generator) * fall
+            down = torch.randn(rank, columns, generator=generator) / columns**0.5
+            scale = (rank if alpha is None else alpha) / rank
+            layers[layer] = LowRank(up.to(dtype), down.to(dtype), scale, layout, kernel, layer)
+        return Lora(name, layers, **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stack(make_lora) -> list[Lora]:
+    """Four LoRAs of different names, ranks and alphas; the last one has no ``conv``."""
+    loras = [
+        make_lora("delta", rank=4, alpha=8, seed=1),
+        make_lora("alpha", rank=2, alpha=3, seed=2),
+        make_lora("charlie", rank=7, alpha=7, seed=3),
+        make_lora("bravo", rank=4, alpha=1, seed=4),
+    ]
+    loras[3].layers.pop("conv")
+    return loras
+
+
+@pytest.fixture(scope="session")
+def refactored() -> Callable[..., Lora]:
+    """Rewrites a LoRA: ``up G`` and ``G^-1 down``, padded with zero rank, another alpha, the same delta."""
+
+    def rewrite(lora, *, name=None, pad=3, rescale=5.0, seed=99):
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for key, layer in lora.layers.items():
+            r = layer.rank
+            turn = torch.linalg.qr(torch.randn(r, r, dtype=torch.float64, generator=generator))[0]
+            turn = turn * (0.5 + torch.rand(r, dtype=torch.float64, generator=generator))
+            up = layer.up.double() @ turn * layer.scale / rescale
+            down = torch.linalg.inv(turn) @ layer.down.double()
+            up = torch.cat((up, up.new_zeros(up.shape[0], pad)), dim=1).float()
+            down = torch.cat((down, down.new_zeros(pad, down.shape[1]))).float()
+            layers[key] = replace(layer, up=up, down=down, scale=rescale)
+        return replace(lora, name=name or lora.name, layers=layers)
+
+    return rewrite
