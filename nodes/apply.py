@@ -1,0 +1,71 @@
+"""Apply Merged LoRA: patch MODEL and CLIP with a LORA_MODEL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..merge_ops.formats import from_tensors
+from ..merge_ops.merge import merge
+from ..merge_ops.merged import Merged
+from ..merge_ops.types import Lora
+from .inputs import ALIASES, CATEGORY, LORA_MODEL
+from .lora_model import MergedLoraModel
+from .patch import add_merge
+from .targets import fit
+
+
+class LoraAlloyApply(io.ComfyNode):
+    """Patches a model and a text encoder, each at its own strength."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        strength: dict[str, Any] = {"default": 1.0, "min": -100, "max": 100, "step": 0.01}
+        return io.Schema(
+            node_id="LoraAlloyApply",
+            display_name="Apply Merged LoRA",
+            category=CATEGORY,
+            description="Patch a model and its text encoder with a merged LoRA, exactly as it was merged.",
+            search_aliases=[*ALIASES, "apply lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model that is patched."),
+                LORA_MODEL.Input("lora", tooltip="From Merge LoRAs, or from core's LoRA nodes."),
+                io.Float.Input("strength_model", tooltip="Multiplies the change of the model.", **strength),
+                io.Float.Input(
+                    "strength_clip", tooltip="Multiplies the change of the text encoder.", **strength
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, lora: dict[str, Any], strength_model: float, strength_clip: float, clip: Any = None
+    ) -> io.NodeOutput:
+        """Patch clones."""
+        merged = merged_of(lora)
+        if merged is None or (strength_model == 0 and strength_clip == 0):
+            return io.NodeOutput(model, clip)
+        whole = Lora("the merged LoRA", {name: merged.layer(name).template for name in merged.layers})
+        fitted = fit([whole], model, clip)
+        new_model, new_clip = model.clone(), clip.clone() if clip is not None else None
+        if strength_model:
+            add_merge(new_model, merged, fitted.unet, strength_model)
+        if new_clip is not None and strength_clip:
+            add_merge(new_clip, merged, fitted.clip, strength_clip)
+        return io.NodeOutput(new_model, new_clip)
+
+
+def merged_of(lora: dict[str, Any]) -> Merged | None:
+    """The merge behind a LORA_MODEL; a plain state dict is a merge of one LoRA. None where nothing was on."""
+    if isinstance(lora, MergedLoraModel):
+        return lora.merged
+    return merge([from_tensors("lora", lora)])

@@ -1,0 +1,122 @@
+"""Load & Merge LoRAs: the one node that most people need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..merge_ops.errors import MergeError
+from .inputs import (
+    ALIASES,
+    CATEGORY,
+    COMMUNITY_STACK,
+    LORA_MODEL,
+    STACK,
+    lora_list,
+    merge_inputs,
+    merge_keywords,
+    method_input,
+    refuse_unknown,
+)
+from .lora_model import MergedLoraModel
+from .merging import run_merge, summary
+from .patch import add_merge
+from .stacks import entries_of_stack, entries_of_text, file_states
+from .targets import fit
+
+
+class LoraAlloyLoader(io.ComfyNode):
+    """Reads the LoRAs of a list, merges them, and patches MODEL and CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LoraAlloyLoader",
+            display_name="Load & Merge LoRAs",
+            category=CATEGORY,
+            description="Load any number of LoRAs, merge them with the chosen method, and patch the model with "
+            "the result. linear is the same as a chain of Load LoRA nodes; the other methods settle conflicts.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model that is patched."),
+                lora_list(),
+                method_input(),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
+                ),
+                io.MultiType.Input(
+                    "stack",
+                    types=[STACK, COMMUNITY_STACK],
+                    optional=True,
+                    tooltip="More LoRAs, from a LoRA Stack node of this pack or of another one.",
+                ),
+                *merge_inputs(),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100,
+                    max=100,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Multiplies the whole merge.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the merge."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the merge."),
+                LORA_MODEL.Output(
+                    display_name="lora", tooltip="The merge itself, to save or to apply elsewhere."
+                ),
+            ],
+            accept_all_inputs=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, method: Any = None, loras: str | None = None) -> bool | str:
+        """Refuse at queue time what cannot work: a misspelled method or parameter, a missing file."""
+        try:
+            merge_keywords(method)
+            file_states(loras)
+        except MergeError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:
+        """A file that changed under its name is read again."""
+        return file_states(loras)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        loras: str,
+        method: Any = None,
+        clip: Any = None,
+        stack: Any = None,
+        space: str | None = None,
+        rank: int | None = None,
+        seed: int | None = None,
+        strength: float | None = None,
+        **unknown: Any,
+    ) -> io.NodeOutput:
+        """Read, merge, patch."""
+        refuse_unknown(unknown, ("space", "rank", "seed", "strength"))
+        keywords = merge_keywords(method, space, rank, seed)
+        entries = entries_of_stack(stack) + entries_of_text(loras or "")
+        scale = 1.0 if strength is None else strength
+        if not entries or scale == 0:
+            return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(summary(None)))
+        fitted = fit([entry.lora for entry in entries], model, clip)
+        merged = run_merge(fitted.loras, entries, keywords, scale)
+        new_model = model.clone()
+        add_merge(new_model, merged, fitted.unet, 1.0)
+        new_clip = clip.clone() if clip is not None else None
+        if new_clip is not None:
+            add_merge(new_clip, merged, fitted.clip, 1.0)
+        return io.NodeOutput(
+            new_model, new_clip, MergedLoraModel(merged), ui=ui.PreviewText(summary(merged, fitted))
+        )

@@ -1,0 +1,75 @@
+"""A merge as core's ``LORA_MODEL``: a state dict whose tensors are made when somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..merge_ops.formats.names import kohya_name
+from ..merge_ops.merged import Merged
+
+_ROLES = ("lora_up.weight", "lora_down.weight", "alpha")
+
+
+class MergedLoraModel(dict[str, Tensor]):
+    """The state dict of a merged LoRA in kohya's roles, for any node that takes ``LORA_MODEL``.
+
+    Our own nodes use ``merged`` instead, which is exact. To others a full-rank merge looks like a LoRA whose
+    rank is the sum of the source ranks; each layer is truncated when it is first read.
+    """
+
+    def __init__(self, merged: Merged | None) -> None:
+        self.merged = merged
+        self._layers: dict[str, str] = {}
+        for name in merged.layers if merged is not None else ():
+            self._layers |= {f"{_stem(merged, name)}.{role}": name for role in _ROLES}
+        super().__init__(dict.fromkeys(self._layers))  # type: ignore[arg-type]  # None: not made yet
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = super().__getitem__(key)
+        if value is None:
+            self._make(self._layers[key])
+            value = super().__getitem__(key)
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The tensor, or the default for a key that is not there."""
+        return self[key] if key in self else default
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """All tensors, made now."""
+        return {key: self[key] for key in self}.items()
+
+    def values(self) -> ValuesView[Tensor]:
+        """All tensors, made now."""
+        return {key: self[key] for key in self}.values()
+
+    def _make(self, name: str) -> None:
+        assert self.merged is not None
+        layer = self.merged.layer(name)
+        if not layer.is_low_rank:
+            layer = layer.truncated(sum(layer.stack.ranks), None, torch.float32)
+        pair = layer.factors()
+        assert pair is not None
+        up, down = (factor.contiguous().cpu() for factor in pair)
+        kernel = layer.template.kernel
+        if kernel:
+            up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(down.shape[0], -1, *kernel)
+        values = (up, down, torch.tensor(float(down.shape[0])))
+        for role, value in zip(_ROLES, values, strict=True):
+            self[f"{_stem(self.merged, name)}.{role}"] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return super().__iter__()
+
+
+def _stem(merged: Merged, name: str) -> str:
+    """The spelling that ComfyUI's key maps know."""
+    component = name.partition(".")[0]
+    if component == "unet" or component.startswith("text_encoder"):
+        numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
+        return kohya_name(name, single_text_encoder=not numbered)
+    return name

@@ -1,0 +1,55 @@
+"""Merge LoRAs: a stack becomes one LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..merge_ops.errors import ParameterError
+from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, METHOD, STACK
+from .lora_model import MergedLoraModel
+from .merging import run_merge, summary
+from .stacks import entries_of_stack
+from .targets import fit
+
+
+class LoraAlloyMerge(io.ComfyNode):
+    """Merges without touching a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LoraAlloyMerge",
+            display_name="Merge LoRAs",
+            category=CATEGORY,
+            description="Merge a stack of LoRAs into one LoRA, to apply, save or inspect.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to merge."),
+                METHOD.Input("method", optional=True, tooltip="From Merge Method; linear without it."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Lines the LoRAs up by this model's own weights, if connected.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder that goes with the model."),
+            ],
+            outputs=[
+                LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA."),
+                io.String.Output(display_name="report", tooltip="What was merged, and what was left out."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, stack: Any, method: Any = None, model: Any = None, clip: Any = None) -> io.NodeOutput:
+        """Merge."""
+        entries = entries_of_stack(stack)
+        if not entries:
+            raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
+        loras = [entry.lora for entry in entries]
+        fitted = fit(loras, model, clip) if model is not None or clip is not None else None
+        merged = run_merge(fitted.loras if fitted else loras, entries, method or {})
+        text = summary(merged, fitted)
+        return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(text))

@@ -1,0 +1,78 @@
+"""Running a merge inside ComfyUI: its device, its memory, its progress bar, its cancel button."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+
+from ..merge_ops.merge import merge
+from ..merge_ops.merged import Merged
+from ..merge_ops.types import Lora
+from .stacks import StackEntry
+from .targets import Fit
+
+_BUFFERS = 6  # full-size float32 buffers that a merge of one layer holds at most, beside the factors
+
+
+def run_merge(
+    loras: list[Lora], entries: list[StackEntry], keywords: dict[str, Any], scale: float = 1.0
+) -> Merged:
+    """Merge on ComfyUI's device; without memory there, on the CPU. The result holds CPU memory only."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cpu":
+        comfy.model_management.free_memory(_memory_needed(loras), device)
+        try:
+            return _merge(loras, entries, keywords, scale, device)
+        except torch.OutOfMemoryError:
+            pass  # the memory is another model's; the CPU gives the same result, later
+        finally:
+            comfy.model_management.soft_empty_cache()
+    return _merge(loras, entries, keywords, scale, torch.device("cpu"))
+
+
+def summary(merged: Merged | None, fitted: Fit | None = None) -> str:
+    """A few lines for the node: what was merged, how, and what was left out."""
+    if merged is None:
+        return "No LoRA is on: model and CLIP are unchanged."
+    how = merged.combination_type or merged.recipe.method.name
+    ranks = "low rank" if all(layer.is_low_rank for layer in merged.results.values()) else "full rank"
+    count = len(merged.loras)
+    lines = [f"{how} of {count} LoRA{'s' * (count != 1)}, {len(merged.layers)} layers, {ranks}"]
+    for lora in merged.loras:
+        if lora.unmerged:
+            kinds = sorted(set(lora.unmerged.values()))
+            lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
+        lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
+    for name, layers in (fitted.missing if fitted else {}).items():
+        lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
+    return "\n".join(lines)
+
+
+def _merge(
+    loras: list[Lora], entries: list[StackEntry], keywords: dict[str, Any], scale: float, device: torch.device
+) -> Merged:
+    bar = comfy.utils.ProgressBar(1)
+
+    def progress(done: int, total: int, _layer: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return merge(
+        loras,
+        weights=[entry.strength for entry in entries],
+        text_weights=[entry.strength_clip for entry in entries],
+        scale=scale,
+        device=device,
+        progress=progress,
+        **keywords,
+    )
+
+
+def _memory_needed(loras: list[Lora]) -> int:
+    largest = max(
+        rows * columns for lora in loras for rows, columns in (la.matrix_shape for la in lora.layers.values())
+    )
+    return largest * 4 * _BUFFERS

@@ -1,0 +1,50 @@
+"""Merge Method: a method with its parameters, shared among merges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..merge_ops.errors import MergeError
+from .inputs import ALIASES, CATEGORY, METHOD, merge_inputs, merge_keywords, method_input, refuse_unknown
+
+
+class LoraAlloyMethod(io.ComfyNode):
+    """Gives the keywords of a merge."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LoraAlloyMethod",
+            display_name="Merge Method",
+            category=CATEGORY,
+            description="A merge method with its parameters. Connect it to one or more Merge LoRAs nodes.",
+            search_aliases=ALIASES,
+            inputs=[method_input(), *merge_inputs()],
+            outputs=[METHOD.Output(display_name="method", tooltip="For Merge LoRAs.")],
+            accept_all_inputs=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, method: Any = None) -> bool | str:
+        """Refuse a misspelled method or parameter."""
+        try:
+            merge_keywords(method)
+        except MergeError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        method: Any = None,
+        space: str | None = None,
+        rank: int | None = None,
+        seed: int | None = None,
+        **unknown: Any,
+    ) -> io.NodeOutput:
+        """Check and pass on."""
+        refuse_unknown(unknown, ("space", "rank", "seed"))
+        return io.NodeOutput(merge_keywords(method, space, rank, seed))

@@ -1,0 +1,99 @@
+"""Merged layers as ComfyUI patches: computed when ComfyUI patches the weight, not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.weight_adapter.base import WeightAdapterBase
+from comfy.weight_adapter.lora import LoRAAdapter
+
+from ..merge_ops.merged import Merged, MergedLayer
+from ..merge_ops.registry import get_method
+from ..merge_ops.spaces import LayerStack, Recipe
+from ..merge_ops.types import LowRank
+from .targets import Target
+
+
+class MergedAdapter(WeightAdapterBase):
+    """The merged delta of one layer, made anew from the LoRAs' factors each time a weight is patched.
+
+    ``weights`` holds all state as tensors, tuples and scalars: ComfyUI moves the tensors and rebuilds the
+    adapter as ``MergedAdapter(loaded_keys, weights)``. No full delta is kept.
+    """
+
+    name = "lora_alloy"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    @classmethod
+    def of(cls, layer: MergedLayer) -> MergedAdapter:
+        """Pack a merged layer."""
+        stack, recipe = layer.stack, layer.recipe
+        parts = tuple((p.up, p.down, p.scale, p.layout, p.kernel) for p in stack.parts)
+        how = (recipe.method.name, tuple(recipe.params.items()), recipe.space, recipe.scale, recipe.seed)
+        return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how))
+
+    def layer(self) -> MergedLayer:
+        """Unpack the merged layer."""
+        name, parts, weights, identities, thresholds, how = self.weights
+        method, params, space, scale, seed = how
+        stack = LayerStack(name, tuple(LowRank(*part) for part in parts), tuple(weights), tuple(identities))
+        recipe = Recipe(get_method(method), dict(params), space, None, scale, seed)
+        return MergedLayer(stack, recipe, thresholds)
+
+    def calculate_weight(
+        self,
+        weight: torch.Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Any,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> torch.Tensor:
+        """Add ``strength * delta`` to the weight, which is a slice of it where ComfyUI says so."""
+        layer = self.layer()
+        delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
+        weight += function((strength * delta).type(weight.dtype))
+        return weight
+
+
+def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:
+    """Add a merge to a (cloned) ModelPatcher or CLIP.
+
+    A linear merge becomes ComfyUI's own LoRA adapters, one a LoRA and in the order of the list, so that it is
+    the same, bit for bit, as loading them one after the other.
+    """
+    layers = {name: merged.layer(name) for name in merged.layers if name in targets}
+    if all(layer.fixed is None and layer.recipe.method.linear for layer in layers.values()):
+        for index in range(len(merged.loras)):
+            _add_one_lora(patcher, merged, index, targets, strength)
+        return
+    patcher.add_patches({targets[name]: _adapter(layer) for name, layer in layers.items()}, strength)
+
+
+def _add_one_lora(
+    patcher: Any, merged: Merged, index: int, targets: dict[str, Target], strength: float
+) -> None:
+    lora = merged.loras[index]
+    by_weight: dict[float, dict[Target, LoRAAdapter]] = {}
+    for name, layer in lora.layers.items():
+        if name in targets:
+            text = name.startswith("text_encoder")
+            weight = merged.text_weights[index] if text else merged.weights[index]
+            by_weight.setdefault(weight, {})[targets[name]] = _lora_adapter(layer)
+    for weight, patches in by_weight.items():
+        patcher.add_patches(patches, weight * merged.recipe.scale * strength)
+
+
+def _adapter(layer: MergedLayer) -> WeightAdapterBase:
+    return MergedAdapter.of(layer) if layer.fixed is None else _lora_adapter(layer.fixed)
+
+
+def _lora_adapter(layer: LowRank) -> LoRAAdapter:
+    """ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
+    return LoRAAdapter(set(), (layer.up, layer.down, layer.scale * layer.rank, None, None, None))

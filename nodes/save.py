@@ -1,0 +1,97 @@
+"""Save LoRA: a merge becomes a file that every loader reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..merge_ops.errors import ParameterError
+from ..merge_ops.formats import save
+from ..merge_ops.merged import Merged
+from .apply import merged_of
+from .inputs import ALIASES, CATEGORY, LORA_MODEL
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_FORMATS = ("auto", "kohya", "diffusers")
+
+
+class LoraAlloySave(io.ComfyNode):
+    """Writes into the output folder; its subfolder loras is one of ComfyUI's loras folders."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LoraAlloySave",
+            display_name="Save LoRA",
+            category=CATEGORY,
+            description="Save a merged LoRA. The file is read back and compared before it gets its name, holds "
+            "the recipe of the merge, and loads in Load LoRA at strength 1.",
+            search_aliases=[*ALIASES, "save lora", "export lora"],
+            inputs=[
+                LORA_MODEL.Input("lora", tooltip="From a merge node, or from core's LoRA nodes."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/merged",
+                    tooltip="Below the output folder. Files in loras show up in Load LoRA at once.",
+                ),
+                io.Int.Input(
+                    "rank", default=0, min=0, max=4096, optional=True, advanced=True,
+                    tooltip="Truncate to this rank. 0: exact if the merge is low rank, else the sum of ranks.",
+                ),
+                io.Combo.Input(
+                    "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
+                    tooltip="auto writes the names that ComfyUI reads.",
+                ),
+                io.Combo.Input(
+                    "dtype", options=list(_DTYPES), default="float16", optional=True, advanced=True,
+                    tooltip="Of the file.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file, below the output folder.")],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        lora: dict[str, Any],
+        filename_prefix: str,
+        rank: int | None = None,
+        format: str | None = None,
+        dtype: str | None = None,
+    ) -> io.NodeOutput:
+        """Save under the next free number."""
+        merged = merged_of(lora)
+        if merged is None:
+            raise ParameterError("there is nothing to save: no LoRA was on")
+        output = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        bar = comfy.utils.ProgressBar(1)
+
+        def progress(done: int, total: int, _layer: str) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        form = _loadable(merged) if format in (None, "auto") else format
+        report = save(merged, path, rank or None, form, _DTYPES[dtype or "float16"], progress=progress)
+        relative = (Path(subfolder) / path.name).as_posix()
+        text = (
+            f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
+            f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
+        )
+        return io.NodeOutput(relative, ui=ui.PreviewText(text))
+
+
+def _loadable(merged: Merged) -> str:
+    """The format that ComfyUI's own loader reads: kohya for UNets and CLIP, generic names for the others."""
+    components = {name.partition(".")[0] for name in merged.layers}
+    known = {"unet", "text_encoder", "text_encoder_2", "text_encoder_3"}
+    return "kohya" if components <= known else "diffusers"

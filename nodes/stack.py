@@ -1,0 +1,73 @@
+"""LoRA Stack: LoRAs with strengths, for the merge nodes and for other packs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..merge_ops.errors import MergeError
+from ..merge_ops.formats import from_tensors
+from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
+from .stacks import StackEntry, entries_of_stack, entries_of_text, file_states
+
+
+class LoraAlloyStack(io.ComfyNode):
+    """Collects LoRAs from a list, from other stacks, and from core's LORA_MODEL outputs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        template = io.Autogrow.TemplatePrefix(
+            LORA_MODEL.Input("lora", optional=True), prefix="lora", min=0, max=20
+        )
+        return io.Schema(
+            node_id="LoraAlloyStack",
+            display_name="LoRA Stack",
+            category=CATEGORY,
+            description="A list of LoRAs with their strengths. LoRAs just trained can be connected.",
+            search_aliases=ALIASES,
+            inputs=[
+                lora_list(),
+                io.MultiType.Input(
+                    "stack",
+                    types=[STACK, COMMUNITY_STACK],
+                    optional=True,
+                    tooltip="A stack that comes first.",
+                ),
+                io.Autogrow.Input(
+                    "lora", template=template, optional=True, tooltip="LoRAs from other nodes, at 1."
+                ),
+            ],
+            outputs=[
+                STACK.Output(display_name="stack", tooltip="For the nodes of this pack."),
+                COMMUNITY_STACK.Output(
+                    display_name="lora_stack",
+                    tooltip="(name, strength, clip strength), for nodes of other packs.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, loras: str | None = None) -> bool | str:
+        """Refuse a list that cannot be read, or a file that is not there."""
+        try:
+            file_states(loras)
+        except MergeError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:
+        """A file that changed under its name is read again."""
+        return file_states(loras)
+
+    @classmethod
+    def execute(cls, loras: str, stack: Any = None, lora: dict[str, Any] | None = None) -> io.NodeOutput:
+        """Collect."""
+        entries = entries_of_stack(stack) + entries_of_text(loras or "")
+        for name, tensors in (lora or {}).items():
+            if tensors is not None:
+                entries.append(StackEntry(from_tensors(name, tensors), 1.0, 1.0))
+        named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
+        return io.NodeOutput(tuple(entries), named)

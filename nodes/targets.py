@@ -1,0 +1,143 @@
+"""Which weight of a ComfyUI model each layer of a LoRA belongs to.
+
+ComfyUI's own key maps decide. Names that they miss (today's diffusers and PEFT names, PEFT folders, pti
+files) are brought to a spelling that the maps know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.lora
+from comfy.model_patcher import ModelPatcher
+
+from ..merge_ops.errors import IncompatibleLoraError
+from ..merge_ops.formats.names import kohya_name
+from ..merge_ops.types import Lora, LowRank
+
+Target = (
+    str | tuple[Any, ...]
+)  # a key, or (key, (dim, start, length)[, function]) for a slice of a fused weight
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """LoRAs whose layers are named alike where they belong to the same weight."""
+
+    loras: list[Lora]
+    unet: dict[str, Target]  # layer name -> weight of the diffusion model
+    clip: dict[str, Target]  # layer name -> weight of the text encoders
+    missing: dict[str, list[str]]  # LoRA name -> layers that the model has not
+
+
+def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
+    """Find the weight of every layer.
+
+    Raises:
+        IncompatibleLoraError: if a LoRA has no layer in common with the model, or one of another shape.
+    """
+    unet_map = comfy.lora.model_lora_keys_unet(model.model, {}) if model is not None else {}
+    clip_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
+    shapes = _shapes(model.model if model is not None else None) | _shapes(
+        clip.patcher.model if clip else None
+    )
+    names: dict[Target, str] = {}
+    found = [_targets(lora, unet_map | clip_map, shapes) for lora in loras]
+    for lora, targets in zip(loras, found, strict=True):
+        if not targets:
+            raise IncompatibleLoraError(_stranger(lora, clip is None))
+        for layer, target in targets.items():
+            _check_shape(lora, layer, target, shapes)
+            names[target] = min(names.get(target, layer), layer)
+    renamed = [
+        replace(lora, layers={names[target]: lora.layers[layer] for layer, target in targets.items()})
+        for lora, targets in zip(loras, found, strict=True)
+    ]
+    missing = {
+        lora.name: [layer for layer in lora.layers if layer not in targets]
+        for lora, targets in zip(loras, found, strict=True)
+    }
+    unet_targets = set(unet_map.values())
+    by_name = {name: target for target, name in names.items()}
+    return Fit(
+        renamed,
+        {name: target for name, target in by_name.items() if target in unet_targets},
+        {name: target for name, target in by_name.items() if target not in unet_targets},
+        {name: layers for name, layers in missing.items() if layers},
+    )
+
+
+def _targets(lora: Lora, key_map: dict[str, Target], shapes: dict[str, tuple[int, ...]]) -> dict[str, Target]:
+    """Layer name to target, for the layers that the model has."""
+    found: dict[str, Target] = {}
+    for name, layer in lora.layers.items():
+        for spelling in _spellings(name, layer):
+            target = key_map.get(spelling)
+            if target is not None and _key(target) in shapes:
+                found[name] = target
+                break
+    return found
+
+
+def _spellings(name: str, layer: LowRank) -> Iterator[str]:
+    """How ComfyUI's maps may spell a layer: as in the file first, then as other tools would write it."""
+    yield layer.key
+    yield name
+    component, _, path = name.partition(".")
+    if component in ("unet", "transformer", "diffusion_model"):
+        yield f"lora_unet_{path.replace('.', '_')}"
+        yield f"diffusion_model.{path}"
+        yield f"transformer.{path}"
+    elif component.startswith("text_encoder"):
+        yield kohya_name(name)
+        yield kohya_name(name, single_text_encoder=True)
+    else:
+        yield f"diffusion_model.{name}"
+        yield f"transformer.{name}"
+        yield f"base_model.model.{name}"
+
+
+def _shapes(model: Any | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights; a GGUF weight says its true shape in ``tensor_shape``."""
+    if model is None:
+        return {}
+    return {key: tuple(getattr(w, "tensor_shape", w.shape)) for key, w in model.state_dict().items()}
+
+
+def _key(target: Target) -> str:
+    return target if isinstance(target, str) else str(target[0])
+
+
+def _check_shape(lora: Lora, layer: str, target: Target, shapes: dict[str, tuple[int, ...]]) -> None:
+    shape = list(shapes[_key(target)])
+    if not isinstance(target, str) and target[1] is not None:
+        dim, _, length = target[1]
+        shape[dim] = length
+    rows, columns = lora.layers[layer].matrix_shape
+    expected = shape[0], _product(shape[1:])
+    if lora.layers[layer].weight_shape != tuple(shape) and (rows, columns) != expected:
+        raise IncompatibleLoraError(
+            f"{lora.name}: {layer} has the shape {lora.layers[layer].weight_shape}, and the model's weight "
+            f"{tuple(shape)}; the LoRA was made for another base model"
+        )
+
+
+def _product(sizes: list[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _stranger(lora: Lora, no_clip: bool) -> str:
+    """Why nothing of a LoRA fits."""
+    text_only = all(name.startswith("text_encoder") for name in lora.layers)
+    if text_only and no_clip:
+        return f"{lora.name} changes only the text encoder; connect CLIP"
+    shown = ", ".join(layer.key or name for name, layer in list(lora.layers.items())[:3])
+    return (
+        f"{lora.name} does not fit this model: none of its {len(lora.layers)} layers is in it (the first are "
+        f"{shown}); the LoRA was made for another base model"
+    )
