@@ -11,6 +11,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> Any:
     """What ComfyUI calls to get the extension."""
-    from .nodes import LoraAlloyExtension
+    from .nodes.extension import LoraAlloyExtension
 
     return LoraAlloyExtension()

@@ -1,4 +1,4 @@
-"""Widgets from the registry, and what comes back from them as keywords of ``merge``."""
+"""Widgets of the nodes, made from the registry."""
 
 from __future__ import annotations
 
@@ -7,27 +7,16 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..merge_ops.combination import COMBINATION_TYPES, SPACES
-from ..merge_ops.errors import ParameterError, did_you_mean
-from ..merge_ops.registry import METHODS, Param, get_method
+from ..merge_ops.registry import METHODS, Param
 from .files import lora_files
+from .keywords import PEFT_OPTION, PEFT_PARAMS
 
 CATEGORY = "model/merging/lora"
-PEFT_OPTION = "peft"
 STACK = io.Custom("LORA_ALLOY_STACK")
 METHOD = io.Custom("LORA_ALLOY_METHOD")
 COMMUNITY_STACK = io.Custom("LORA_STACK")
 LORA_MODEL = io.Custom("LORA_MODEL")
 ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "dare", "power lora", "peft"]
-
-_PEFT_PARAMS = (
-    Param("Fraction kept by ties, dare and magnitude_prune.", 0, 1, 0.01, name="density", default=0.5),
-    Param(
-        "PEFT's sign vote of the ties types.", name="majority_sign_method", default="total",
-        choices=("total", "frequency"), type=str,
-    ),
-    Param("Rank of the *svd types; 0: the largest of the LoRAs.", 0, 4096, 1, False, "svd_rank", int, 0),
-    Param("Quantile at which the *svd types clamp; 0 is off.", 0, 1, 0.01, True, "svd_clamp", float, 0.0),
-)  # fmt: skip
 
 
 def lora_list() -> io.String.Input:
@@ -52,7 +41,7 @@ def method_input() -> io.DynamicCombo.Input:
         optional=True,
         tooltip="A name of PEFT's add_weighted_adapter; the result is what PEFT computes.",
     )
-    options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in _PEFT_PARAMS)]))
+    options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     return io.DynamicCombo.Input("method", options=options, tooltip=f"How to merge.\n{summaries}")
 
@@ -66,8 +55,8 @@ def merge_inputs() -> list[io.Input]:
             default="delta",
             optional=True,
             advanced=True,
-            tooltip="delta merges the true weight changes. factors merges up and down separately, as PEFT does: "
-            "it needs equal ranks and mixes the LoRAs with each other.",
+            tooltip="delta merges the true weight changes. factors merges up and down separately, as PEFT "
+            "does: it needs equal ranks and mixes the LoRAs with each other.",
         ),
         io.Int.Input(
             "rank",
@@ -105,41 +94,3 @@ def to_input(param: Param) -> io.Input:
         return io.Boolean.Input(param.name, **shared)
     kind = io.Int if param.type is int else io.Float
     return kind.Input(param.name, min=param.min, max=param.max, step=param.step, **shared)
-
-
-def merge_keywords(
-    method: dict[str, Any] | str | None,
-    space: str | None = None,
-    rank: int | None = None,
-    seed: int | None = None,
-) -> dict[str, Any]:
-    """Keywords of ``merge_ops.merge`` from the values of the widgets.
-
-    Raises:
-        MergeError: for an unknown method or parameter, in the words that a user sees on the node.
-    """
-    given = {"method": method} if isinstance(method, str) else dict(method or {"method": "linear"})
-    name = str(given.pop("method"))
-    params = {key: value for key, value in given.items() if value is not None}
-    shared: dict[str, Any] = {"seed": seed or 0}
-    if name == PEFT_OPTION:
-        chosen = {"combination_type": params.pop("combination_type", "linear")}
-        chosen |= {key: value for key, value in params.items() if not (key.startswith("svd_") and not value)}
-        if space not in (None, "delta") or rank:
-            raise ParameterError(
-                "with method peft, space and rank come from the combination type and svd_rank"
-            )
-        return chosen | shared
-    if name not in METHODS:
-        raise ParameterError(f"unknown merge method {name!r}{did_you_mean(name, (*METHODS, PEFT_OPTION))}")
-    get_method(name).resolve(params)
-    return {"method": name, **params, "space": space or "delta", "rank": rank or None, **shared}
-
-
-def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...]) -> None:
-    """An API input that no widget has is a misspelling, which ComfyUI would drop without a word."""
-    for name in unknown:
-        plain = name.partition(".")[2] or name
-        params = {p.name for m in METHODS.values() for p in m.params} | {p.name for p in _PEFT_PARAMS}
-        names = sorted(params | set(known) | {"combination_type"})
-        raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, names)}")

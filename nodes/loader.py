@@ -15,10 +15,9 @@ from .inputs import (
     STACK,
     lora_list,
     merge_inputs,
-    merge_keywords,
     method_input,
-    refuse_unknown,
 )
+from .keywords import merge_keywords, refuse_unknown
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
 from .patch import add_merge
@@ -36,8 +35,8 @@ class LoraAlloyLoader(io.ComfyNode):
             node_id="LoraAlloyLoader",
             display_name="Load & Merge LoRAs",
             category=CATEGORY,
-            description="Load any number of LoRAs, merge them with the chosen method, and patch the model with "
-            "the result. linear is the same as a chain of Load LoRA nodes; the other methods settle conflicts.",
+            description="Load any number of LoRAs, merge them with the chosen method, and patch the model "
+            "with the result. linear is the same as a chain of Load LoRA nodes; the others settle conflicts.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that is patched."),

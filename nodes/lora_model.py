@@ -69,7 +69,7 @@ class MergedLoraModel(dict[str, Tensor]):
 def _stem(merged: Merged, name: str) -> str:
     """The spelling that ComfyUI's key maps know."""
     component = name.partition(".")[0]
-    if component == "unet" or component.startswith("text_encoder"):
+    if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
     return name

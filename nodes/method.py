@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..merge_ops.errors import MergeError
-from .inputs import ALIASES, CATEGORY, METHOD, merge_inputs, merge_keywords, method_input, refuse_unknown
+from .inputs import ALIASES, CATEGORY, METHOD, merge_inputs, method_input
+from .keywords import merge_keywords, refuse_unknown
 
 
 class LoraAlloyMethod(io.ComfyNode):

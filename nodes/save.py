@@ -31,8 +31,8 @@ class LoraAlloySave(io.ComfyNode):
             node_id="LoraAlloySave",
             display_name="Save LoRA",
             category=CATEGORY,
-            description="Save a merged LoRA. The file is read back and compared before it gets its name, holds "
-            "the recipe of the merge, and loads in Load LoRA at strength 1.",
+            description="Save a merged LoRA. The file is read back and compared before it gets its name, "
+            "holds the recipe of the merge, and loads in Load LoRA at strength 1.",
             search_aliases=[*ALIASES, "save lora", "export lora"],
             inputs=[
                 LORA_MODEL.Input("lora", tooltip="From a merge node, or from core's LoRA nodes."),
@@ -43,7 +43,7 @@ class LoraAlloySave(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=4096, optional=True, advanced=True,
-                    tooltip="Truncate to this rank. 0: exact if the merge is low rank, else the sum of ranks.",
+                    tooltip="Truncate to this rank. 0: exact if it is low rank, else the sum of ranks.",
                 ),
                 io.Combo.Input(
                     "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
@@ -93,5 +93,5 @@ class LoraAlloySave(io.ComfyNode):
 def _loadable(merged: Merged) -> str:
     """The format that ComfyUI's own loader reads: kohya for UNets and CLIP, generic names for the others."""
     components = {name.partition(".")[0] for name in merged.layers}
-    known = {"unet", "text_encoder", "text_encoder_2", "text_encoder_3"}
+    known = {"unet", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoders"}
     return "kohya" if components <= known else "diffusers"

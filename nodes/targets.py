@@ -70,15 +70,19 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
 
 
 def _targets(lora: Lora, key_map: dict[str, Target], shapes: dict[str, tuple[int, ...]]) -> dict[str, Target]:
-    """Layer name to target, for the layers that the model has."""
-    found: dict[str, Target] = {}
+    """Layer name to target, for the layers that the model has.
+
+    They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums then round
+    alike.
+    """
+    places = {spelling: place for place, spelling in enumerate(key_map)}
+    found: dict[str, str] = {}
     for name, layer in lora.layers.items():
         for spelling in _spellings(name, layer):
-            target = key_map.get(spelling)
-            if target is not None and _key(target) in shapes:
-                found[name] = target
+            if spelling in key_map and _key(key_map[spelling]) in shapes:
+                found[name] = spelling
                 break
-    return found
+    return {name: key_map[found[name]] for name in sorted(found, key=lambda name: places[found[name]])}
 
 
 def _spellings(name: str, layer: LowRank) -> Iterator[str]:

@@ -23,6 +23,7 @@ DOTTED_COMPONENTS = (
     "text_encoder",
     "text_encoder_2",
     "text_encoder_3",
+    "text_encoders",
     "transformer",
     "diffusion_model",
 )
@@ -45,6 +46,12 @@ _WORDS = {
     )
 }
 
+# ComfyUI's own names of CLIP models, which LoraSave writes
+_COMFYUI_CLIP = {
+    "text_encoders.clip_l.transformer.": "text_encoder.",
+    "text_encoders.clip_h.transformer.": "text_encoder.",
+    "text_encoders.clip_g.transformer.": "text_encoder_2.",
+}
 _OLD_PROCESSOR = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
 _LDM_HEADS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
@@ -95,6 +102,9 @@ def canonical_name(stem: str) -> str:
     path = stem.removeprefix("base_model.model.")
     if path.startswith("model.diffusion_model."):
         path = path.removeprefix("model.")
+    for prefix, component in _COMFYUI_CLIP.items():
+        if path.startswith(f"{prefix}text_model.encoder.layers."):
+            path = component + path.removeprefix(prefix)
     component, _, rest = path.partition(".")
     if component not in DOTTED_COMPONENTS:
         component, rest = _component_of(path), path
@@ -109,6 +119,8 @@ def canonical_name(stem: str) -> str:
 def kohya_name(canonical: str, ldm: bool = False, single_text_encoder: bool = False) -> str:
     """The kohya spelling, with LDM block names for the UNet if asked (what SDXL trainers write)."""
     component, _, path = canonical.partition(".")
+    if component == "text_encoders":  # only ComfyUI knows these, by this name
+        return canonical
     if component == "unet" and ldm:
         path = to_ldm(path)
     prefix = {
@@ -163,7 +175,9 @@ def _tidy(path: str, component: str) -> str:
         path = (
             f"{head.removesuffix('.processor')}.{_OLD_TEXT[last] if component.startswith('text') else last}"
         )
-    if component.startswith("text_encoder") and path.startswith(("encoder.layers.", "embeddings.")):
+    if component in ("text_encoder", "text_encoder_2") and path.startswith(
+        ("encoder.layers.", "embeddings.")
+    ):
         path = f"text_model.{path}"
     return path
 

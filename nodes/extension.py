@@ -1,0 +1,29 @@
+"""What ComfyUI registers, through ``comfy_entrypoint`` of the pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import LoraAlloyApply
+from .inspect import LoraAlloyInspect
+from .loader import LoraAlloyLoader
+from .merge import LoraAlloyMerge
+from .method import LoraAlloyMethod
+from .save import LoraAlloySave
+from .stack import LoraAlloyStack
+
+
+class LoraAlloyExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """What ComfyUI registers."""
+        return [
+            LoraAlloyLoader,
+            LoraAlloyStack,
+            LoraAlloyMethod,
+            LoraAlloyMerge,
+            LoraAlloyApply,
+            LoraAlloySave,
+            LoraAlloyInspect,
+        ]

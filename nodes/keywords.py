@@ -1,0 +1,57 @@
+"""From the values of a node's widgets to the keywords of ``merge_ops.merge``. Needs no ComfyUI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..merge_ops.errors import ParameterError, did_you_mean
+from ..merge_ops.registry import METHODS, Param, get_method
+
+PEFT_OPTION = "peft"
+PEFT_PARAMS = (
+    Param("Fraction kept by ties, dare and magnitude_prune.", 0, 1, 0.01, name="density", default=0.5),
+    Param(
+        "PEFT's sign vote of the ties types.", name="majority_sign_method", default="total",
+        choices=("total", "frequency"), type=str,
+    ),
+    Param("Rank of the *svd types; 0: the largest of the LoRAs.", 0, 4096, 1, False, "svd_rank", int, 0),
+    Param("Quantile at which the *svd types clamp; 0 is off.", 0, 1, 0.01, True, "svd_clamp", float, 0.0),
+)  # fmt: skip
+
+
+def merge_keywords(
+    method: dict[str, Any] | str | None,
+    space: str | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Keywords of ``merge_ops.merge`` from the values of the widgets.
+
+    Raises:
+        MergeError: for an unknown method or parameter, in the words that a user sees on the node.
+    """
+    given = {"method": method} if isinstance(method, str) else dict(method or {"method": "linear"})
+    name = str(given.pop("method"))
+    params = {key: value for key, value in given.items() if value is not None}
+    shared: dict[str, Any] = {"seed": seed or 0}
+    if name == PEFT_OPTION:
+        chosen = {"combination_type": params.pop("combination_type", "linear")}
+        chosen |= {key: value for key, value in params.items() if not (key.startswith("svd_") and not value)}
+        if space not in (None, "delta") or rank:
+            raise ParameterError(
+                "with method peft, space and rank come from the combination type and svd_rank"
+            )
+        return chosen | shared
+    if name not in METHODS:
+        raise ParameterError(f"unknown merge method {name!r}{did_you_mean(name, (*METHODS, PEFT_OPTION))}")
+    get_method(name).resolve(params)
+    return {"method": name, **params, "space": space or "delta", "rank": rank or None, **shared}
+
+
+def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...]) -> None:
+    """An API input that no widget has is a misspelling, which ComfyUI would drop without a word."""
+    for name in unknown:
+        plain = name.partition(".")[2] or name
+        params = {p.name for m in METHODS.values() for p in m.params} | {p.name for p in PEFT_PARAMS}
+        names = sorted(params | set(known) | {"combination_type"})
+        raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, names)}")
