@@ -6,12 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..merge_ops.formats import from_tensors
-from ..merge_ops.merge import merge
-from ..merge_ops.merged import Merged
 from ..merge_ops.types import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .lora_model import MergedLoraModel
+from .lora_model import as_merge
 from .patch import add_merge
 from .targets import fit
 
@@ -51,7 +48,7 @@ class LoraAlloyApply(io.ComfyNode):
         cls, model: Any, lora: dict[str, Any], strength_model: float, strength_clip: float, clip: Any = None
     ) -> io.NodeOutput:
         """Patch clones."""
-        merged = merged_of(lora)
+        merged = as_merge(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
         whole = Lora("the merged LoRA", {name: merged.layer(name).template for name in merged.layers})
@@ -62,10 +59,3 @@ class LoraAlloyApply(io.ComfyNode):
         if new_clip is not None and strength_clip:
             add_merge(new_clip, merged, fitted.clip, strength_clip)
         return io.NodeOutput(new_model, new_clip)
-
-
-def merged_of(lora: dict[str, Any]) -> Merged | None:
-    """The merge behind a LORA_MODEL; a plain state dict is a merge of one LoRA. None where nothing was on."""
-    if isinstance(lora, MergedLoraModel):
-        return lora.merged
-    return merge([from_tensors("lora", lora)])

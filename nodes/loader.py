@@ -117,5 +117,8 @@ class LoraAlloyLoader(io.ComfyNode):
         if new_clip is not None:
             add_merge(new_clip, merged, fitted.clip, 1.0)
         return io.NodeOutput(
-            new_model, new_clip, MergedLoraModel(merged), ui=ui.PreviewText(summary(merged, fitted))
+            new_model,
+            new_clip,
+            MergedLoraModel(merged, fitted.stems),
+            ui=ui.PreviewText(summary(merged, fitted)),
         )

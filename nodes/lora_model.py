@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, ValuesView
+from collections.abc import ItemsView, ValuesView
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..merge_ops.formats import from_tensors
 from ..merge_ops.formats.names import kohya_name
+from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
 
 _ROLES = ("lora_up.weight", "lora_down.weight", "alpha")
@@ -21,11 +23,10 @@ class MergedLoraModel(dict[str, Tensor]):
     rank is the sum of the source ranks; each layer is truncated when it is first read.
     """
 
-    def __init__(self, merged: Merged | None) -> None:
+    def __init__(self, merged: Merged | None, stems: dict[str, str] | None = None) -> None:
         self.merged = merged
-        self._layers: dict[str, str] = {}
-        for name in merged.layers if merged is not None else ():
-            self._layers |= {f"{_stem(merged, name)}.{role}": name for role in _ROLES}
+        self.stems = stems or {name: _stem(merged, name) for name in (merged.layers if merged else ())}
+        self._layers = {f"{stem}.{role}": name for name, stem in self.stems.items() for role in _ROLES}
         super().__init__(dict.fromkeys(self._layers))  # type: ignore[arg-type]  # None: not made yet
 
     def __getitem__(self, key: str) -> Tensor:
@@ -60,16 +61,18 @@ class MergedLoraModel(dict[str, Tensor]):
             up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(down.shape[0], -1, *kernel)
         values = (up, down, torch.tensor(float(down.shape[0])))
         for role, value in zip(_ROLES, values, strict=True):
-            self[f"{_stem(self.merged, name)}.{role}"] = value
+            self[f"{self.stems[name]}.{role}"] = value
 
-    def __iter__(self) -> Iterator[str]:
-        return super().__iter__()
+
+def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
+    """A LORA_MODEL of any node; a plain state dict is a merge of one LoRA."""
+    return lora if isinstance(lora, MergedLoraModel) else MergedLoraModel(merge([from_tensors("lora", lora)]))
 
 
 def _stem(merged: Merged, name: str) -> str:
-    """The spelling that ComfyUI's key maps know."""
+    """Without a model to ask: the spelling that ComfyUI most likely knows."""
     component = name.partition(".")[0]
     if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
-    return name
+    return merged.layer(name).template.key or name

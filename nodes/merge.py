@@ -52,4 +52,6 @@ class LoraAlloyMerge(io.ComfyNode):
         fitted = fit(loras, model, clip) if model is not None or clip is not None else None
         merged = run_merge(fitted.loras if fitted else loras, entries, method or {})
         text = summary(merged, fitted)
-        return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)
+        )

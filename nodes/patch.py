@@ -81,11 +81,11 @@ def _add_one_lora(
 ) -> None:
     lora = merged.loras[index]
     by_weight: dict[float, dict[Target, LoRAAdapter]] = {}
-    for name, layer in lora.layers.items():
-        if name in targets:
+    for name, target in targets.items():
+        if name in lora.layers:
             text = name.startswith("text_encoder")
             weight = merged.text_weights[index] if text else merged.weights[index]
-            by_weight.setdefault(weight, {})[targets[name]] = _lora_adapter(layer)
+            by_weight.setdefault(weight, {})[target] = _lora_adapter(lora.layers[name])
     for weight, patches in by_weight.items():
         patcher.add_patches(patches, weight * merged.recipe.scale * strength)
 

@@ -13,9 +13,8 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import save
-from ..merge_ops.merged import Merged
-from .apply import merged_of
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
+from .lora_model import as_merge
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _FORMATS = ("auto", "kohya", "diffusers")
@@ -68,8 +67,8 @@ class LoraAlloySave(io.ComfyNode):
         dtype: str | None = None,
     ) -> io.NodeOutput:
         """Save under the next free number."""
-        merged = merged_of(lora)
-        if merged is None:
+        whole = as_merge(lora)
+        if whole.merged is None:
             raise ParameterError("there is nothing to save: no LoRA was on")
         output = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
@@ -80,18 +79,13 @@ class LoraAlloySave(io.ComfyNode):
             bar.update_absolute(done, total)
 
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        form = _loadable(merged) if format in (None, "auto") else format
-        report = save(merged, path, rank or None, form, _DTYPES[dtype or "float16"], progress=progress)
+        names = {"format": "kohya", "stems": whole.stems} if format in (None, "auto") else {"format": format}
+        report = save(
+            whole.merged, path, rank or None, dtype=_DTYPES[dtype or "float16"], progress=progress, **names
+        )
         relative = (Path(subfolder) / path.name).as_posix()
         text = (
             f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
             f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
         )
         return io.NodeOutput(relative, ui=ui.PreviewText(text))
-
-
-def _loadable(merged: Merged) -> str:
-    """The format that ComfyUI's own loader reads: kohya for UNets and CLIP, generic names for the others."""
-    components = {name.partition(".")[0] for name in merged.layers}
-    known = {"unet", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoders"}
-    return "kohya" if components <= known else "diffusers"

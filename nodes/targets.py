@@ -30,6 +30,7 @@ class Fit:
     unet: dict[str, Target]  # layer name -> weight of the diffusion model
     clip: dict[str, Target]  # layer name -> weight of the text encoders
     missing: dict[str, list[str]]  # LoRA name -> layers that the model has not
+    stems: dict[str, str]  # layer name -> a spelling that ComfyUI's loader reads, for saving
 
 
 def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
@@ -61,19 +62,23 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     }
     unet_targets = set(unet_map.values())
     by_name = {name: target for target, name in names.items()}
+    spellings: dict[Target, list[str]] = {}
+    for spelling, target in (unet_map | clip_map).items():
+        spellings.setdefault(target, []).append(spelling)
     return Fit(
         renamed,
         {name: target for name, target in by_name.items() if target in unet_targets},
         {name: target for name, target in by_name.items() if target not in unet_targets},
         {name: layers for name, layers in missing.items() if layers},
+        {name: _stem(name, spellings[target]) for name, target in by_name.items()},
     )
 
 
 def _targets(lora: Lora, key_map: dict[str, Target], shapes: dict[str, tuple[int, ...]]) -> dict[str, Target]:
     """Layer name to target, for the layers that the model has.
 
-    They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums then round
-    alike.
+    They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums then
+    round alike.
     """
     places = {spelling: place for place, spelling in enumerate(key_map)}
     found: dict[str, str] = {}
@@ -101,6 +106,12 @@ def _spellings(name: str, layer: LowRank) -> Iterator[str]:
         yield f"diffusion_model.{name}"
         yield f"transformer.{name}"
         yield f"base_model.model.{name}"
+
+
+def _stem(name: str, known: list[str]) -> str:
+    """Among the spellings that ComfyUI knows, the one that most other tools know too."""
+    usual = (kohya_name(name, single_text_encoder=True), kohya_name(name), name)
+    return next((spelling for spelling in usual if spelling in known), known[0])
 
 
 def _shapes(model: Any | None) -> dict[str, tuple[int, ...]]:

@@ -170,6 +170,8 @@ def _tidy(path: str, component: str) -> str:
     if component == "unet":
         path = _from_ldm(path)
     head, _, last = path.rpartition(".")
+    if head.endswith(".processor"):
+        last = last.removesuffix("_lora") + "_lora"
     if last in _OLD_PROCESSOR:
         last = _OLD_PROCESSOR[last]
         path = (

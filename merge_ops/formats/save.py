@@ -62,6 +62,7 @@ def save(
     dtype: torch.dtype = torch.float16,
     *,
     overwrite: bool = False,
+    stems: dict[str, str] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> SaveReport:
     """Write a merge as a LoRA file that other tools load at strength 1.
@@ -74,6 +75,7 @@ def save(
         format: ``kohya``, ``diffusers``, ``peft``, or ``auto``: as the first LoRA of the merge.
         dtype: float16, bfloat16 or float32.
         overwrite: replace an existing file; otherwise it is left alone and an error is raised.
+        stems: what the keys of each layer begin with in the kohya format, for readers with their own names.
         progress: called as ``progress(done, total, layer)``.
 
     The file is read back and must hold, bit for bit, what was computed; only then does it get its name.
@@ -85,7 +87,7 @@ def save(
     """
     target, form = Path(path), resolve_format(format, merged.loras[0])
     _check_request(target, form, rank, dtype, overwrite)
-    stems = module_names(merged.layers, form, merged.loras)
+    stems = stems or module_names(merged.layers, form, merged.loras)
     alpha = _common_rank(merged, rank) if form == "kohya" else None
     layers: dict[str, LowRank] = {}
     saved, squares = [], [0.0, 0.0]

@@ -9,6 +9,7 @@ factors: diffusers takes the most common alpha for attention layers, whatever th
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -29,6 +30,7 @@ _AUTO = {
     "peft": "peft",
 }
 _LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 # what sources may say about the base model; carried over where those that say it agree
 _INHERITED = (
     "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type",
@@ -120,10 +122,13 @@ def peft_config(layers: dict[str, LowRank], stems: dict[str, str], loras: list[L
     """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
     by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in layers.items()}
     inherited = next((lora.config for lora in loras if lora.config), {})
-    kept = ("task_type", "auto_mapping", "base_model_name_or_path", "revision")
+    kept = {key: inherited[key] for key in ("task_type", "auto_mapping", "revision") if inherited.get(key)}
+    base = inherited.get("base_model_name_or_path")
+    if isinstance(base, str) and _HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
+        kept["base_model_name_or_path"] = base
     return {
         "peft_type": "LORA",
-        **{key: inherited[key] for key in kept if inherited.get(key) is not None},
+        **kept,
         **_rank_config(by_path),
         "target_modules": sorted(by_path),
         "fan_in_fan_out": any(layer.layout == "fan_in_fan_out" for layer in layers.values()),

@@ -82,8 +82,8 @@ def _weight(module: nn.Module | None) -> Tensor:
 def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
     """True if the module stores its weight the other way round than the adapter's file says.
 
-    PEFT keeps one ``fan_in_fan_out`` for a whole adapter, so where linear layers and transformers' Conv1D (which
-    stores (in, out)) are mixed, the flag is wrong for one of them; the module itself knows.
+    PEFT keeps one ``fan_in_fan_out`` for a whole adapter, so where linear layers and transformers' Conv1D
+    (which stores (in, out)) are mixed, the flag is wrong for one of them; the module itself knows.
     """
     layout = merged.layer(name).template.layout
     stores_in_out = type(getattr(module, "base_layer", module)).__name__ == "Conv1D"

@@ -144,9 +144,12 @@ def three_loras(name):
 
 
 def assert_close(a, b, what, tolerance=0.0):
+    """The same weights, within a tolerance relative to the largest entry; half precision adds its rounding."""
     assert a.keys() == b.keys(), f"{what}: {len(a)} weights against {len(b)}"
-    worst = max(((a[k] - b[k]).abs().max().item() / (b[k].abs().max().item() + 1e-9), k) for k in a)
-    assert worst[0] <= tolerance, f"{what}: {worst}"
+    for key, weight in a.items():
+        allowed = tolerance + (2e-3 if tolerance and weight.dtype != torch.float32 else 0)
+        off = (weight.float() - b[key].float()).abs().max().item() / (b[key].float().abs().max().item() + 1e-9)
+        assert off <= allowed, f"{what}: {key} is off by {off}"
 
 
 for _name in MODELS:
@@ -299,7 +302,7 @@ def save_then_stock_load():
 
 @check
 def names_that_stock_does_not_map():
-    """diffusers PEFT with metadata alpha, diffusers 0.21 and PEFT folders load here, at the right strength."""
+    """Diffusers PEFT with metadata alpha, diffusers 0.21 and PEFT folders load here, at the right strength."""
     for model_name in ("sd15", "sdxl"):
         model, _ = load_model(model_name)
         names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
@@ -468,6 +471,6 @@ for function in CHECKS:
     try:
         function()
         wrong = ""
-    except Exception:  # noqa: BLE001  (the test that reads this line reports it)
+    except Exception:
         wrong = traceback.format_exc()
     print(json.dumps({"check": label, "wrong": wrong}), flush=True)
