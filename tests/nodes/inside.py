@@ -144,11 +144,13 @@ def three_loras(name):
 
 
 def assert_close(a, b, what, tolerance=0.0):
-    """The same weights, within a tolerance relative to the largest entry; half precision adds its rounding."""
+    """The same weights, relative to the largest entry; half precision adds its rounding."""
     assert a.keys() == b.keys(), f"{what}: {len(a)} weights against {len(b)}"
     for key, weight in a.items():
         allowed = tolerance + (2e-3 if tolerance and weight.dtype != torch.float32 else 0)
-        off = (weight.float() - b[key].float()).abs().max().item() / (b[key].float().abs().max().item() + 1e-9)
+        off = (weight.float() - b[key].float()).abs().max().item() / (
+            b[key].float().abs().max().item() + 1e-9
+        )
         assert off <= allowed, f"{what}: {key} is off by {off}"
 
 
@@ -178,10 +180,8 @@ for _name in MODELS:
         by_name = {stem: target for target, (stem, _) in key_names(model, clip).items()}
         loras = [merge_ops.load(LORAS / row[0]) for row in rows]
         for method in ("ties", "dare_ties", "dare_linear", "magnitude_prune"):
-            ours = run(
-                "LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method={"method": method, "density": 0.4},
-                seed=5,
-            )  # fmt: skip
+            chosen = {"method": method, "density": 0.4}
+            ours = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method=chosen, seed=5)
             merged = merge_ops.merge(
                 loras, [r[1] for r in rows], method, text_weights=[r[2] for r in rows], density=0.4, seed=5
             )
@@ -203,7 +203,7 @@ for _name in MODELS:
 @check
 def peft_types_are_the_library():
     """Method peft with each of PEFT's eleven names gives what the library gives."""
-    model, clip = load_model("flux")
+    model, _ = load_model("flux")
     rows = [(write_lora(f"flux_p{i}", "flux", 4, 4, 10 + i), 0.8, 0.8) for i in range(2)]
     loras = [merge_ops.load(LORAS / row[0]) for row in rows]
     for kind in merge_ops.COMBINATION_TYPES:
@@ -224,7 +224,7 @@ def peft_types_are_the_library():
 
 @check
 def the_patch_is_lazy_and_rebuildable():
-    """It holds the factors and scalars only, and a copy made as ComfyUI makes it gives the same bits, again and again."""
+    """It holds factors and scalars only; a copy made as ComfyUI makes it gives the same bits again."""
     model, clip = load_model("sd15")
     rows = three_loras("sd15")
     ours = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method={"method": "ties"})[0]
@@ -276,7 +276,7 @@ def half_and_fp8_weights():
 
 @check
 def save_then_stock_load():
-    """What Save LoRA writes, stock Load LoRA reads at strength 1: the merged weights within the reported error."""
+    """What Save LoRA writes, stock Load LoRA reads at strength 1: the merged weights within the error."""
     for name in MODELS:
         model, clip = load_model(name)
         rows = three_loras(name)
@@ -302,7 +302,7 @@ def save_then_stock_load():
 
 @check
 def names_that_stock_does_not_map():
-    """Diffusers PEFT with metadata alpha, diffusers 0.21 and PEFT folders load here, at the right strength."""
+    """Diffusers PEFT with metadata alpha, diffusers 0.21 and PEFT folders, at the right strength."""
     for model_name in ("sd15", "sdxl"):
         model, _ = load_model(model_name)
         names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
@@ -311,7 +311,7 @@ def names_that_stock_does_not_map():
         sd = model.model.state_dict()
         pairs = {
             p: (torch.randn(sd[k].shape[0], 4) * 0.1, torch.randn(4, sd[k].shape[1]) * 0.1)
-            for p, k in zip(paths, keys)
+            for p, k in zip(paths, keys, strict=True)
         }
         a, b = "lora_A.weight", "lora_B.weight"
         new = {f"unet.{p}.{a}": d for p, (u, d) in pairs.items()} | {
@@ -344,7 +344,7 @@ def names_that_stock_does_not_map():
             )[0]
             weights = patched(ours)
             assert sorted(weights) == sorted(keys), (name, len(weights))
-            for path, key in zip(paths, keys):
+            for path, key in zip(paths, keys, strict=True):
                 up, down = pairs[path]
                 change = weights[key] - sd[key]
                 assert torch.allclose(change, 0.5 * 3 * up @ down, atol=1e-4), (name, key)
@@ -398,7 +398,7 @@ def core_lora_models_in_and_out():
 
 @check
 def refusals_are_one_sentence():
-    """Wrong base model, unknown method or parameter, missing file, NaN: an error that says so, model untouched."""
+    """Wrong base model, unknown method or parameter, missing file, NaN: an error, the model untouched."""
     model, clip = load_model("sd15")
     write_lora("flux_only", "flux", 4, 4, 1)
     bad = load_file(LORAS / write_lora("nan", "sd15", 2, 2, 1))
@@ -473,4 +473,4 @@ for function in CHECKS:
         wrong = ""
     except Exception:
         wrong = traceback.format_exc()
-    print(json.dumps({"check": label, "wrong": wrong}), flush=True)
+    print(json.dumps({"check": label, "wrong": wrong}), flush=True)  # noqa: T201

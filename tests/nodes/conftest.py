@@ -1,0 +1,149 @@
+"""A real ComfyUI with this pack in it: found, given tiny models, and started once for all tests."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+
+def find_comfyui():
+    """COMFYUI_DIR, the ComfyUI that this pack lies in, or ~/comfy/ComfyUI."""
+    places = [os.environ.get("COMFYUI_DIR"), ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    return next((Path(p) for p in places if p and (Path(p) / "comfy" / "sd.py").is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def comfyui_python():
+    """``(ComfyUI's folder, its interpreter)``; the tests skip without them."""
+    root = find_comfyui()
+    if root is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_DIR, or have one at ~/comfy/ComfyUI")
+    python = root / ".venv" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"the ComfyUI at {root} has no virtual environment of its own in .venv")
+    return root, python
+
+
+@pytest.fixture(scope="session")
+def comfyui_env():
+    """Environment of a ComfyUI process: stand-ins for missing packages, one thread."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "comfyui"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def base(comfyui_python, comfyui_env, tmp_path_factory):
+    """A base folder for ComfyUI: tiny models, and this pack under a name of its own."""
+    root, python = comfyui_python
+    folder = tmp_path_factory.mktemp("comfyui")
+    for name in ("models/loras", "custom_nodes", "input", "output", "temp", "user"):
+        (folder / name).mkdir(parents=True)
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
+    shutil.copytree(ROOT, folder / "custom_nodes" / "any folder-name", ignore=ignored)
+    command = [str(python), str(HERE / "make_models.py"), str(folder / "models")]
+    subprocess.run(command, cwd=root, env=comfyui_env, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inside(base, comfyui_python, comfyui_env):
+    """What each check of ``inside.py`` found wrong, by the name of the check."""
+    root, python = comfyui_python
+    pack = base / "custom_nodes" / "any folder-name"
+    command = [str(python), str(HERE / "inside.py"), str(pack), str(base)]
+    done = subprocess.run(
+        command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=900, check=False
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+    assert lines, done.stderr[-3000:]
+    return {line["check"]: line["wrong"] for line in lines}
+
+
+class Server:
+    """A running ComfyUI, spoken to as a headless user does: HTTP and nothing else."""
+
+    def __init__(self, url, log, base):
+        self.url, self.log, self.base = url, log, base
+
+    def get(self, path):
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path, body):
+        """``(status, answer)``."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def queue(self, workflow):
+        """Queue a workflow and return its id; it must be accepted."""
+        status, answer = self.post("/prompt", {"prompt": workflow})
+        assert status == 200, answer
+        return answer["prompt_id"]
+
+    def wait(self, prompt_id, seconds=180):
+        """The history entry of a finished workflow."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]
+            time.sleep(0.1)
+        raise AssertionError(f"no result after {seconds} s:\n{self.log.read_text()[-2000:]}")
+
+    def run(self, workflow):
+        """Run a workflow to its end and return its history entry."""
+        return self.wait(self.queue(workflow))
+
+    def image(self, entry, node="9"):
+        """The bytes of the picture that a node saved."""
+        picture = entry["outputs"][node]["images"][0]
+        query = f"?filename={picture['filename']}&subfolder={picture['subfolder']}&type={picture['type']}"
+        with urllib.request.urlopen(f"{self.url}/view{query}", timeout=30) as answer:
+            return answer.read()
+
+
+@pytest.fixture(scope="session")
+def server(base, inside, comfyui_python, comfyui_env):
+    """ComfyUI's real server on the CPU. ``inside`` has left LoRA files for its models."""
+    root, python = comfyui_python
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory",
+        str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", "--disable-api-nodes",
+        "--disable-auto-launch",
+    ]  # fmt: skip
+    log = base / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=root, env=comfyui_env, stdout=out, stderr=subprocess.STDOUT)
+    running = Server(f"http://127.0.0.1:{port}", log, base)
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                running.get("/system_stats")
+                break
+            except OSError:
+                time.sleep(0.1)
+        running.process = process
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)

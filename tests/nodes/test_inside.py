@@ -1,0 +1,21 @@
+"""The checks of ``inside.py``, each a test: patched weights in the real ComfyUI, in one process."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCE = (Path(__file__).parent / "inside.py").read_text(encoding="utf-8")
+MODELS = re.search(r"^MODELS = \((.*)\)", SOURCE, re.MULTILINE)[1].replace('"', "").split(", ")
+CHECKS = [
+    label
+    for indent, name in re.findall(r"^( *)@check\n *def (\w+)", SOURCE, re.MULTILINE)
+    for label in ([f"{name}[{model}]" for model in MODELS] if indent else [name])
+]
+
+
+@pytest.mark.parametrize("label", CHECKS)
+def test_inside_comfyui(inside, label):
+    """Nothing is wrong, and the check did run."""
+    assert label in inside
+    assert not inside[label], inside[label]

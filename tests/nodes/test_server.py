@@ -1,0 +1,183 @@
+"""The pack in a running ComfyUI server, driven by HTTP as headless users drive it."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
+NODES = {
+    "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
+    "LoraAlloySave", "LoraAlloyInspect",
+}  # fmt: skip
+LIST = "<lora:sd15_a.safetensors:0.7:0.4>\n<lora:sd15_b.safetensors:-0.5:0.9>"
+
+
+def example(path):
+    """An example workflow, at the size of the tiny model, with LoRA files that are there."""
+    text = path.read_text(encoding="utf-8").replace("style.safetensors", "sd15_a.safetensors")
+    workflow = json.loads(text.replace("character.safetensors", "sd15_b.safetensors"))
+    for node in workflow.values():
+        for name, value in (
+            ("ckpt_name", "tiny_sd15.safetensors"),
+            ("width", 64),
+            ("height", 64),
+            ("steps", 2),
+        ):
+            if name in node["inputs"]:
+                node["inputs"][name] = value
+    return workflow
+
+
+def one_node(**inputs):
+    """The one-node example with other inputs of the loader; None leaves an input out."""
+    workflow = example(ROOT / "example_workflows" / "one_node_api.json")
+    loader = workflow["10"]["inputs"] | {"loras": LIST} | inputs
+    workflow["10"]["inputs"] = {name: value for name, value in loader.items() if value is not None}
+    return workflow
+
+
+def failure(entry):
+    """The message of the node that failed."""
+    messages = dict(entry["status"]["messages"])
+    assert entry["status"]["status_str"] == "error", entry["status"]
+    return messages["execution_error"]["exception_message"]
+
+
+def test_the_pack_is_loaded(server):
+    """All nodes, from the pack's folder, with a tooltip on every input, and in under half a second."""
+    info = server.get("/object_info")
+    found = {name for name, node in info.items() if "any folder-name" in node.get("python_module", "")}
+    assert found == NODES
+    for name in NODES:
+        for group in info[name]["input"].values():
+            for given, spec in group.items():
+                assert spec[1].get("tooltip"), (name, given)
+        assert all(info[name]["output_tooltips"]) and info[name]["description"]
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log
+    seconds = float(re.search(r"([\d.]+) seconds: .*any folder-name", log)[1])
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_runs(server, path):
+    """Each example workflow in API format, on the tiny model."""
+    entry = server.run(example(path))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert entry["outputs"]
+
+
+def test_recipes_give_their_own_pictures(server):
+    """Two methods one after the other give two pictures, and the first again gives the first picture."""
+    first = server.image(server.run(one_node(method="linear", **{"method.density": None})))
+    second = server.image(server.run(one_node(method="ties")))
+    plain = server.image(server.run(one_node(loras="")))
+    again = server.image(server.run(one_node(method="linear", strength=1.0, **{"method.density": None})))
+    assert len({first, second, plain}) == 3
+    assert again == first
+
+
+def test_the_stock_chain_gives_the_same_picture(server):
+    """Method linear against two Load LoRA nodes of ComfyUI, to the last pixel."""
+    chain = one_node()
+    chain["20"] = {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": ["4", 0], "clip": ["4", 1], "lora_name": "sd15_a.safetensors", "strength_model": 0.7,
+            "strength_clip": 0.4,
+        },
+    }  # fmt: skip
+    chain["10"] = {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": ["20", 0], "clip": ["20", 1], "lora_name": "sd15_b.safetensors", "strength_model": -0.5,
+            "strength_clip": 0.9,
+        },
+    }  # fmt: skip
+    ours = server.image(server.run(one_node(method="linear", **{"method.density": None})))
+    assert server.image(server.run(chain)) == ours
+
+
+def test_unchanged_inputs_are_cached(server):
+    """The same workflow again runs nothing."""
+    workflow = one_node(method="ties", **{"method.density": 0.3})
+    server.run(workflow)
+    messages = dict(server.run(workflow)["status"]["messages"])
+    assert "10" in messages["execution_cached"]["nodes"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"method": "tise"}, "did you mean 'ties'"),
+        ({"method.density": 1.5}, "density"),
+        ({"loras": "<lora:gone.safetensors:1>"}, "gone.safetensors"),
+        ({"loras": "nonsense"}, "line 1"),
+        ({"loras": "<lora:../../secret.safetensors:1>"}, "no LoRA file"),
+    ],
+)
+def test_refused_at_the_door(server, inputs, says):
+    """Refused when it is queued, with a sentence on the node."""
+    status, answer = server.post("/prompt", {"prompt": one_node(**inputs)})
+    assert status == 400
+    errors = answer["node_errors"]["10"]["errors"]
+    assert any(says in error["details"] + error["message"] for error in errors), errors
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"method.densty": 0.5}, "did you mean 'density'"),
+        ({"loras": "<lora:flux_only:1>"}, "another base model"),
+        ({"loras": "<lora:nan:1>"}, "NaN"),
+        ({"loras": "<lora:wide:1>"}, "another base model"),
+    ],
+)
+def test_refused_by_the_node(server, inputs, says):
+    """Found out when the node runs: an error on the node, and no picture."""
+    entry = server.run(one_node(**inputs))
+    assert says in failure(entry)
+    assert "9" not in entry["outputs"]
+
+
+def test_a_saved_merge_is_seen_at_once(server):
+    """The stock Load LoRA lists the file and loads it; the recipe is in it; nothing is overwritten."""
+    workflow = one_node(method="linear", **{"method.density": None})
+    save = {"lora": ["10", 2], "filename_prefix": "loras/served", "dtype": "float32"}
+    workflow["15"] = {"class_type": "LoraAlloySave", "inputs": save}
+    entry = server.run(workflow)
+    text = entry["outputs"]["15"]["text"][0]
+    assert "read back and compared" in text
+    name = re.search(r"served_\d+_\.safetensors", text)[0]
+    listed = server.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert name in listed
+    with safe_open(server.base / "output" / "loras" / name, "pt") as file:
+        recipe = json.loads(file.metadata()["lora_alloy"])
+    assert [source["weight"] for source in recipe["sources"]] == [0.7, -0.5]
+    assert str(server.base) not in json.dumps(recipe)
+    stock = one_node()
+    stock["10"] = {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": ["4", 0], "clip": ["4", 1], "lora_name": name, "strength_model": 1.0,
+            "strength_clip": 1.0,
+        },
+    }  # fmt: skip
+    assert server.run(stock)["status"]["status_str"] == "success"
+    second = server.run(workflow | {"15": {"class_type": "LoraAlloySave", "inputs": save | {"rank": 3}}})
+    assert re.search(r"served_\d+_\.safetensors", second["outputs"]["15"]["text"][0])[0] != name
+
+
+def test_cancelling_leaves_the_server_well(server):
+    """An interrupted merge ends at once, and the next workflow runs."""
+    workflow = one_node(method="dare_ties", seed=int(time.time()))
+    prompt = server.queue(workflow)
+    time.sleep(0.05)
+    server.post("/interrupt", {})
+    server.wait(prompt, 60)
+    assert server.run(one_node())["status"]["status_str"] == "success"
