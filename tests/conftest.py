@@ -1,13 +1,16 @@
-"""Fixtures for all tests: LoRAs made in memory from a seed."""
+"""Fixtures for all tests: LoRAs made in memory from a seed, and where a real ComfyUI is."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from merge_ops import Lora, LowRank
 
+ROOT = Path(__file__).parents[1]
 # name -> (layout, out, in with the kernel folded in, kernel): one layer of every layout
 SHAPES = {
     "block.2.fc": ("linear", 40, 28, ()),
@@ -73,3 +76,28 @@ def refactored() -> Callable[..., Lora]:
         return replace(lora, name=name or lora.name, layers=layers)
 
     return rewrite
+
+
+def find_comfyui():
+    """COMFYUI_DIR, the ComfyUI that this pack lies in, or ~/comfy/ComfyUI."""
+    places = [os.environ.get("COMFYUI_DIR"), ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    return next((Path(p) for p in places if p and (Path(p) / "comfy" / "sd.py").is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def comfyui_python():
+    """``(ComfyUI's folder, its interpreter)``; the tests skip without them."""
+    root = find_comfyui()
+    if root is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_DIR, or have one at ~/comfy/ComfyUI")
+    python = root / ".venv" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"the ComfyUI at {root} has no virtual environment of its own in .venv")
+    return root, python
+
+
+@pytest.fixture(scope="session")
+def comfyui_env():
+    """Environment of a ComfyUI process: stand-ins for missing packages, one thread."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "comfyui"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -6,42 +6,14 @@ A file is tried on the model that the first word of its name says: sd15, sdxl or
 ComfyUI's table of diffusers' names, and one ``.safetensors`` of deltas a file.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import logging
 import sys
 import types
 from pathlib import Path
 
-
-class _Empty(types.ModuleType):
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Empty modules in place of packages that ComfyUI imports and that merging has no use for."""
-
-    def find_spec(self, name, path, target=None):
-        wanted = name.split(".")[0] in ("torchvision", "torchaudio")
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
-
-    def create_module(self, spec):
-        return _Empty(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
 root, out, files = Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]]
 sys.path[0] = str(root)
-sys.meta_path.append(_Absent())  # last, so that the real packages win where they are installed
 sys.argv = ["main.py", "--cpu"]
 
 import comfy.options  # noqa: E402

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -161,17 +160,16 @@ def adapter_deltas():
 
 
 @pytest.fixture(scope="session")
-def comfyui(tmp_path_factory):
+def comfyui(tmp_path_factory, comfyui_python, comfyui_env):
     """Asks a real ComfyUI, in its own interpreter; one call answers everything, since it starts slowly."""
-    root = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "comfy" / "ComfyUI")
-    python = root / ".venv" / "bin" / "python"
-    if not (root / "comfy" / "lora.py").is_file() or not python.is_file():
-        pytest.skip("no ComfyUI with a .venv of its own in COMFYUI_DIR or ~/comfy/ComfyUI")
+    root, python = comfyui_python
 
     def ask(*files: Path):
         out = tmp_path_factory.mktemp("comfyui")
         command = [str(python), str(_PROBE), str(root), str(out), *map(str, files)]
-        ran = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+        ran = subprocess.run(
+            command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=300, check=False
+        )
         assert ran.returncode == 0, ran.stderr[-3000:]
         return out, json.loads((out / "names.json").read_text())
 

@@ -1,7 +1,6 @@
 """A real ComfyUI with this pack in it: found, given tiny models, and started once for all tests."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -14,31 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-
-
-def find_comfyui():
-    """COMFYUI_DIR, the ComfyUI that this pack lies in, or ~/comfy/ComfyUI."""
-    places = [os.environ.get("COMFYUI_DIR"), ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
-    return next((Path(p) for p in places if p and (Path(p) / "comfy" / "sd.py").is_file()), None)
-
-
-@pytest.fixture(scope="session")
-def comfyui_python():
-    """``(ComfyUI's folder, its interpreter)``; the tests skip without them."""
-    root = find_comfyui()
-    if root is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_DIR, or have one at ~/comfy/ComfyUI")
-    python = root / ".venv" / "bin" / "python"
-    if not python.is_file():
-        pytest.skip(f"the ComfyUI at {root} has no virtual environment of its own in .venv")
-    return root, python
-
-
-@pytest.fixture(scope="session")
-def comfyui_env():
-    """Environment of a ComfyUI process: stand-ins for missing packages, one thread."""
-    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "comfyui"), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,8 @@ def test_the_pack_is_loaded(server):
     found = {name for name, node in info.items() if "any folder-name" in node.get("python_module", "")}
     assert found == NODES
     for name in NODES:
-        for group in info[name]["input"].values():
-            for given, spec in group.items():
+        for group in ("required", "optional"):
+            for given, spec in info[name]["input"].get(group, {}).items():
                 assert spec[1].get("tooltip"), (name, given)
         assert all(info[name]["output_tooltips"]) and info[name]["description"]
     log = server.log.read_text()
