@@ -33,6 +33,7 @@ def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
     ``up`` is ``(out, R)``, ``down`` is ``(R, in)``; the product is never formed. The rank is clamped to
     ``min(R, out, in)``.
     """
+    up, down = _computable(up), _computable(down)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)
     u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
@@ -47,6 +48,7 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     range of ``matrix @ start.T`` is already close to the answer, so one or two power steps are enough. Steps
     go on while they still lower the squared error. Deterministic. ``matrix`` is ``(out, in)``.
     """
+    matrix, start = _computable(matrix), _computable(start)
     out, columns = matrix.shape
     rank = min(rank, out, columns)
     width = max(start.shape[0], rank) + _OVERSAMPLE
@@ -63,6 +65,11 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     u, s, vh = _svd_of_wide(projected)
     kept = min(_squared_norm(s[:rank]) / total, 1.0) if total else 1.0
     return TruncatedSVD(basis @ u[:, :rank], s[:rank], vh[:rank], kept)
+
+
+def _computable(matrix: Tensor) -> Tensor:
+    """Where QR and float64 exist: Apple's MPS has neither, so its matrices are decomposed on the CPU."""
+    return matrix.cpu() if matrix.device.type == "mps" else matrix
 
 
 def _project(matrix: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:

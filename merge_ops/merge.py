@@ -52,7 +52,7 @@ def merge(
         rank: truncate every layer to this rank; None keeps the exact result.
         scale: multiplies the whole result.
         seed: of the random masks of DARE; the same seed gives the same masks on every device.
-        device: where to compute, by torch's name; None is where the tensors are.
+        device: where to compute, by torch's name; None is where the tensors are. What is kept stays there.
         dtype: of the result; float32 by default. Computation is in float32.
         progress: called as ``progress(done, total, layer)``; an exception from it ends the merge.
         combination_type: a name of PEFT's ``add_weighted_adapter`` instead of ``method``, with PEFT's
@@ -107,7 +107,8 @@ def _merge_in_factor_space(
             "equal ranks; use space='delta', which takes any"
         )
     up, down = merge_factors(stack, recipe, device)
-    return MergedLayer(stack, recipe).pinned(up.to(dtype), down.to(dtype))
+    # a rank is cut from what was computed, not from what its dtype keeps of it
+    return MergedLayer(stack, recipe).pinned(up, down, dtype if recipe.rank is None else torch.float32)
 
 
 def _checked_weights(loras: list[Lora], weights: Sequence[float] | None) -> list[float]:

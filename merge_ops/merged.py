@@ -64,17 +64,19 @@ class MergedLayer:
         return svd_of_matrix(value, rank, torch.cat(self.stack.factors(value.device)[1]))
 
     def truncated(self, rank: int, device: torch.device | None, dtype: torch.dtype) -> MergedLayer:
-        """The same layer as one low-rank pair of at most ``rank``."""
+        """The same layer as one low-rank pair of at most ``rank``, stored where the LoRAs are."""
         found = self.svd(rank, self.value(device))
         up, down = (
             found.balanced() if self.recipe.svd_clamp is None else _clamped(found, self.recipe.svd_clamp)
         )
-        fixed = replace(self.template, up=up.to(dtype), down=down.to(dtype), scale=1.0)
-        return replace(self, fixed=fixed, energy_kept=self.energy_kept * found.energy_kept)
+        energy = self.energy_kept * found.energy_kept
+        return replace(self.pinned(up, down, dtype), energy_kept=energy)
 
-    def pinned(self, up: Tensor, down: Tensor) -> MergedLayer:
-        """The same layer with its result given as factors."""
-        return replace(self, fixed=replace(self.template, up=up, down=down, scale=1.0))
+    def pinned(self, up: Tensor, down: Tensor, dtype: torch.dtype) -> MergedLayer:
+        """The same layer with its result given as factors, stored where the LoRAs are."""
+        home = self.template.up.device
+        fixed = replace(self.template, up=up.to(home, dtype), down=down.to(home, dtype), scale=1.0)
+        return replace(self, fixed=fixed)
 
 
 class Merged:

@@ -22,7 +22,7 @@ def run_merge(
 ) -> Merged:
     """Merge on ComfyUI's device; without memory there, on the CPU. The result holds CPU memory only."""
     device = comfy.model_management.get_torch_device()
-    if device.type != "cpu":
+    if device.type not in ("cpu", "mps"):  # MPS shares the CPU's memory and lacks what decompositions need
         comfy.model_management.free_memory(_memory_needed(loras), device)
         try:
             return _merge(loras, entries, keywords, scale, device)
