@@ -37,7 +37,10 @@ def write_verified(
             file = temporary / WEIGHTS_NAME
             text = json.dumps(config, indent=2) + "\n"
             (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+        file.touch()
+        mode = file.stat().st_mode
         save_file(tensors, file, metadata)
+        file.chmod(mode)  # safetensors lets only the owner read what it writes
         sort_metadata(file)
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())

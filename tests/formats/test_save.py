@@ -175,3 +175,14 @@ def test_progress_and_report(merged, folder):
     assert report.size == (folder / "x.safetensors").stat().st_size
     assert [line.name for line in report.layers] == list(merged.layers)
     assert json.loads(json.dumps(report.to_dict()))["format"] == "kohya"
+
+
+def test_others_may_read_the_file_as_any_other_file(tmp_path, make_lora):
+    """A saved LoRA has the permissions that a new file gets here."""
+    merge_ops.save(
+        merge_ops.merge([make_lora(shapes={"unet.conv_in": (8, 8)})]),
+        tmp_path / "a.safetensors",
+        format="kohya",
+    )
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
