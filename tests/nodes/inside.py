@@ -397,6 +397,57 @@ def core_lora_models_in_and_out():
 
 
 @check
+def core_merging_nodes_take_our_patches():
+    """ModelMergeSimple and Extract and Save Lora see a lazily merged model as any other."""
+    import comfy_extras.nodes_lora_extract as extract
+    import comfy_extras.nodes_model_merging as merging
+
+    model, _ = load_model("flux")
+    rows = three_loras("flux")
+    ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method={"method": "ties"})[0]
+    weights = patched(ours)
+    with torch.inference_mode():
+        half = merging.ModelMergeSimple().merge(model, ours, 0.5)[0]
+        mixed = patched(half)
+        difference = merging.ModelSubtract().merge(ours, model, 1.0)[0]
+        changes = patched(difference)
+        base = model.model.state_dict()
+        for key, weight in weights.items():
+            middle = (weight + base[key].float()) / 2
+            assert torch.allclose(mixed[key], middle, atol=1e-5), f"{key}: the middle of two models"
+            assert torch.allclose(changes[key], weight - base[key].float(), atol=1e-5), (
+                f"{key}: the difference"
+            )
+        extract.LoraSave.execute("loras/extracted", 64, "full_diff", False, model_diff=difference)
+    (saved,) = (BASE / "output" / "loras").glob("extracted_*.safetensors")
+    for key, diff in load_file(saved).items():
+        name = key.removesuffix(".diff") + ".weight"
+        change = changes[name] if name in changes else torch.zeros_like(diff, dtype=torch.float32)
+        assert torch.allclose(diff.float(), change, atol=2e-3), key
+
+
+@check
+def patching_again_and_again_changes_nothing():
+    """Load, unload and load a patched model: the same bits each time, and the base as it was."""
+    model, _ = load_model("wan")
+    before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
+    text = text_of(three_loras("wan"))
+    ours = run("LoraAlloyLoader", model=model, loras=text, method={"method": "dare_ties"})[0]
+    seen = []
+    with torch.inference_mode():
+        for _ in range(2):
+            ours.patch_model(ours.load_device)
+            seen.append({key: weight.clone() for key, weight in ours.model.state_dict().items()})
+            ours.unpatch_model(ours.offload_device)
+    assert all(torch.equal(weight, before[key]) for key, weight in model.model.state_dict().items())
+    assert all(torch.equal(seen[0][key], seen[1][key]) for key in before)
+    changed = {key for key in before if not torch.equal(seen[0][key], before[key])}
+    # ComfyUI loads patches of modules' weights; Wan's bare parameters ("modulation") it leaves to nobody
+    expected = {key for key in ours.patches if key.endswith(".weight")}
+    assert changed == expected, changed ^ expected
+
+
+@check
 def refusals_are_one_sentence():
     """Wrong base model, unknown method or parameter, missing file, NaN: an error, the model untouched."""
     model, clip = load_model("sd15")
