@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .linalg import product_inner
-from .merge import line_up
+from .lineup import line_up
 from .report import sign_conflict
 from .types import Lora, LowRank
 

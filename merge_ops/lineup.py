@@ -1,0 +1,93 @@
+"""Lining LoRAs up layer by layer, in an order that does not depend on their places in the stack."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+from .errors import IncompatibleLoraError
+from .fingerprint import fingerprint
+from .spaces import LayerStack
+from .types import Lora, LowRank
+
+
+def line_up(
+    loras: list[Lora],
+    weights: list[float],
+    text_weights: list[float] | None = None,
+    needs_identity: bool = False,
+) -> list[LayerStack]:
+    """One stack a layer, in natural order of the names; within it the LoRAs in an order of their own.
+
+    That order depends on the LoRAs and not on their places, so a permuted stack gives the same bits.
+    """
+    text_weights = weights if text_weights is None else text_weights
+    order = _own_order(loras, list(zip(weights, text_weights, strict=True)))
+    identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
+    names = sorted({name for lora in loras for name in lora.layers}, key=_natural)
+    stacks = []
+    for name in names:
+        having = [i for i in order if name in loras[i].layers]
+        used = text_weights if name.startswith("text_encoder") else weights
+        _check_shapes(name, [loras[i] for i in having])
+        stacks.append(
+            LayerStack(
+                name,
+                tuple(loras[i].layers[name] for i in having),
+                tuple(used[i] for i in having),
+                tuple(identities[i] for i in having),
+            )
+        )
+    return stacks
+
+
+def _own_order(loras: list[Lora], weights: list[tuple[float, float]]) -> list[int]:
+    """By name, sizes of the weights, weights, and content where these are the same: many files share a name.
+
+    The sizes come before the signs, so that the negative of a merge is summed in the same order.
+    """
+    seen = Counter(zip((lora.name for lora in loras), weights, strict=True))
+
+    def place(i: int) -> tuple[str, tuple[float, ...], tuple[float, ...], str]:
+        lora, weight = loras[i], weights[i]
+        alike = seen[lora.name, weight] > 1
+        content = (lora.sha256 or str(fingerprint(lora))) if alike else ""
+        return lora.name, tuple(map(abs, weight)), weight, content
+
+    return sorted(range(len(loras)), key=place)
+
+
+def _identities(loras: list[Lora], order: list[int]) -> dict[int, str]:
+    """The fingerprint of each LoRA, numbered where it occurs more than once."""
+    seen: Counter[int] = Counter()
+    found = {}
+    for i in order:
+        mark = fingerprint(loras[i])
+        found[i] = f"{mark}.{seen[mark]}"
+        seen[mark] += 1
+    return found
+
+
+def _check_shapes(name: str, loras: list[Lora]) -> None:
+    first = loras[0]
+    for other in loras[1:]:
+        a, b = first.layers[name], other.layers[name]
+        if a.matrix_shape != b.matrix_shape or _is_embedding(a) != _is_embedding(b) or not _same_kernel(a, b):
+            raise IncompatibleLoraError(
+                f"{name} has the shape {a.weight_shape} in {first.name} and {b.weight_shape} in "
+                f"{other.name}; they were trained on different base models and cannot be merged"
+            )
+
+
+def _is_embedding(layer: LowRank) -> bool:
+    return layer.layout == "embedding"
+
+
+def _same_kernel(a: LowRank, b: LowRank) -> bool:
+    """A 1 x 1 convolution and a linear layer are the same matrix."""
+    return a.kernel == b.kernel or math.prod(a.kernel) == math.prod(b.kernel) == 1
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
