@@ -49,8 +49,11 @@ class LoraAlloyStack(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, loras: str | None = None) -> bool | str:
-        """Refuse a list that cannot be read, or a file that is not there."""
+    def validate_inputs(cls, loras: str | None = None, lora: Any = None) -> bool | str:
+        """Refuse a list that cannot be read, or a file that is not there.
+
+        ComfyUI passes the dynamic input ``lora`` to every validation.
+        """
         try:
             file_states(loras)
         except MergeError as error:

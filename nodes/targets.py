@@ -49,6 +49,8 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     for lora, targets in zip(loras, found, strict=True):
         if not targets:
             raise IncompatibleLoraError(_stranger(lora, clip is None))
+        if len(set(targets.values())) < len(targets):
+            raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
         for layer, target in targets.items():
             _check_shape(lora, layer, target, shapes)
             names[target] = min(names.get(target, layer), layer)
@@ -62,6 +64,10 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     }
     unet_targets = set(unet_map.values())
     by_name = {name: target for target, name in names.items()}
+    if len(by_name) < len(names):
+        raise IncompatibleLoraError(
+            "the LoRAs call different weights of this model by one name; merge them apart"
+        )
     spellings: dict[Target, list[str]] = {}
     for spelling, target in (unet_map | clip_map).items():
         spellings.setdefault(target, []).append(spelling)

@@ -1,5 +1,6 @@
 """A real ComfyUI with this pack in it: found, given tiny models, and started once for all tests."""
 
+import io
 import json
 import shutil
 import socket
@@ -10,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -85,11 +87,11 @@ class Server:
         return self.wait(self.queue(workflow))
 
     def image(self, entry, node="9"):
-        """The bytes of the picture that a node saved."""
+        """The pixels of the picture that a node saved; the file also holds the workflow."""
         picture = entry["outputs"][node]["images"][0]
         query = f"?filename={picture['filename']}&subfolder={picture['subfolder']}&type={picture['type']}"
         with urllib.request.urlopen(f"{self.url}/view{query}", timeout=30) as answer:
-            return answer.read()
+            return Image.open(io.BytesIO(answer.read())).tobytes()
 
 
 @pytest.fixture(scope="session")
