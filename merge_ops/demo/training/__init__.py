@@ -1,0 +1,1 @@
+"""Scripts that made the demo's assets; the demo itself never runs them."""
