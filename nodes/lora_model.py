@@ -27,7 +27,7 @@ class MergedLoraModel(dict[str, Tensor]):
         self.merged = merged
         self.stems = stems or {name: _stem(merged, name) for name in (merged.layers if merged else ())}
         self._layers = {f"{stem}.{role}": name for name, stem in self.stems.items() for role in _ROLES}
-        super().__init__(dict.fromkeys(self._layers))  # type: ignore[arg-type]  # None: not made yet
+        super().__init__(dict.fromkeys(self._layers))  # None: not made yet
 
     def __getitem__(self, key: str) -> Tensor:
         value = super().__getitem__(key)
