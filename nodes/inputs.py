@@ -1,9 +1,10 @@
-"""Widgets of the nodes, made from the registry."""
+"""Widgets that several nodes share; those of the methods are made from the registry."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..merge_ops.combination import COMBINATION_TYPES, SPACES
@@ -16,6 +17,7 @@ STACK = io.Custom("LORA_ALLOY_STACK")
 METHOD = io.Custom("LORA_ALLOY_METHOD")
 COMMUNITY_STACK = io.Custom("LORA_STACK")
 LORA_MODEL = io.Custom("LORA_MODEL")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "dare", "power lora", "peft"]
 
 
@@ -46,18 +48,22 @@ def method_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input("method", options=options, tooltip=f"How to merge.\n{summaries}")
 
 
-def merge_inputs() -> list[io.Input]:
-    """The expert settings of a merge."""
+def space_input() -> io.Combo.Input:
+    """Where a method works."""
+    return io.Combo.Input(
+        "space",
+        options=list(SPACES),
+        default="delta",
+        optional=True,
+        advanced=True,
+        tooltip="delta merges the true weight changes. factors merges up and down separately, as PEFT does: "
+        "it needs equal ranks and mixes the LoRAs with each other.",
+    )
+
+
+def result_inputs() -> list[io.Input]:
+    """The expert settings of a merge that do not belong to its method."""
     return [
-        io.Combo.Input(
-            "space",
-            options=list(SPACES),
-            default="delta",
-            optional=True,
-            advanced=True,
-            tooltip="delta merges the true weight changes. factors merges up and down separately, as PEFT "
-            "does: it needs equal ranks and mixes the LoRAs with each other.",
-        ),
         io.Int.Input(
             "rank",
             default=0,

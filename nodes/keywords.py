@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..merge_ops.errors import ParameterError, did_you_mean
@@ -17,6 +18,14 @@ PEFT_PARAMS = (
     Param("Rank of the *svd types; 0: the largest of the LoRAs.", 0, 4096, 1, False, "svd_rank", int, 0),
     Param("Quantile at which the *svd types clamp; 0 is off.", 0, 1, 0.01, True, "svd_clamp", float, 0.0),
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class MethodChoice:
+    """What Merge Method gives to Merge LoRAs: the values of its widgets, checked."""
+
+    method: dict[str, Any] | str | None = None
+    space: str | None = None
 
 
 def merge_keywords(

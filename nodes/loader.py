@@ -14,8 +14,9 @@ from .inputs import (
     LORA_MODEL,
     STACK,
     lora_list,
-    merge_inputs,
     method_input,
+    result_inputs,
+    space_input,
 )
 from .keywords import merge_keywords, refuse_unknown
 from .lora_model import MergedLoraModel
@@ -51,7 +52,8 @@ class LoraAlloyLoader(io.ComfyNode):
                     optional=True,
                     tooltip="More LoRAs, from a LoRA Stack node of this pack or of another one.",
                 ),
-                *merge_inputs(),
+                space_input(),
+                *result_inputs(),
                 io.Float.Input(
                     "strength",
                     default=1.0,

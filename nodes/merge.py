@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, METHOD, STACK
+from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, DTYPES, LORA_MODEL, METHOD, STACK, result_inputs
+from .keywords import MethodChoice, merge_keywords
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
 from .stacks import entries_of_stack
@@ -35,6 +36,23 @@ class LoraAlloyMerge(io.ComfyNode):
                     tooltip="Lines the LoRAs up by this model's own weights, if connected.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder that goes with the model."),
+                *result_inputs(),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="float32",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the merged LoRA. It is computed in float32 in any case.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=["auto", "cpu"],
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="auto is where ComfyUI computes, or the CPU if there is no memory left.",
+                ),
             ],
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA."),
@@ -43,14 +61,28 @@ class LoraAlloyMerge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stack: Any, method: Any = None, model: Any = None, clip: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        stack: Any,
+        method: MethodChoice | None = None,
+        model: Any = None,
+        clip: Any = None,
+        rank: int | None = None,
+        seed: int | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+    ) -> io.NodeOutput:
         """Merge."""
         entries = entries_of_stack(stack)
         if not entries:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
         loras = [entry.lora for entry in entries]
         fitted = fit(loras, model, clip) if model is not None or clip is not None else None
-        merged = run_merge(fitted.loras if fitted else loras, entries, method or {})
+        chosen = method or MethodChoice()
+        keywords = merge_keywords(chosen.method, chosen.space, rank, seed) | {
+            "dtype": DTYPES[dtype or "float32"]
+        }
+        merged = run_merge(fitted.loras if fitted else loras, entries, keywords, on_cpu=device == "cpu")
         text = summary(merged, fitted)
         return io.NodeOutput(
             MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)

@@ -18,11 +18,18 @@ _BUFFERS = 6  # full-size float32 buffers that a merge of one layer holds at mos
 
 
 def run_merge(
-    loras: list[Lora], entries: list[StackEntry], keywords: dict[str, Any], scale: float = 1.0
+    loras: list[Lora],
+    entries: list[StackEntry],
+    keywords: dict[str, Any],
+    scale: float = 1.0,
+    on_cpu: bool = False,
 ) -> Merged:
     """Merge on ComfyUI's device; without memory there, on the CPU. The result holds CPU memory only."""
     device = comfy.model_management.get_torch_device()
-    if device.type not in ("cpu", "mps"):  # MPS shares the CPU's memory and lacks what decompositions need
+    if not on_cpu and device.type not in (
+        "cpu",
+        "mps",
+    ):  # MPS shares the CPU's memory and lacks what decompositions need
         comfy.model_management.free_memory(_memory_needed(loras), device)
         try:
             return _merge(loras, entries, keywords, scale, device)
@@ -48,6 +55,11 @@ def summary(merged: Merged | None, fitted: Fit | None = None) -> str:
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
     for name, layers in (fitted.missing if fitted else {}).items():
         lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
+    if fitted and fitted.apart:
+        lines.append(
+            f"{len(fitted.apart)} weights, such as {fitted.apart[0]}, are changed as a whole by one LoRA and "
+            "in slices by another; the two are merged apart"
+        )
     return "\n".join(lines)
 
 

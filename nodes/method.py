@@ -7,12 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..merge_ops.errors import MergeError
-from .inputs import ALIASES, CATEGORY, METHOD, merge_inputs, method_input
-from .keywords import merge_keywords, refuse_unknown
+from .inputs import ALIASES, CATEGORY, METHOD, method_input, space_input
+from .keywords import MethodChoice, merge_keywords, refuse_unknown
 
 
 class LoraAlloyMethod(io.ComfyNode):
-    """Gives the keywords of a merge."""
+    """Checks a method, and gives it to merges."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,7 +23,7 @@ class LoraAlloyMethod(io.ComfyNode):
             category=CATEGORY,
             description="A merge method with its parameters. Connect it to one or more Merge LoRAs nodes.",
             search_aliases=ALIASES,
-            inputs=[method_input(), *merge_inputs()],
+            inputs=[method_input(), space_input()],
             outputs=[METHOD.Output(display_name="method", tooltip="For Merge LoRAs.")],
             accept_all_inputs=True,
         )
@@ -38,14 +38,8 @@ class LoraAlloyMethod(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(
-        cls,
-        method: Any = None,
-        space: str | None = None,
-        rank: int | None = None,
-        seed: int | None = None,
-        **unknown: Any,
-    ) -> io.NodeOutput:
+    def execute(cls, method: Any = None, space: str | None = None, **unknown: Any) -> io.NodeOutput:
         """Check and pass on."""
-        refuse_unknown(unknown, ("space", "rank", "seed"))
-        return io.NodeOutput(merge_keywords(method, space, rank, seed))
+        refuse_unknown(unknown, ("space",))
+        merge_keywords(method, space)
+        return io.NodeOutput(MethodChoice(method, space))

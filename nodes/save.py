@@ -8,16 +8,14 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import save
-from .inputs import ALIASES, CATEGORY, LORA_MODEL
+from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
 from .lora_model import as_merge
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_FORMATS = ("auto", "kohya", "diffusers")
+_FORMATS = ("auto", "kohya", "diffusers", "peft")
 
 
 class LoraAlloySave(io.ComfyNode):
@@ -46,10 +44,10 @@ class LoraAlloySave(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
-                    tooltip="auto writes the names that ComfyUI reads.",
+                    tooltip="auto writes the names that ComfyUI reads; peft writes a folder.",
                 ),
                 io.Combo.Input(
-                    "dtype", options=list(_DTYPES), default="float16", optional=True, advanced=True,
+                    "dtype", options=list(DTYPES), default="float16", optional=True, advanced=True,
                     tooltip="Of the file.",
                 ),
             ],
@@ -78,10 +76,10 @@ class LoraAlloySave(io.ComfyNode):
             comfy.model_management.throw_exception_if_processing_interrupted()
             bar.update_absolute(done, total)
 
-        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        path = Path(folder) / f"{name}_{counter:05}_{'' if format == 'peft' else '.safetensors'}"
         names = {"format": "kohya", "stems": whole.stems} if format in (None, "auto") else {"format": format}
         report = save(
-            whole.merged, path, rank or None, dtype=_DTYPES[dtype or "float16"], progress=progress, **names
+            whole.merged, path, rank or None, dtype=DTYPES[dtype or "float16"], progress=progress, **names
         )
         relative = (Path(subfolder) / path.name).as_posix()
         text = (

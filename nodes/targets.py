@@ -16,10 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.types import Lora, LowRank
-
-Target = (
-    str | tuple[Any, ...]
-)  # a key, or (key, (dim, start, length)[, function]) for a slice of a fused weight
+from .fused import Target, cut, slices_to_merge_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,9 @@ class Fit:
     clip: dict[str, Target]  # layer name -> weight of the text encoders
     missing: dict[str, list[str]]  # LoRA name -> layers that the model has not
     stems: dict[str, str]  # layer name -> a spelling that ComfyUI's loader reads, for saving
+    apart: list[
+        str
+    ]  # fused weights whose slices and whole are merged apart, as the map does not say all slices
 
 
 def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
@@ -41,43 +41,58 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     """
     unet_map = comfy.lora.model_lora_keys_unet(model.model, {}) if model is not None else {}
     clip_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
+    key_map = unet_map | clip_map
     shapes = _shapes(model.model if model is not None else None) | _shapes(
         clip.patcher.model if clip else None
     )
+    found = [_targets(lora, key_map, shapes) for lora in loras]
+    missing = {
+        lora.name: [layer for layer in lora.layers if layer not in targets]
+        for lora, targets in zip(loras, found, strict=True)
+    }
+    slices, apart = slices_to_merge_by(found, key_map, shapes)
+    if slices:
+        pairs = [cut(lora, targets, slices) for lora, targets in zip(loras, found, strict=True)]
+        loras, found = [lora for lora, _ in pairs], [targets for _, targets in pairs]
+    names = _common_names(loras, found, shapes, clip is None)
+    unet_targets = set(unet_map.values())
+    spellings: dict[Target, list[str]] = {}
+    for spelling, target in key_map.items():
+        spellings.setdefault(target, []).append(spelling)
+    return Fit(
+        [
+            replace(lora, layers={names[target]: lora.layers[layer] for layer, target in targets.items()})
+            for lora, targets in zip(loras, found, strict=True)
+        ],
+        {name: target for target, name in names.items() if target in unet_targets},
+        {name: target for target, name in names.items() if target not in unet_targets},
+        {name: layers for name, layers in missing.items() if layers},
+        {name: _stem(name, spellings[target]) for target, name in names.items()},
+        apart,
+    )
+
+
+def _common_names(
+    loras: list[Lora],
+    found: list[dict[str, Target]],
+    shapes: dict[str, tuple[int, ...]],
+    no_clip: bool,
+) -> dict[Target, str]:
+    """One name for each weight, the first of those that the LoRAs give it; refuses what does not fit."""
     names: dict[Target, str] = {}
-    found = [_targets(lora, unet_map | clip_map, shapes) for lora in loras]
     for lora, targets in zip(loras, found, strict=True):
         if not targets:
-            raise IncompatibleLoraError(_stranger(lora, clip is None))
+            raise IncompatibleLoraError(_stranger(lora, no_clip))
         if len(set(targets.values())) < len(targets):
             raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
         for layer, target in targets.items():
             _check_shape(lora, layer, target, shapes)
             names[target] = min(names.get(target, layer), layer)
-    renamed = [
-        replace(lora, layers={names[target]: lora.layers[layer] for layer, target in targets.items()})
-        for lora, targets in zip(loras, found, strict=True)
-    ]
-    missing = {
-        lora.name: [layer for layer in lora.layers if layer not in targets]
-        for lora, targets in zip(loras, found, strict=True)
-    }
-    unet_targets = set(unet_map.values())
-    by_name = {name: target for target, name in names.items()}
-    if len(by_name) < len(names):
+    if len(set(names.values())) < len(names):
         raise IncompatibleLoraError(
             "the LoRAs call different weights of this model by one name; merge them apart"
         )
-    spellings: dict[Target, list[str]] = {}
-    for spelling, target in (unet_map | clip_map).items():
-        spellings.setdefault(target, []).append(spelling)
-    return Fit(
-        renamed,
-        {name: target for name, target in by_name.items() if target in unet_targets},
-        {name: target for name, target in by_name.items() if target not in unet_targets},
-        {name: layers for name, layers in missing.items() if layers},
-        {name: _stem(name, spellings[target]) for name, target in by_name.items()},
-    )
+    return names
 
 
 def _targets(lora: Lora, key_map: dict[str, Target], shapes: dict[str, tuple[int, ...]]) -> dict[str, Target]:

@@ -11,7 +11,11 @@ import traceback
 
 from comfy_inside import CHECKS, WANTED
 
-for name in ("checks_weights", "checks_nodes"):  # they register themselves, once ComfyUI can be imported
+for name in (
+    "checks_weights",
+    "checks_nodes",
+    "checks_patches",
+):  # they register themselves, once ComfyUI can be imported
     importlib.import_module(name)
 for function in CHECKS:
     label = function.__name__ + (f"[{function.__defaults__[0]}]" if function.__defaults__ else "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("comfy_inside.py", "checks_weights.py", "checks_nodes.py")
+FILES = ("comfy_inside.py", "checks_weights.py", "checks_nodes.py", "checks_patches.py")
 SOURCE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in FILES)
 MODELS = re.search(r"^MODELS = \((.*)\)", SOURCE, re.MULTILINE)[1].replace('"', "").split(", ")
 CHECKS = [

@@ -2,11 +2,12 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+
+from tests.nodes.workflows import example, one_node
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
@@ -14,31 +15,6 @@ NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
     "LoraAlloySave", "LoraAlloyInspect",
 }  # fmt: skip
-LIST = "<lora:sd15_a.safetensors:0.7:0.4>\n<lora:sd15_b.safetensors:-0.5:0.9>"
-
-
-def example(path):
-    """An example workflow, at the size of the tiny model, with LoRA files that are there."""
-    text = path.read_text(encoding="utf-8").replace("style.safetensors", "sd15_a.safetensors")
-    workflow = json.loads(text.replace("character.safetensors", "sd15_b.safetensors"))
-    for node in workflow.values():
-        for name, value in (
-            ("ckpt_name", "tiny_sd15.safetensors"),
-            ("width", 64),
-            ("height", 64),
-            ("steps", 2),
-        ):
-            if name in node["inputs"]:
-                node["inputs"][name] = value
-    return workflow
-
-
-def one_node(**inputs):
-    """The one-node example with other inputs of the loader; None leaves an input out."""
-    workflow = example(ROOT / "example_workflows" / "one_node_api.json")
-    loader = workflow["10"]["inputs"] | {"loras": LIST} | inputs
-    workflow["10"]["inputs"] = {name: value for name, value in loader.items() if value is not None}
-    return workflow
 
 
 def failure(entry):
@@ -171,13 +147,3 @@ def test_a_saved_merge_is_seen_at_once(server):
     assert server.run(stock)["status"]["status_str"] == "success"
     second = server.run(workflow | {"15": {"class_type": "LoraAlloySave", "inputs": save | {"rank": 3}}})
     assert re.search(r"served_\d+_\.safetensors", second["outputs"]["15"]["text"][0])[0] != name
-
-
-def test_cancelling_leaves_the_server_well(server):
-    """An interrupted merge ends at once, and the next workflow runs."""
-    workflow = one_node(method="dare_ties", seed=int(time.time()))
-    prompt = server.queue(workflow)
-    time.sleep(0.05)
-    server.post("/interrupt", {})
-    server.wait(prompt, 60)
-    assert server.run(one_node())["status"]["status_str"] == "success"

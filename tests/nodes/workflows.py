@@ -1,0 +1,31 @@
+"""The example workflows at the size of the tiny models."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIST = "<lora:sd15_a.safetensors:0.7:0.4>\n<lora:sd15_b.safetensors:-0.5:0.9>"
+
+
+def example(path):
+    """An example workflow, at the size of the tiny model, with LoRA files that are there."""
+    text = path.read_text(encoding="utf-8").replace("style.safetensors", "sd15_a.safetensors")
+    workflow = json.loads(text.replace("character.safetensors", "sd15_b.safetensors"))
+    for node in workflow.values():
+        for name, value in (
+            ("ckpt_name", "tiny_sd15.safetensors"),
+            ("width", 64),
+            ("height", 64),
+            ("steps", 2),
+        ):
+            if name in node["inputs"]:
+                node["inputs"][name] = value
+    return workflow
+
+
+def one_node(**inputs):
+    """The one-node example with other inputs of the loader; None leaves an input out."""
+    workflow = example(ROOT / "example_workflows" / "one_node_api.json")
+    loader = workflow["10"]["inputs"] | {"loras": LIST} | inputs
+    workflow["10"]["inputs"] = {name: value for name, value in loader.items() if value is not None}
+    return workflow
