@@ -32,17 +32,27 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def inside(base, comfyui_python, comfyui_env):
-    """What each check of ``inside.py`` found wrong, by the name of the check."""
+def run_checks(base, comfyui_python, comfyui_env):
+    """Run the checks of ``inside.py``, or those with certain parts in their names."""
     root, python = comfyui_python
     pack = base / "custom_nodes" / "any folder-name"
-    command = [str(python), str(HERE / "inside.py"), str(pack), str(base)]
-    done = subprocess.run(
-        command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=900, check=False
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
-    assert lines, done.stderr[-3000:]
-    return {line["check"]: line["wrong"] for line in lines}
+
+    def run(*parts):
+        command = [str(python), str(HERE / "inside.py"), str(pack), str(base), *parts]
+        done = subprocess.run(
+            command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=900, check=False
+        )
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+        assert lines, done.stderr[-3000:]
+        return {line["check"]: line["wrong"] for line in lines}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def inside(run_checks):
+    """What each check of ``inside.py`` found wrong, by the name of the check."""
+    return run_checks()
 
 
 class Server:
@@ -95,8 +105,9 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(base, inside, comfyui_python, comfyui_env):
-    """ComfyUI's real server on the CPU. ``inside`` has left LoRA files for its models."""
+def server(base, run_checks, comfyui_python, comfyui_env):
+    """ComfyUI's real server on the CPU, with the LoRA files that two of the checks leave behind."""
+    run_checks("composed_nodes", "refusals")
     root, python = comfyui_python
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -37,7 +37,7 @@ ARRANGE = """() => {
             node.pos = [left, top]
             top += Math.round(node.size[1]) + 70
         }
-        left += Math.max(...column.map((node) => Math.round(node.size[0]))) + 60
+        left += Math.max(225, ...column.map((node) => Math.round(node.size[0]))) + 60
     }
 }"""
 
