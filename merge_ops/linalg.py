@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_OVERSAMPLE = 8
-_MAX_POWER_STEPS = 6
-_SETTLED = 5e-4  # a power step that lowers the squared error by less than this share ends the iteration
+OVERSAMPLE = 8  # how many more directions than the rank are followed
+_SMALL = 128  # a matrix that is no longer than this on one side is decomposed as a whole
+_MAX_TURNS = 8
+_SETTLED = 5e-3  # a turn that lowers the squared error by less than this share ends the iteration
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,27 +45,49 @@ def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
 def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     """Rank-``rank`` SVD of a full matrix by subspace iteration (Halko, Martinsson, Tropp 2011, alg. 4.4).
 
-    ``start`` ``(R, in)`` holds the stacked down factors of the LoRAs that the matrix was merged from: the
-    range of ``matrix @ start.T`` is already close to the answer, so one or two power steps are enough. Steps
-    go on while they still lower the squared error. Deterministic. ``matrix`` is ``(out, in)``.
+    The rows of ``start`` ``(any, in)`` span a first guess of the row space; ``leading_rows`` gives a good one
+    for a matrix that was merged from low-rank deltas, and two or three products with the matrix are then
+    enough. They go on, from the left and from the right in turn, while they still lower the squared error.
+    Deterministic. ``matrix`` is ``(out, in)``.
     """
     matrix, start = _computable(matrix), _computable(start)
     out, columns = matrix.shape
     rank = min(rank, out, columns)
-    width = max(start.shape[0], rank) + _OVERSAMPLE
-    if 2 * width >= min(out, columns):
+    width = max(start.shape[0], rank + OVERSAMPLE)
+    if max(2 * width, _SMALL) >= min(out, columns):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], _energy_share(s, rank))
-    projected = _project(matrix, matrix @ _widened(start, width).T)[1]
-    total, captured = _squared_norm(matrix), _leading_energy(projected, rank)
-    for _ in range(_MAX_POWER_STEPS):
-        basis, projected = _project(matrix, matrix @ torch.linalg.qr(projected.T)[0])
-        before, captured = captured, _leading_energy(projected, rank)
+    basis = torch.linalg.qr(_widened(start, width).T)[0]  # (in, width), and (out, width) after the next turn
+    seen, side, turned = matrix @ basis, matrix, False
+    total, captured = _squared_norm(matrix), _leading_energy(seen, rank)
+    for _ in range(_MAX_TURNS):
+        basis, side, turned = torch.linalg.qr(seen)[0], side.T, not turned
+        seen = side @ basis
+        before, captured = captured, _leading_energy(seen, rank)
         if captured - before <= _SETTLED * max(total - captured, 0.0):
             break
-    u, s, vh = _svd_of_wide(projected)
-    kept = min(_squared_norm(s[:rank]) / total, 1.0) if total else 1.0
-    return TruncatedSVD(basis @ u[:, :rank], s[:rank], vh[:rank], kept)
+    q, r = torch.linalg.qr(seen)
+    inner, s, outer = torch.linalg.svd(r, full_matrices=False)  # side = q @ inner @ s @ outer @ basis.T
+    u, vh = q @ inner[:, :rank], outer[:rank] @ basis.T
+    if turned:
+        u, vh = vh.T, u.T
+    kept = min(_squared_norm(s[None, :rank]) / total, 1.0) if total else 1.0
+    return TruncatedSVD(u, s[:rank], vh, kept)
+
+
+def leading_rows(up: Tensor, down: Tensor, count: int) -> Tensor:
+    """Combinations of the rows of ``down`` that hold most of ``up @ down``; ``(min(count, R), in)``.
+
+    Its leading right singular vectors times their singular values, from R x R Gram matrices.
+    """
+    if count >= down.shape[0]:
+        return down
+    up, down = _computable(up), _computable(down)
+    sizes, directions = torch.linalg.eigh((up.T @ up).to(torch.float64))
+    root = sizes.clamp_(min=0).sqrt_()[:, None] * directions.T  # root.T @ root = up.T @ up
+    leading = torch.linalg.eigh(root @ (down @ down.T).to(torch.float64) @ root.T)[1][:, -count:]
+    rows: Tensor = (leading.T @ root).to(torch.float32) @ down
+    return rows
 
 
 def _computable(matrix: Tensor) -> Tensor:
@@ -72,33 +95,24 @@ def _computable(matrix: Tensor) -> Tensor:
     return matrix.cpu() if matrix.device.type == "mps" else matrix
 
 
-def _project(matrix: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of ``sample`` ``(out, width)``, and ``matrix`` seen in it ``(width, in)``."""
-    basis = torch.linalg.qr(sample)[0]
-    return basis, basis.T @ matrix
-
-
-def _leading_energy(projected: Tensor, rank: int) -> float:
-    """Sum of the ``rank`` largest squared singular values, from a float64 Gram matrix."""
-    wide = projected.to(torch.float64)
-    return float(torch.linalg.eigvalsh(wide @ wide.T)[-rank:].sum())
-
-
-def _svd_of_wide(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, r = torch.linalg.qr(matrix.T)  # matrix = r.T @ q.T
-    u, s, vh = torch.linalg.svd(r.T, full_matrices=False)
-    return u, s, vh @ q.T
+def _leading_energy(seen: Tensor, rank: int) -> float:
+    """Sum of the ``rank`` largest squared singular values of ``(any, width)``, from a float64 Gram matrix."""
+    tall = seen.to(torch.float64)
+    return float(torch.linalg.eigvalsh(tall.T @ tall)[-rank:].sum())
 
 
 def _widened(start: Tensor, width: int) -> Tensor:
     """``start`` with seeded random rows below it, so that it has ``width`` rows."""
+    if start.shape[0] == width:
+        return start
     generator = torch.Generator().manual_seed(0)
     extra = torch.randn(width - start.shape[0], start.shape[1], generator=generator)
     return torch.cat((start, extra.to(start.device)))
 
 
-def _squared_norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+def _squared_norm(matrix: Tensor) -> float:
+    """Each row's norm in float32, which is enough for its few thousand entries; their sum in float64."""
+    return float(torch.linalg.vector_norm(matrix, dim=1).to(torch.float64).square().sum())
 
 
 def _energy_share(s: Tensor, rank: int) -> float:

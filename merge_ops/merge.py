@@ -14,7 +14,7 @@ from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .lineup import line_up
 from .merged import Merged, MergedLayer
 from .registry import get_method
-from .spaces import LayerStack, Recipe, find_thresholds, merge_factors
+from .spaces import LayerStack, Recipe, Scratch, find_thresholds, merge_factors
 from .types import Lora
 
 Progress = Callable[[int, int, str], None]
@@ -74,10 +74,11 @@ def merge(
     where = torch.device(device) if device is not None else None
     stacks = line_up(loras, weights, text_weights, needs_identity="generator" in recipe.method.supplied)
     results: dict[str, MergedLayer] = {}
+    scratch = Scratch()
     for done, stack in enumerate(stacks):
         if progress is not None:
             progress(done, len(stacks), stack.name)
-        results[stack.name] = _merge_layer(stack, recipe, where, dtype or torch.float32)
+        results[stack.name] = _merge_layer(stack, recipe, where, dtype or torch.float32, scratch)
     if progress is not None:
         progress(len(stacks), len(stacks), "")
     return Merged(
@@ -86,14 +87,14 @@ def merge(
 
 
 def _merge_layer(
-    stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype
+    stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
 ) -> MergedLayer:
     if recipe.space == "factors":
         layer = _merge_in_factor_space(stack, recipe, device, dtype)
     else:
         thresholds = None if recipe.method.linear else find_thresholds(stack, recipe, device)
         layer = MergedLayer(stack, recipe, thresholds)
-    return layer if recipe.rank is None else layer.truncated(recipe.rank, device, dtype)
+    return layer if recipe.rank is None else layer.truncated(recipe.rank, device, dtype, scratch)
 
 
 def _merge_in_factor_space(

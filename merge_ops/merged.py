@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .errors import MergeError, did_you_mean
-from .linalg import TruncatedSVD, svd_of_matrix, svd_of_product
+from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
 from .report import LayerReport, MergeReport, sign_conflict
-from .spaces import LayerStack, Recipe, concatenated, merge_deltas
+from .spaces import LayerStack, Recipe, Scratch, concatenated, merge_deltas
 from .types import Lora, LowRank
 
 
@@ -37,35 +37,40 @@ class MergedLayer:
     def template(self) -> LowRank:
         return self.stack.parts[0]
 
-    def matrix(self, device: torch.device | None = None) -> Tensor:
+    def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """The merged delta as a float32 matrix ``(out, in)``."""
         pair = self.factors(device)
         if pair is None:
-            return merge_deltas(self.stack, self.recipe, self.thresholds, device)
+            return merge_deltas(self.stack, self.recipe, self.thresholds, device, scratch)
         return pair[0] @ pair[1]
 
     def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor] | None:
         """Float32 ``(up (out, r), down (r, in))`` with every scale folded in; None if it is full rank."""
         if self.fixed is not None:
-            up, down = self.fixed.up, self.fixed.down
-            return up.to(device, torch.float32) * self.fixed.scale, down.to(device, torch.float32)
+            up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
+            return up if self.fixed.scale == 1 else up * self.fixed.scale, down
         if self.recipe.method.linear:
             return concatenated(self.stack, self.recipe.scale, device)
         return None
 
-    def value(self, device: torch.device | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def value(
+        self, device: torch.device | None = None, scratch: Scratch | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The factors where the layer is low rank, else the matrix."""
-        return self.factors(device) or self.matrix(device)
+        return self.factors(device) or self.matrix(device, scratch)
 
     def svd(self, rank: int, value: Tensor | tuple[Tensor, Tensor]) -> TruncatedSVD:
         """The layer truncated to ``rank``; ``value`` is its factors where it has them, else its matrix."""
         if isinstance(value, tuple):
             return svd_of_product(*value, rank)
-        return svd_of_matrix(value, rank, torch.cat(self.stack.factors(value.device)[1]))
+        linear = concatenated(self.stack, self.recipe.scale, value.device)
+        return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
 
-    def truncated(self, rank: int, device: torch.device | None, dtype: torch.dtype) -> MergedLayer:
+    def truncated(
+        self, rank: int, device: torch.device | None, dtype: torch.dtype, scratch: Scratch | None = None
+    ) -> MergedLayer:
         """The same layer as one low-rank pair of at most ``rank``, stored where the LoRAs are."""
-        found = self.svd(rank, self.value(device))
+        found = self.svd(rank, self.value(device, scratch))
         up, down = (
             found.balanced() if self.recipe.svd_clamp is None else _clamped(found, self.recipe.svd_clamp)
         )

@@ -6,7 +6,8 @@
 Shape contract: ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the result is ``(..., out,
 in)``. Dim 0 is the LoRA, the last two dims are the matrix, anything between is batch. Keyword-only arguments
 annotated with ``Param`` are what a user sets: command line flags, checks and the README's table are made from
-them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown.
+them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown: ``thresholds``
+and ``generator`` say which entries survive, and ``overwrite`` that ``deltas`` may be used up.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import ParameterError, UnknownMethodError, did_you_mean
 
-SUPPLIED = ("thresholds", "generator")
+SUPPLIED = ("thresholds", "generator", "overwrite")
 _KINDS = {float: "a number", int: "a whole number", bool: "True or False"}
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,7 +1,8 @@
 """Where a merge happens: on the true deltas, or on the up and down factors separately.
 
 Everything here works on the matrices of one layer. Deltas are formed a tile of rows at a time, so that a tile
-stays in the processor's cache and no more than one full delta exists at once.
+stays in the processor's cache and no more than one full delta exists at once. Weights are given to methods on
+the CPU, where reading them is free.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .registry import Method
-from .sparsify import MaskGenerator, magnitude_threshold, mask_key
+from .sparsify import MaskGenerator, mask_key
+from .thresholds import product_threshold
 from .types import LowRank
 
-_TILE_ON_CPU = 1 << 16  # entries of one tile of one LoRA: 256 kB, so that a few of them fit in the L2 cache
-_TILE_ELSEWHERE = 1 << 22  # launches cost more than memory there
+# Entries of one tile of one LoRA. On the CPU the buffers of a tile should stay in the cache, and the calls
+# should still be few; elsewhere launches cost more than memory.
+_TILE_ON_CPU = 1 << 18
+_TILE_ELSEWHERE = 1 << 22
+_ROWS = 64
+
+# found thresholds by layer of a LoRA, forgotten with it: another strength does not look for them again
+_thresholds: WeakKeyDictionary[LowRank, dict[tuple[float, ...], float]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +66,48 @@ class LayerStack:
         return MaskGenerator([mask_key(seed, self.name, who, part) for who in self.identities], first)
 
 
+class Scratch:
+    """One float32 buffer, as large as the largest matrix so far, in which layer after layer is merged.
+
+    A matrix from it lasts until the next one is asked for. New memory for each costs as much as the merge.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def matrix(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        if self._buffer.numel() < rows * columns or self._buffer.device != device:
+            self._buffer = torch.empty(rows * columns, device=device)
+        return self._buffer[: rows * columns].view(rows, columns)
+
+
 def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """The exact weighted sum as one low-rank pair: ups side by side, downs stacked (PEFT's ``cat``).
 
     Each product ``scale * weight * alpha / rank`` is split evenly over both factors.
     """
-    split = [_split(scale * w * p.scale) for w, p in zip(stack.weights, stack.parts, strict=True)]
-    ups = [
-        p.up.to(device=device, dtype=torch.float32) * b for p, (b, _) in zip(stack.parts, split, strict=True)
-    ]
-    downs = [
-        p.down.to(device=device, dtype=torch.float32) * a
-        for p, (_, a) in zip(stack.parts, split, strict=True)
-    ]
-    return torch.cat(ups, dim=1), torch.cat(downs, dim=0)
+    where = device or stack.parts[0].up.device
+    (rows, columns), inner = stack.parts[0].matrix_shape, sum(stack.ranks)
+    up, down = torch.empty((rows, inner), device=where), torch.empty((inner, columns), device=where)
+    start = 0
+    for part, weight in zip(stack.parts, stack.weights, strict=True):
+        on_up, on_down = _split(scale * weight * part.scale)
+        end = start + part.rank
+        up[:, start:end].copy_(part.up).mul_(on_up)
+        down[start:end].copy_(part.down).mul_(on_down)
+        start = end
+    return up, down
 
 
 def merge_factors(stack: LayerStack, recipe: Recipe, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """Apply the method to the ups and to the downs separately, as PEFT and LoRAX do; all ranks are equal."""
     split = [_split(w * p.scale) for w, p in zip(stack.weights, stack.parts, strict=True)]
-    ups = torch.stack([p.up.to(device=device, dtype=torch.float32) for p in stack.parts])
-    downs = torch.stack([p.down.to(device=device, dtype=torch.float32) for p in stack.parts])
-    up = _apply(recipe, ups, [b for b, _ in split], stack.generator(recipe.seed, "up"))
-    down = _apply(recipe, downs, [a for _, a in split], stack.generator(recipe.seed, "down"))
+    up = _apply(recipe, stack, _stacked([p.up for p in stack.parts], device), [b for b, _ in split], "up")
+    down = _apply(
+        recipe, stack, _stacked([p.down for p in stack.parts], device), [a for _, a in split], "down"
+    )
+    if recipe.scale == 1.0:
+        return up, down
     on_up, on_down = _split(recipe.scale)
     return up * on_up, down * on_down
 
@@ -87,54 +115,96 @@ def merge_factors(stack: LayerStack, recipe: Recipe, device: torch.device | None
 def find_thresholds(
     stack: LayerStack, recipe: Recipe, device: torch.device | None
 ) -> tuple[float, ...] | None:
-    """The magnitude below which each LoRA's delta is dropped, if the method drops by magnitude."""
-    if "thresholds" not in recipe.method.supplied or recipe.params["density"] >= 1:
+    """The magnitude below which each LoRA's delta is dropped, if the method drops by magnitude.
+
+    It does not depend on the weights, so it is found once for each LoRA and density.
+    """
+    density = recipe.params.get("density", 1.0)
+    if "thresholds" not in recipe.method.supplied or density >= 1:
         return None
-    ups, downs = stack.factors(device)
-    return tuple(
-        magnitude_threshold(up @ down, recipe.params["density"]) for up, down in zip(ups, downs, strict=True)
-    )
+    return tuple(_threshold_of(part, density, device) for part in stack.parts)
 
 
 def merge_deltas(
-    stack: LayerStack, recipe: Recipe, thresholds: tuple[float, ...] | None, device: torch.device | None
+    stack: LayerStack,
+    recipe: Recipe,
+    thresholds: tuple[float, ...] | None,
+    device: torch.device | None,
+    scratch: Scratch | None = None,
 ) -> Tensor:
-    """The merged delta ``(out, in)`` of one layer in float32, made a tile of rows at a time."""
-    rows, columns = stack.parts[0].matrix_shape
+    """The merged delta ``(out, in)`` of one layer in float32."""
     where = device or stack.parts[0].up.device
-    merged = torch.empty((rows, columns), dtype=torch.float32, device=where)
-    limits = None if thresholds is None else torch.tensor(thresholds, device=where).view(-1, 1, 1)
-    for start, tile in delta_tiles(stack, where):
-        generator = stack.generator(recipe.seed, "delta", first=start * columns)
-        merged[start : start + tile.shape[1]] = _apply(recipe, tile, stack.weights, generator, limits)
-    return merged if recipe.scale == 1.0 else merged.mul_(recipe.scale)
+    merged = (scratch or Scratch()).matrix(*stack.parts[0].matrix_shape, where)
+    for start, tile in merged_tiles(stack, recipe, thresholds, where):
+        torch.mul(tile, recipe.scale, out=merged[start : start + tile.shape[0]])
+    return merged
 
 
-def delta_tiles(stack: LayerStack, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+def merged_tiles(
+    stack: LayerStack, recipe: Recipe, thresholds: tuple[float, ...] | None, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``recipe.scale``."""
+    limits = None if thresholds is None else torch.tensor(thresholds).view(-1, 1, 1)
+    columns = stack.parts[0].matrix_shape[1]
+    for start, tile in _delta_tiles(stack, device):
+        yield start, _apply(recipe, stack, tile, stack.weights, "delta", start * columns, limits)
+
+
+def tile_height(columns: int, device: torch.device) -> int:
+    """Rows of a tile, a multiple of what matrix products like where there is room for that."""
+    height = (_TILE_ON_CPU if device.type == "cpu" else _TILE_ELSEWHERE) // columns
+    return height // _ROWS * _ROWS or max(1, height)
+
+
+def _delta_tiles(stack: LayerStack, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, deltas (n, rows, in))`` over all rows; the buffer is reused from tile to tile."""
     ups, downs = stack.factors(device)
     rows, columns = stack.parts[0].matrix_shape
-    height = max(1, min(rows, (_TILE_ON_CPU if device.type == "cpu" else _TILE_ELSEWHERE) // columns))
+    height = min(rows, tile_height(columns, device))
     buffer = torch.empty((len(ups), height, columns), dtype=torch.float32, device=device)
     for start in range(0, rows, height):
         tile = buffer[:, : min(height, rows - start)]
-        for delta, up, down in zip(tile, ups, downs, strict=True):
+        for delta, up, down in zip(tile.unbind(), ups, downs, strict=True):
             torch.mm(up[start : start + height], down, out=delta)
         yield start, tile
 
 
+def _threshold_of(part: LowRank, density: float, device: torch.device | None) -> float:
+    versions = tuple(0 if t.is_inference() else t._version for t in (part.up, part.down))
+    known = _thresholds.setdefault(part, {})
+    key = (density, *versions)
+    if key not in known:
+        up = part.up.to(device=device, dtype=torch.float32) * part.scale
+        down = part.down.to(device=device, dtype=torch.float32)
+        known[key] = product_threshold(up, down, density, tile_height(down.shape[1], up.device))
+    return known[key]
+
+
+def _stacked(factors: list[Tensor], device: torch.device | None) -> Tensor:
+    """Float32 ``(n, rows, columns)`` on the device."""
+    stacked = torch.empty((len(factors), *factors[0].shape), device=device or factors[0].device)
+    for place, factor in zip(stacked.unbind(), factors, strict=True):
+        place.copy_(factor)
+    return stacked
+
+
 def _apply(
     recipe: Recipe,
+    stack: LayerStack,
     values: Tensor,
     weights: tuple[float, ...] | list[float],
-    generator: MaskGenerator,
+    part: str,
+    first: int = 0,
     thresholds: Tensor | None = None,
 ) -> Tensor:
-    offered = {"thresholds": thresholds, "generator": generator}
-    supplied = {name: offered[name] for name in recipe.method.supplied}
-    result = recipe.method.fn(
-        values, torch.tensor(weights, device=values.device), **recipe.params, **supplied
-    )
+    supplied: dict[str, Any] = {}
+    if "thresholds" in recipe.method.supplied:
+        supplied["thresholds"] = thresholds
+    if "generator" in recipe.method.supplied:
+        supplied["generator"] = stack.generator(recipe.seed, part, first)
+    if "overwrite" in recipe.method.supplied:
+        supplied["overwrite"] = True
+    result = recipe.method.fn(values, torch.tensor(weights), **recipe.params, **supplied)
     assert isinstance(result, Tensor)
     return result
 

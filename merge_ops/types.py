@@ -13,7 +13,7 @@ from torch import Tensor
 Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """The delta of one layer as two factors: ``delta = scale * up @ down``.
 
@@ -42,13 +42,18 @@ class LowRank:
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the weight that the delta is added to."""
         rows, columns = self.matrix_shape
-        if self.layout in ("fan_in_fan_out", "embedding"):
+        if self.stored_in_out:
             return columns, rows
         return (rows, columns // math.prod(self.kernel), *self.kernel)
 
+    @property
+    def stored_in_out(self) -> bool:
+        """True where the weight is stored the other way round than the matrix, ``(in, out)``."""
+        return self.layout in ("fan_in_fan_out", "embedding")
+
     def as_weight(self, matrix: Tensor) -> Tensor:
         """View a merged ``(out, in)`` matrix in the shape of the weight."""
-        if self.layout in ("fan_in_fan_out", "embedding"):
+        if self.stored_in_out:
             return matrix.T
         return matrix.reshape(self.weight_shape)
 

@@ -80,7 +80,7 @@ def result_inputs() -> list[io.Input]:
             max=2**53,
             optional=True,
             advanced=True,
-            control_after_generate=io.ControlAfterGenerate.fixed,
+            control_after_generate="fixed",  # the enum came later than the oldest ComfyUI that is supported
             tooltip="Of the random masks of DARE. The same seed gives the same masks everywhere.",
         ),
     ]

@@ -112,7 +112,7 @@ class LoraAlloyLoader(io.ComfyNode):
         if not entries or scale == 0:
             return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(summary(None)))
         fitted = fit([entry.lora for entry in entries], model, clip)
-        merged = run_merge(fitted.loras, entries, keywords, scale)
+        merged, note = run_merge(fitted.loras, entries, keywords, scale)
         new_model = model.clone()
         add_merge(new_model, merged, fitted.unet, 1.0)
         new_clip = clip.clone() if clip is not None else None
@@ -122,5 +122,5 @@ class LoraAlloyLoader(io.ComfyNode):
             new_model,
             new_clip,
             MergedLoraModel(merged, fitted.stems),
-            ui=ui.PreviewText(summary(merged, fitted)),
+            ui=ui.PreviewText(summary(merged, fitted, note)),
         )

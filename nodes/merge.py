@@ -82,8 +82,8 @@ class LoraAlloyMerge(io.ComfyNode):
         keywords = merge_keywords(chosen.method, chosen.space, rank, seed) | {
             "dtype": DTYPES[dtype or "float32"]
         }
-        merged = run_merge(fitted.loras if fitted else loras, entries, keywords, on_cpu=device == "cpu")
-        text = summary(merged, fitted)
+        merged, note = run_merge(fitted.loras if fitted else loras, entries, keywords, on_cpu=device == "cpu")
+        text = summary(merged, fitted, note)
         return io.NodeOutput(
             MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)
         )

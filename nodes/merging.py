@@ -11,6 +11,7 @@ import torch
 from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
 from ..merge_ops.types import Lora
+from .memory import or_on_cpu
 from .stacks import StackEntry
 from .targets import Fit
 
@@ -23,24 +24,23 @@ def run_merge(
     keywords: dict[str, Any],
     scale: float = 1.0,
     on_cpu: bool = False,
-) -> Merged:
-    """Merge on ComfyUI's device; without memory there, on the CPU. The result holds CPU memory only."""
+) -> tuple[Merged, str]:
+    """Merge on ComfyUI's device; without memory there, on the CPU, with a line that says so.
+
+    What the result holds is in CPU memory.
+    """
     device = comfy.model_management.get_torch_device()
-    if not on_cpu and device.type not in (
-        "cpu",
-        "mps",
-    ):  # MPS shares the CPU's memory and lacks what decompositions need
+    if on_cpu or device.type == "mps":  # MPS shares the CPU's memory and lacks what decompositions need
+        device = torch.device("cpu")
+    if device.type != "cpu":
         comfy.model_management.free_memory(_memory_needed(loras), device)
-        try:
-            return _merge(loras, entries, keywords, scale, device)
-        except torch.OutOfMemoryError:
-            pass  # the memory is another model's; the CPU gives the same result, later
-        finally:
-            comfy.model_management.soft_empty_cache()
-    return _merge(loras, entries, keywords, scale, torch.device("cpu"))
+    try:
+        return or_on_cpu(lambda where: _merge(loras, entries, keywords, scale, where), device)
+    finally:
+        comfy.model_management.soft_empty_cache()
 
 
-def summary(merged: Merged | None, fitted: Fit | None = None) -> str:
+def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") -> str:
     """A few lines for the node: what was merged, how, and what was left out."""
     if merged is None:
         return "No LoRA is on: model and CLIP are unchanged."
@@ -55,6 +55,8 @@ def summary(merged: Merged | None, fitted: Fit | None = None) -> str:
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
     for name, layers in (fitted.missing if fitted else {}).items():
         lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
+    if note:
+        lines.append(note)
     if fitted and fitted.apart:
         lines.append(
             f"{len(fitted.apart)} weights, such as {fitted.apart[0]}, are changed as a whole by one LoRA and "

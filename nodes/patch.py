@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from comfy.weight_adapter.lora import LoRAAdapter
 
 from ..merge_ops.merged import Merged, MergedLayer
 from ..merge_ops.registry import get_method
-from ..merge_ops.spaces import LayerStack, Recipe
+from ..merge_ops.spaces import LayerStack, Recipe, merged_tiles
 from ..merge_ops.types import LowRank
+from .memory import tiles_or_on_cpu
 from .targets import Target
 
 
@@ -29,16 +31,16 @@ class MergedAdapter(WeightAdapterBase):
         self.weights = weights
 
     @classmethod
-    def of(cls, layer: MergedLayer) -> MergedAdapter:
-        """Pack a merged layer."""
+    def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
+        """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
         stack, recipe = layer.stack, layer.recipe
         parts = tuple((p.up, p.down, p.scale, p.layout, p.kernel) for p in stack.parts)
         how = (recipe.method.name, tuple(recipe.params.items()), recipe.space, recipe.scale, recipe.seed)
-        return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how))
+        return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how, whole))
 
     def layer(self) -> MergedLayer:
         """Unpack the merged layer."""
-        name, parts, weights, identities, thresholds, how = self.weights
+        name, parts, weights, identities, thresholds, how, _ = self.weights
         method, params, space, scale, seed = how
         stack = LayerStack(name, tuple(LowRank(*part) for part in parts), tuple(weights), tuple(identities))
         recipe = Recipe(get_method(method), dict(params), space, None, scale, seed)
@@ -57,8 +59,18 @@ class MergedAdapter(WeightAdapterBase):
     ) -> torch.Tensor:
         """Add ``strength * delta`` to the weight, which is a slice of it where ComfyUI says so."""
         layer = self.layer()
-        delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
-        weight += function((strength * delta).type(weight.dtype))
+        rows = weight.flatten(1)
+        if self.weights[-1] or layer.template.stored_in_out or rows.data_ptr() != weight.data_ptr():
+            delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
+            weight += function((strength * delta).type(weight.dtype))
+            return weight
+
+        def tiles(device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+            return merged_tiles(layer.stack, layer.recipe, layer.thresholds, device)
+
+        for start, tile in tiles_or_on_cpu(tiles, weight.device):
+            scaled = tile.mul_(strength * layer.recipe.scale)
+            rows[start : start + tile.shape[0]] += scaled.type(weight.dtype)
         return weight
 
 
@@ -73,7 +85,8 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         for index in range(len(merged.loras)):
             _add_one_lora(patcher, merged, index, targets, strength)
         return
-    patcher.add_patches({targets[name]: _adapter(layer) for name, layer in layers.items()}, strength)
+    patches = {targets[name]: _adapter(layer, targets[name]) for name, layer in layers.items()}
+    patcher.add_patches(patches, strength)
 
 
 def _add_one_lora(
@@ -90,8 +103,10 @@ def _add_one_lora(
         patcher.add_patches(patches, weight * merged.recipe.scale * strength)
 
 
-def _adapter(layer: MergedLayer) -> WeightAdapterBase:
-    return MergedAdapter.of(layer) if layer.fixed is None else _lora_adapter(layer.fixed)
+def _adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
+    if layer.fixed is not None:
+        return _lora_adapter(layer.fixed)
+    return MergedAdapter.of(layer, whole=not isinstance(target, str) and len(target) == 3)
 
 
 def _lora_adapter(layer: LowRank) -> LoRAAdapter:

@@ -150,7 +150,7 @@ def inject_our_masks(monkeypatch, zoo, seed):
 
     def random_pruning(tensor, density, rescale):
         layer, part, key, shape = masks[tensor.detach().numpy().tobytes()]
-        mask = MaskGenerator([key]).keep(torch.empty(1, *shape), density)[0]
+        mask = next(MaskGenerator([key]).masks(torch.empty(1, *shape), density)).bool()
         mask = layer.as_weight(mask) if part == "delta" else mask.reshape(tensor.shape)
         assert rescale
         return tensor * mask / density

@@ -17,6 +17,7 @@ from ..errors import MergeError, ParameterError, did_you_mean
 from ..linalg import product_inner
 from ..merged import Merged, MergedLayer
 from ..recipe import recipe_of
+from ..spaces import Scratch
 from ..types import LowRank
 from .container import is_finite
 from .verified import EXISTS, write_verified
@@ -90,11 +91,12 @@ def save(
     stems = stems or module_names(merged.layers, form, merged.loras)
     alpha = _common_rank(merged, rank) if form == "kohya" else None
     layers: dict[str, LowRank] = {}
+    scratch = Scratch()
     saved, squares = [], [0.0, 0.0]
     for done, name in enumerate(merged.layers):
         if progress is not None:
             progress(done, len(merged.layers), name)
-        layers[name], line, error, norm = _round(name, merged.layer(name), rank, dtype, alpha)
+        layers[name], line, error, norm = _round(name, merged.layer(name), rank, dtype, alpha, scratch)
         saved.append(line)
         squares = [squares[0] + error, squares[1] + norm]
     recipe = recipe_of(merged, rank)
@@ -145,13 +147,18 @@ def _common_rank(merged: Merged, rank: int | None) -> int:
 
 
 def _round(
-    name: str, layer: MergedLayer, rank: int | None, dtype: torch.dtype, alpha: float | None
+    name: str,
+    layer: MergedLayer,
+    rank: int | None,
+    dtype: torch.dtype,
+    alpha: float | None,
+    scratch: Scratch,
 ) -> tuple[LowRank, SavedLayer, float, float]:
     """The layer in the file's rank and dtype, its line of the report, its squared error and norm.
 
     Its scale is alpha over rank, or 1 without alpha.
     """
-    exact, limit, kept = layer.value(), _limit(layer, rank), 1.0
+    exact, limit, kept = layer.value(scratch=scratch), _limit(layer, rank), 1.0
     if isinstance(exact, tuple) and exact[1].shape[0] <= limit:
         up, down = exact
     else:

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 
 from ..registry import Param, merge_method
 from ..sparsify import MaskGenerator, drop_random, keep_largest
-from .linear import weighted_sum
 
 SignVote = Annotated[
     Literal["total", "frequency"],
@@ -18,16 +18,26 @@ SignVote = Annotated[
 ]
 
 
-def elect_and_average(deltas: Tensor, weights: Tensor, majority_sign_method: str) -> Tensor:
+def elect_and_average(
+    deltas: Tensor, weights: Tensor, majority_sign_method: str, overwrite: bool = False
+) -> Tensor:
     """Elect a sign per entry, then average the LoRAs that have it (TIES-Merging, steps 2 and 3).
 
     The conventions are those of ``peft.utils.merge_utils``: the vote is taken before the weights, a tie
     counts as plus, and the divisor is the number of LoRAs that agree, so weights are absolute.
     """
-    votes = deltas.sign() if majority_sign_method == "frequency" else deltas
-    elected = (votes.sum(dim=0) >= 0).to(deltas.dtype).mul_(2).sub_(1)  # (..., out, in), +1 or -1
-    agree = (deltas * elected > 0).to(deltas.dtype)  # (n, ..., out, in)
-    return weighted_sum(agree * deltas, weights).div_(agree.sum(dim=0).clamp_(min=1))
+    by_sign = majority_sign_method == "frequency"
+    elected = deltas[0].sign() if by_sign else deltas[0].clone()
+    for delta in deltas[1:].unbind():
+        elected.add_(delta.sign() if by_sign else delta)
+    elected.ge_(0).mul_(2).sub_(1)  # (..., out, in), +1 or -1
+    total, count = torch.zeros_like(elected), torch.zeros_like(elected)
+    scratch = None if overwrite else torch.empty_like(elected)
+    for delta, weight in zip(deltas.unbind(), weights.tolist(), strict=True):
+        agreeing = torch.mul(delta, elected, out=delta if scratch is None else scratch)
+        total.add_(agreeing.relu_(), alpha=weight)  # the magnitude where the sign is the elected one
+        count.add_(agreeing.sign_())
+    return total.mul_(elected).div_(count.clamp_min_(1))
 
 
 @merge_method("ties", "TIES", paper="arXiv:2306.01708")
@@ -41,9 +51,11 @@ def ties(
     ] = 0.5,
     majority_sign_method: SignVote = "total",
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
+    overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
     """Keep the largest entries of each LoRA, elect a sign per entry, average the LoRAs that have it."""
-    return elect_and_average(keep_largest(deltas, density, thresholds), weights, majority_sign_method)
+    kept = keep_largest(deltas, density, thresholds, overwrite)
+    return elect_and_average(kept, weights, majority_sign_method, overwrite or kept is not deltas)
 
 
 @merge_method("dare_ties", "DARE-TIES", paper="arXiv:2311.03099")
@@ -59,6 +71,8 @@ def dare_ties(
     ] = 0.5,
     majority_sign_method: SignVote = "total",
     generator: MaskGenerator,
+    overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
     """Drop entries of each LoRA at random and rescale the rest, then elect signs and average as TIES does."""
-    return elect_and_average(drop_random(deltas, density, generator), weights, majority_sign_method)
+    kept = drop_random(deltas, density, generator, overwrite)
+    return elect_and_average(kept, weights, majority_sign_method, overwrite or kept is not deltas)

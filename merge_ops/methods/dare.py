@@ -21,6 +21,7 @@ def dare_linear(
         ),
     ] = 0.7,
     generator: MaskGenerator,
+    overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
     """Drop entries of each LoRA at random, divide the rest by the density, and add them."""
-    return weighted_sum(drop_random(deltas, density, generator), weights)
+    return weighted_sum(drop_random(deltas, density, generator, overwrite), weights)

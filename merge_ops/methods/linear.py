@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from ..registry import Param, merge_method
@@ -11,7 +10,10 @@ from ..sparsify import keep_largest
 
 def weighted_sum(deltas: Tensor, weights: Tensor) -> Tensor:
     """Sum over dim 0 of ``weights[i] * deltas[i]``; ``(n, ..., out, in)`` to ``(..., out, in)``."""
-    total: Tensor = torch.tensordot(weights, deltas, dims=1)
+    first, *others = weights.tolist()
+    total: Tensor = deltas[0] * first
+    for delta, weight in zip(deltas[1:].unbind(), others, strict=True):
+        total.add_(delta, alpha=weight)
     return total
 
 
@@ -34,6 +36,7 @@ def magnitude_prune(
         Param("Fraction of the entries of each LoRA that is kept, largest first.", min=0, max=1, step=0.01),
     ] = 0.7,
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
+    overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
     """Keep the largest entries of each LoRA, drop the rest, and add what is left."""
-    return weighted_sum(keep_largest(deltas, density, thresholds), weights)
+    return weighted_sum(keep_largest(deltas, density, thresholds, overwrite), weights)

@@ -14,12 +14,17 @@ KEYS = [mask_key(0, "layer", who) for who in "ab"]
 VALUES = torch.randn(2, 400, 500, generator=torch.Generator().manual_seed(3))
 
 
+def kept(generator, like, density):
+    """All masks of a generator, ``(n, rows, columns)`` of bool."""
+    return torch.stack([mask.bool() for mask in generator.masks(like, density)])
+
+
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.9])
 def test_what_is_kept_is_divided_by_the_density(density):
-    kept = drop_random(VALUES, density, MaskGenerator(KEYS))
-    mask = MaskGenerator(KEYS).keep(VALUES, density)
-    torch.testing.assert_close(kept[mask], VALUES[mask] / density, rtol=1e-6, atol=0)
-    assert not kept[~mask].any()
+    found = drop_random(VALUES, density, MaskGenerator(KEYS))
+    mask = kept(MaskGenerator(KEYS), VALUES, density)
+    torch.testing.assert_close(found[mask], VALUES[mask] / density, rtol=1e-6, atol=0)
+    assert not found[~mask].any()
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.9])
@@ -36,7 +41,7 @@ def test_expectation_is_the_value_within_3_sigma(density):
 
 def test_hand_written_numbers():
     pair = torch.tensor([[[4.0, -1.0], [2.0, 3.0]], [[-1.0, -2.0], [5.0, -6.0]]])
-    mask = MaskGenerator(KEYS).keep(pair, 0.5)
+    mask = kept(MaskGenerator(KEYS), pair, 0.5)
     wanted = sum(w * 2 * m * p for w, m, p in zip((3.0, -1.0), mask, pair, strict=True))
     found = dare_linear(pair, torch.tensor([3.0, -1.0]), density=0.5, generator=MaskGenerator(KEYS))
     assert torch.equal(found, wanted)

@@ -11,7 +11,8 @@ import torch
 
 import merge_ops
 from merge_ops import METHODS, Lora, merge, spaces
-from merge_ops.sparsify import MaskGenerator, magnitude_threshold, mask_key
+from merge_ops.sparsify import MaskGenerator, mask_key
+from merge_ops.thresholds import magnitude_threshold
 
 
 def settings_of(method):
@@ -184,7 +185,7 @@ def test_batched_equals_layer_by_layer(name, settings, give_thresholds):
         limits = torch.tensor(found).view(3, 5, 1, 1)
 
     def call(some, thresholds, first):
-        offered = {"thresholds": thresholds, "generator": MaskGenerator(keys, first)}
+        offered = {"thresholds": thresholds, "generator": MaskGenerator(keys, first), "overwrite": False}
         return method.fn(some, weights, **params, **{s: offered[s] for s in method.supplied})
 
     batched = call(values, limits, 0)
@@ -225,3 +226,20 @@ def test_declaration_is_complete(name):
     for param in method.params:
         assert len(param.help) > 10
         assert param.choices or (param.min is not None and param.max is not None)
+
+
+@every_method
+def test_overwriting_gives_the_same_and_not_overwriting_leaves_the_input(name, settings):
+    method = METHODS[name]
+    values = torch.randn(3, 40, 50, generator=torch.Generator().manual_seed(0))
+    before, weights = values.clone(), torch.tensor([0.7, -0.4, 1.3])
+    keys = [mask_key(0, "layer", who) for who in "abc"]
+
+    def call(overwrite):
+        offered = {"thresholds": None, "generator": MaskGenerator(keys), "overwrite": overwrite}
+        supplied = {s: offered[s] for s in method.supplied}
+        return method.fn(values, weights, **method.resolve(settings), **supplied)
+
+    kept = call(False)
+    assert torch.equal(values, before)
+    assert torch.equal(call(True), kept)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -106,7 +108,10 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(base, run_checks, comfyui_python, comfyui_env):
-    """ComfyUI's real server on the CPU, with the LoRA files that two of the checks leave behind."""
+    """ComfyUI's real server on the CPU, with the LoRA files that two of the checks leave behind.
+
+    COMFYUI_ARGS adds arguments, such as another ``--front-end-root``.
+    """
     run_checks("composed_nodes", "refusals")
     root, python = comfyui_python
     with socket.socket() as probe:
@@ -115,7 +120,7 @@ def server(base, run_checks, comfyui_python, comfyui_env):
     command = [
         str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory",
         str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", "--disable-api-nodes",
-        "--disable-auto-launch",
+        "--disable-auto-launch", *shlex.split(os.environ.get("COMFYUI_ARGS", "")),
     ]  # fmt: skip
     log = base / "server.log"
     with log.open("wb") as out:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.nodes.editor import CHROMIUM, FLAGS, Editor
-from tests.nodes.workflows import ROOT, example
+from tests.nodes.pack import ROOT, example
 
 EXAMPLES = sorted(path for path in (ROOT / "example_workflows").glob("*.json") if "_api" not in path.name)
 

@@ -1,28 +1,12 @@
 """The list of LoRAs as text, and the keywords of a merge. Needs no ComfyUI."""
 
-import importlib
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).parents[2]
-
-
-def pack_module(name):
-    """A module of the pack, imported as ComfyUI imports it: the repository root is the package."""
-    if "alloy_pack" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "alloy_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules["alloy_pack"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["alloy_pack"])
-    return importlib.import_module(f"alloy_pack.{name}")
-
+from tests.nodes.pack import pack_module
 
 lora_text = pack_module("nodes.lora_text")
 keywords = pack_module("nodes.keywords")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.workflows import one_node
+from tests.nodes.pack import one_node
 
 
 def resident(process):

@@ -1,10 +1,24 @@
-"""The example workflows at the size of the tiny models."""
+"""The pack under test, and its example workflows at the size of the tiny models."""
 
+import importlib
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LIST = "<lora:sd15_a.safetensors:0.7:0.4>\n<lora:sd15_b.safetensors:-0.5:0.9>"
+
+
+def pack_module(name):
+    """A module of the pack, imported as ComfyUI imports it: the repository root is the package."""
+    if "alloy_pack" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "alloy_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules["alloy_pack"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["alloy_pack"])
+    return importlib.import_module(f"alloy_pack.{name}")
 
 
 def example(path):

@@ -1,0 +1,97 @@
+"""The magnitude that parts the largest entries of a delta from the rest: exact, found by selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_WHOLE = 1 << 18  # entries up to which a delta is formed as a whole
+_SAMPLED = 256  # rows and columns of the sample that says where to look
+_MARGINS = (0.02, 0.08)  # on each side of the rank looked for, as a share of the entries
+
+
+def magnitude_threshold(values: Tensor, density: float) -> float:
+    """A magnitude that parts the ``int(density * numel)`` largest from the rest; inf when none is kept.
+
+    It lies midway between the smallest entry kept and the largest one dropped, so that a delta that is made
+    again in other tiles or on another device, and differs in its last bit, is cut at the same place; among
+    ties it is their own magnitude. On the CPU the bits of the magnitudes are selected as integers, whose
+    order is that of the values. ``values`` is float32 of any shape and is left as it is.
+    """
+    dropped = _dropped(values.numel(), density)
+    if dropped in (0, values.numel()):
+        return math.inf if dropped else 0.0
+    magnitudes = values.detach().abs().flatten()
+    if values.device.type == "cpu":
+        return _between(magnitudes.numpy(), dropped)
+    high = magnitudes.kthvalue(dropped + 1).values
+    low = torch.where(magnitudes < high, magnitudes, 0).max()
+    return _middle(float(low), float(high))
+
+
+def product_threshold(up: Tensor, down: Tensor, density: float, height: int) -> float:
+    """``magnitude_threshold`` of ``up @ down``, formed ``height`` rows at a time on the CPU.
+
+    A sample says between which two magnitudes the threshold lies. One pass counts what is below them and
+    keeps what is between, among which the threshold is selected. Where the sample was wrong, the search is
+    repeated with a wider margin, and at last over all entries.
+    """
+    rows, columns = up.shape[0], down.shape[1]
+    dropped = _dropped(rows * columns, density)
+    if up.device.type != "cpu" or rows * columns <= _WHOLE or dropped in (0, rows * columns):
+        return magnitude_threshold(up @ down, density)
+    sample = up[_spread(rows)] @ down[:, _spread(columns)]
+    magnitudes = sample.abs_().flatten().numpy()
+    for margin in _MARGINS:
+        shares = (dropped / (rows * columns) - margin, dropped / (rows * columns) + margin)
+        places = [int(min(max(share, 0), 1) * (len(magnitudes) - 1)) for share in shares]
+        low, high = (float(m) for m in np.partition(magnitudes, places)[places])
+        below, between = _sift(up, down, low, high, height)
+        if below < dropped < below + len(between):
+            return _between(between, dropped - below)
+    return magnitude_threshold(up @ down, density)
+
+
+def product_tiles(up: Tensor, down: Tensor, height: int) -> Iterator[Tensor]:
+    """``up @ down``, ``height`` rows at a time, in one buffer that is used again for each tile."""
+    buffer = torch.empty((height, down.shape[1]), device=up.device)
+    for start in range(0, up.shape[0], height):
+        yield torch.mm(up[start : start + height], down, out=buffer[: up.shape[0] - start])
+
+
+def _sift(up: Tensor, down: Tensor, low: float, high: float, height: int) -> tuple[int, NDArray[np.float32]]:
+    """How many magnitudes are below ``low``, and those in ``[low, high)``."""
+    below, between = 0, []
+    for tile in product_tiles(up, down, height):
+        magnitudes = tile.abs_().numpy().ravel()
+        chosen = magnitudes < low
+        below += int(np.count_nonzero(chosen))
+        np.not_equal(chosen, magnitudes < high, out=chosen)
+        between.append(magnitudes[np.flatnonzero(chosen)])
+    return below, np.concatenate(between)
+
+
+def _between(magnitudes: NDArray[np.float32], dropped: int) -> float:
+    """The threshold above the ``dropped`` smallest; puts the array in another order."""
+    bits = magnitudes.view(np.int32)
+    bits.partition(dropped)
+    low, high = np.array((bits[:dropped].max(), bits[dropped])).view(np.float32)
+    return _middle(float(low), float(high))
+
+
+def _middle(low: float, high: float) -> float:
+    middle = float(np.float32(low + (high - low) / 2))
+    return middle if middle > low else high
+
+
+def _dropped(entries: int, density: float) -> int:
+    return entries - min(max(int(density * entries), 0), entries)
+
+
+def _spread(size: int) -> Tensor:
+    return torch.linspace(0, size - 1, min(size, _SAMPLED)).long()
