@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, Ra
     modules: dict[str, RawModule] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
-        suffix = next((s for s in _SUFFIXES if key.endswith(s)), None)
+        suffix = _suffix_of(key)
         if suffix is None:
             unknown.append(key)
             continue
@@ -93,6 +94,11 @@ def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, Ra
             )
         module.tensors[_ROLES[suffix]] = tensor
     return modules, unknown
+
+
+@lru_cache(maxsize=1 << 16)
+def _suffix_of(key: str) -> str | None:
+    return next((suffix for suffix in _SUFFIXES if key.endswith(suffix)), None)
 
 
 def reason_not_merged(module: RawModule) -> str | None:

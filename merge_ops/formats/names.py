@@ -8,6 +8,7 @@ Canonical is diffusers' module path with its component before it, for example
 from __future__ import annotations
 
 import re
+from functools import cache, lru_cache
 
 KOHYA_COMPONENTS = {
     "lora_unet_": "unet",
@@ -92,6 +93,7 @@ _DIFFUSERS_TO_LDM = {diffusers: ldm for ldm, diffusers in _LDM_TO_DIFFUSERS.item
 _RESNET_TO_LDM = {diffusers: ldm for ldm, diffusers in _LDM_RESNET.items()}
 
 
+@lru_cache(maxsize=1 << 15)  # the files of one model spell alike, and a saved file is read back
 def canonical_name(stem: str) -> str:
     """The canonical name of a module, from the part of a key before its role (``.lora_down.weight``, ...)."""
     for prefix, component in KOHYA_COMPONENTS.items():
@@ -195,20 +197,17 @@ def _from_ldm(path: str) -> str:
 
 def _unflatten(flat: str, component: str) -> str | None:
     """Put the dots back into an underscored path, word by word; None if a word is not known."""
-    found = []
-    rest = flat
-    while rest:
-        number = re.match(r"\d+(?=_|$)", rest)
-        word = number[0] if number else _first_word(rest, component)
-        if word is None:
+    word, found, place = _word_pattern(component), [], 0
+    while place < len(flat):
+        match = word.match(flat, place)
+        if match is None:
             return None
-        found.append(word)
-        rest = rest[len(word) + 1 :]
+        found.append(match[1])
+        place = match.end()
     return ".".join(found)
 
 
-def _first_word(rest: str, component: str) -> str | None:
-    for word in _WORDS.get(component, ()):
-        if rest == word or rest.startswith(f"{word}_"):
-            return word
-    return None
+@cache
+def _word_pattern(component: str) -> re.Pattern[str]:
+    """A number, or the first word of the component's list that fits, and the underscore behind it."""
+    return re.compile(rf"({'|'.join((r'[0-9]+', *_WORDS.get(component, ())))})(?:_|$)")

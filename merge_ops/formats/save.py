@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError, ParameterError, did_you_mean
-from ..linalg import product_inner
 from ..merged import Merged, MergedLayer
 from ..recipe import recipe_of
 from ..spaces import Scratch
 from ..types import LowRank
 from .container import is_finite
+from .error import rounding_error, truncation_error
 from .verified import EXISTS, write_verified
 from .write import FORMATS, file_metadata, file_tensors, module_names, peft_config, resolve_format
 
@@ -159,7 +159,8 @@ def _round(
     Its scale is alpha over rank, or 1 without alpha.
     """
     exact, limit, kept = layer.value(scratch=scratch), _limit(layer, rank), 1.0
-    if isinstance(exact, tuple) and exact[1].shape[0] <= limit:
+    whole = isinstance(exact, tuple) and exact[1].shape[0] <= limit
+    if isinstance(exact, tuple) and whole:
         up, down = exact
     else:
         found = layer.svd(limit, exact)
@@ -169,7 +170,7 @@ def _round(
     stored = LowRank(up.to(dtype), down.to(dtype), scale, layer.template.layout, layer.template.kernel)
     if not (is_finite(stored.up) and is_finite(stored.down)):
         raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
-    error, norm = _squared_error(exact, stored)
+    error, norm = rounding_error(up, down, stored) if whole else truncation_error(exact, stored)
     relative = math.sqrt(error / norm) if norm else 0.0
     return stored, SavedLayer(name, stored.rank, layer.energy_kept * kept, relative), error, norm
 
@@ -183,18 +184,3 @@ def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     ratio = torch.where((sizes_up > 0) & (sizes_down > 0), sizes_down / sizes_up, torch.ones_like(sizes_up))
     factor = torch.exp2((ratio.log2() / 2).round())
     return up * factor, down / factor[:, None]
-
-
-def _squared_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tuple[float, float]:
-    """Squared Frobenius norms of (stored - merged) and of merged, in float64; a matrix is used up."""
-    pair = stored.up.float(), stored.down.float()
-    if isinstance(exact, tuple):
-        norm = product_inner(exact, exact)
-        if norm <= 1e-15 * product_inner((exact[0].abs(), exact[1].abs()), (exact[0].abs(), exact[1].abs())):
-            return 0.0, 0.0  # the parts cancel, and what is left is rounding
-        up = torch.cat((exact[0].double(), -stored.scale * pair[0].double()), dim=1)
-        difference = up, torch.cat((exact[1], pair[1]))
-        return max(product_inner(difference, difference), 0.0), norm
-    norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
-    rest = exact.addmm_(pair[0], pair[1], alpha=-stored.scale)
-    return float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2, norm

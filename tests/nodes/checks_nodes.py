@@ -7,6 +7,7 @@ import comfy.utils
 import torch
 from comfy_inside import (
     BASE,
+    BEFORE,
     LORAS,
     NODES,
     assert_close,
@@ -214,7 +215,9 @@ def refusals_are_one_sentence():
 
 @check
 def the_pack_loads_twice_without_a_clash():
-    """Under a second name it has its own registry, and works."""
+    """Under a second name it has its own registry, and works; neither load needs diffusers or PEFT."""
+    new = sys.modules.keys() - BEFORE
+    assert not {"diffusers", "peft"} & new, "loaded by the pack"
     other = load_pack("alloy_again")
     assert other["LoraAlloyLoader"] is not NODES["LoraAlloyLoader"]
     assert sys.modules["alloy_again.merge_ops"].METHODS.keys() == merge_ops.METHODS.keys()

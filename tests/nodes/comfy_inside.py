@@ -17,6 +17,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.lora  # noqa: E402
+import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
@@ -41,6 +42,7 @@ def load_pack(name):
     return {node.__name__: node for node in asyncio.run(extension.get_node_list())}
 
 
+BEFORE = set(sys.modules)
 NODES = load_pack("alloy_pack")
 merge_ops = sys.modules["alloy_pack.merge_ops"]
 
@@ -60,7 +62,8 @@ _loaded = {}
 
 
 def load_model(name):
-    """``(MODEL, CLIP or None)`` of a tiny checkpoint, by ComfyUI's stock loaders."""
+    """``(MODEL, CLIP or None)`` of a tiny checkpoint, by ComfyUI's stock loaders, without patches in it."""
+    comfy.model_management.unload_all_models()  # a clone that an earlier check left loaded shares the weights
     if name not in _loaded:
         if name == "sd15":
             path = folder_paths.get_full_path_or_raise("checkpoints", "tiny_sd15.safetensors")

@@ -1,0 +1,65 @@
+"""How far results are from float64: Frobenius errors, and for random types the fraction that was kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from merge_ops import Lora, Merged, merge
+
+from . import reference
+from .inputs import DENSITY, RANK
+
+Pair = tuple[Tensor, Tensor]
+
+
+def relative_difference(found: Pair, wanted: Pair) -> float:
+    """``|up @ down - wanted| / |wanted|``, both multiplied out in float64."""
+    exact = wanted[0] @ wanted[1]
+    difference = found[0].double() @ found[1].double() - exact
+    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(exact))
+
+
+def least_error(delta: Tensor, rank: int = RANK) -> float:
+    """The Frobenius error of the best matrix of that rank, from the eigenvalues of the Gram matrix."""
+    gram = delta @ delta.T if delta.shape[0] < delta.shape[1] else delta.T @ delta
+    return math.sqrt(float(torch.linalg.eigvalsh(gram)[:-rank].clamp(min=0).sum()))
+
+
+def excess(found: Pair, delta: Tensor, least: float) -> float:
+    """By which part the error of a truncation exceeds the least possible."""
+    error = float(torch.linalg.vector_norm(delta - found[0].double() @ found[1].double()))
+    return error / least - 1
+
+
+def merged_delta(combination_type: str, loras: list[Lora], weights: list[float], name: str) -> Tensor:
+    """The delta that our result is a truncation of, in float64."""
+    if not combination_type.startswith("dare"):
+        return reference.delta(combination_type, [lora.layers[name] for lora in loras], weights)
+    # the same seed gives the same masks whether or not an SVD follows
+    method = combination_type.removesuffix("_svd")
+    return merge(loras, weights, method=method, density=DENSITY).delta(name).double()
+
+
+def kept_fraction(pairs: Iterable[Pair], n: int) -> tuple[float, float]:
+    """The density that the non-zero entries tell of, and how many standard deviations it is off.
+
+    An entry of the result is zero where all ``n`` LoRAs dropped theirs.
+    """
+    entries = nonzero = 0
+    for pair in pairs:
+        for tensor in pair:
+            entries += tensor.numel()
+            nonzero += int(torch.count_nonzero(tensor))
+    share, expected = nonzero / entries, 1 - (1 - DENSITY) ** n
+    deviation = (share - expected) / math.sqrt(expected * (1 - expected) / entries)
+    return 1 - (1 - share) ** (1 / n), deviation
+
+
+def bit_equal(one: Merged, other: Merged, names: Iterable[str]) -> bool:
+    """Whether two results have the same bits."""
+    pairs = ((one.factors(name), other.factors(name)) for name in names)
+    return all(a is not None and b is not None and all(map(torch.equal, a, b)) for a, b in pairs)

@@ -1,0 +1,64 @@
+"""Seeded random LoRAs, as records and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from merge_ops import Lora, LowRank
+
+from .sdxl import Layer
+
+RANK, DENSITY = 16, 0.5
+SCALE = 0.5  # alpha / rank; not 1, so that a scale that gets lost is seen in the errors
+_MULTIPLIERS = (0.8, 0.6, -0.5, 0.4, 0.7, -0.3, 0.9, 0.2)
+
+
+def multipliers(count: int) -> list[float]:
+    """The weights of a merge of ``count`` LoRAs; one of four is negative."""
+    return list(_MULTIPLIERS[:count])
+
+
+def make_loras(layers: Iterable[Layer], count: int, rank: int = RANK) -> list[Lora]:
+    """``count`` LoRAs in float16. A layer's factors depend on the LoRA and the layer's name only."""
+    layers = list(layers)
+    return [
+        Lora(f"lora{index}", {f"unet.{layer.name}": _random(layer, index, rank) for layer in layers})
+        for index in range(count)
+    ]
+
+
+def _random(layer: Layer, index: int, rank: int) -> LowRank:
+    seed = int.from_bytes(layer.name.encode()[-40:], "big") % (2**31) + 7919 * index
+    generator = torch.Generator().manual_seed(seed)
+    fall = torch.arange(1, rank + 1) ** -0.5  # a spectrum that decays, as that of trained LoRAs does
+    up = torch.randn(layer.rows, rank, generator=generator) * fall * 0.05
+    down = torch.randn(rank, layer.columns, generator=generator) * 0.05
+    return LowRank(up.half(), down.half(), SCALE, key=layer.name)
+
+
+def fresh(loras: list[Lora]) -> list[Lora]:
+    """The same LoRAs in new objects and memory, about which nothing can be remembered."""
+    return [
+        replace(
+            lora, layers={n: replace(x, up=x.up.clone(), down=x.down.clone()) for n, x in lora.layers.items()}
+        )
+        for lora in loras
+    ]
+
+
+def write_kohya(lora: Lora, path: Path) -> Path:
+    """Write a LoRA under kohya's names."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in lora.layers.items():
+        stem = "lora_" + name.replace(".", "_")
+        tensors[f"{stem}.lora_up.weight"] = layer.up
+        tensors[f"{stem}.lora_down.weight"] = layer.down
+        tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank)
+    save_file(tensors, path)
+    return path

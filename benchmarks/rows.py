@@ -1,0 +1,52 @@
+"""One line of the table, and the goals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FACTOR_TYPES = ("cat", "linear", "ties", "magnitude_prune", "dare_linear", "dare_ties")
+SVD_TYPES = ("svd", "ties_svd", "magnitude_prune_svd", "dare_linear_svd", "dare_ties_svd")
+MEMORY_GOAL = 400  # MB above the inputs
+
+
+@dataclass(slots=True)
+class Row:
+    """A method measured against something else. Seconds are CPU seconds of one thread.
+
+    ``ratio`` is theirs / ours, and the goal a minimum; where ``at_most`` is set, ``ratio`` is ours / theirs
+    and the goal a maximum. ``extrapolated``: one layer of each shape, times the number of its layers.
+    """
+
+    against: str
+    method: str
+    n: int
+    theirs: float | None = None
+    ours: float | None = None
+    ratio: float | None = None
+    goal: float | None = None
+    at_most: bool = False
+    error: float | None = None
+    their_error: float | None = None
+    peak_mb: float | None = None
+    their_peak_mb: float | None = None
+    extrapolated: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None where there is no goal or no figure."""
+        if self.goal is None or self.ratio is None:
+            return None
+        return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
+
+    def add_note(self, text: str) -> None:
+        self.note = f"{self.note}; {text}" if self.note else text
+
+
+def goal_against_peft(combination_type: str, n: int) -> float:
+    """How many times faster than PEFT a type must be."""
+    if combination_type == "svd":
+        return 300
+    if combination_type.endswith("_svd"):
+        return 30 if n <= 2 else 20
+    return 3 if combination_type.startswith("dare") else 8
