@@ -1,5 +1,6 @@
 # make demo   merge the LoRAs that ship with the project, draw a picture, print a table
 # make test   run every test (those for ComfyUI too, where a ComfyUI is found)
+# make bench  time every merge method beside PEFT's on the layers of SDXL; BENCH=--quick takes two minutes
 # make lint   format check, lint, types, and fresh docs
 # Each sets up its own virtual environment first.
 
@@ -8,13 +9,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test bench lint format docs clean
 
 demo: $(READY)
 	$(BIN)/lora-alloy demo -o demo-output
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .registry import Method
 from .sparsify import MaskGenerator, mask_key
-from .thresholds import product_threshold
+from .thresholds import product_thresholds
 from .types import LowRank
 
 # Entries of one tile of one LoRA. On the CPU the buffers of a tile should stay in the cache, and the calls
@@ -122,7 +122,15 @@ def find_thresholds(
     density = recipe.params.get("density", 1.0)
     if "thresholds" not in recipe.method.supplied or density >= 1:
         return None
-    return tuple(_threshold_of(part, density, device) for part in stack.parts)
+    known = [_thresholds.setdefault(part, {}) for part in stack.parts]
+    keys = [(density, *_versions(part)) for part in stack.parts]
+    new = [i for i, key in enumerate(keys) if key not in known[i]]
+    ups, downs = LayerStack(stack.name, tuple(stack.parts[i] for i in new), (), ()).factors(device)
+    height = tile_height(stack.parts[0].matrix_shape[1], device or stack.parts[0].up.device)
+    found = product_thresholds(list(zip(ups, downs, strict=True)), density, height)
+    for i, threshold in zip(new, found, strict=True):
+        known[i][keys[i]] = threshold
+    return tuple(those[key] for those, key in zip(known, keys, strict=True))
 
 
 def merge_deltas(
@@ -169,15 +177,10 @@ def _delta_tiles(stack: LayerStack, device: torch.device) -> Iterator[tuple[int,
         yield start, tile
 
 
-def _threshold_of(part: LowRank, density: float, device: torch.device | None) -> float:
-    versions = tuple(0 if t.is_inference() else t._version for t in (part.up, part.down))
-    known = _thresholds.setdefault(part, {})
-    key = (density, *versions)
-    if key not in known:
-        up = part.up.to(device=device, dtype=torch.float32) * part.scale
-        down = part.down.to(device=device, dtype=torch.float32)
-        known[key] = product_threshold(up, down, density, tile_height(down.shape[1], up.device))
-    return known[key]
+def _versions(part: LowRank) -> tuple[int, int]:
+    """How often the factors were written to; torch does not count that for tensors of inference mode."""
+    up, down = (0 if t.is_inference() else t._version for t in (part.up, part.down))
+    return up, down
 
 
 def _stacked(factors: list[Tensor], device: torch.device | None) -> Tensor:

@@ -26,24 +26,43 @@ def magnitude_threshold(values: Tensor, density: float) -> float:
     dropped = _dropped(values.numel(), density)
     if dropped in (0, values.numel()):
         return math.inf if dropped else 0.0
-    magnitudes = values.detach().abs().flatten()
     if values.device.type == "cpu":
-        return _between(magnitudes.numpy(), dropped)
+        return _between(values.detach().abs().flatten().numpy(), dropped)
+    return _middle(*bounds(values, dropped).tolist())
+
+
+def product_thresholds(factors: list[tuple[Tensor, Tensor]], density: float, height: int) -> list[float]:
+    """``magnitude_threshold`` of each product ``up @ down``; all factors are on one device.
+
+    On the CPU a product is formed ``height`` rows at a time. Elsewhere each is formed as a whole, and the
+    device is waited for once.
+    """
+    if not factors or factors[0][0].device.type == "cpu":
+        return [_product_threshold(up, down, density, height) for up, down in factors]
+    dropped = [_dropped(up.shape[0] * down.shape[1], density) for up, down in factors]
+    if dropped[0] in (0, factors[0][0].shape[0] * factors[0][1].shape[1]):
+        return [math.inf if count else 0.0 for count in dropped]
+    found = [bounds(up @ down, count) for (up, down), count in zip(factors, dropped, strict=True)]
+    return [_middle(low, high) for low, high in torch.stack(found).tolist()]
+
+
+def bounds(values: Tensor, dropped: int) -> Tensor:
+    """The largest magnitude among the ``dropped`` smallest and the smallest of the others, ``(2,)``."""
+    magnitudes = values.detach().abs().flatten()
     high = magnitudes.kthvalue(dropped + 1).values
-    low = torch.where(magnitudes < high, magnitudes, 0).max()
-    return _middle(float(low), float(high))
+    at_most = magnitudes.kthvalue(dropped).values
+    return torch.stack((at_most, high))
 
 
-def product_threshold(up: Tensor, down: Tensor, density: float, height: int) -> float:
-    """``magnitude_threshold`` of ``up @ down``, formed ``height`` rows at a time on the CPU.
+def _product_threshold(up: Tensor, down: Tensor, density: float, height: int) -> float:
+    """A sample says between which two magnitudes the threshold lies; one pass then counts what is below.
 
-    A sample says between which two magnitudes the threshold lies. One pass counts what is below them and
-    keeps what is between, among which the threshold is selected. Where the sample was wrong, the search is
-    repeated with a wider margin, and at last over all entries.
+    The pass keeps what is between, and the threshold is selected among that. Where the sample was wrong, the
+    search is repeated with a wider margin, and at last over all entries.
     """
     rows, columns = up.shape[0], down.shape[1]
     dropped = _dropped(rows * columns, density)
-    if up.device.type != "cpu" or rows * columns <= _WHOLE or dropped in (0, rows * columns):
+    if rows * columns <= _WHOLE or dropped in (0, rows * columns):
         return magnitude_threshold(up @ down, density)
     sample = up[_spread(rows)] @ down[:, _spread(columns)]
     magnitudes = sample.abs_().flatten().numpy()

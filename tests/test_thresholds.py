@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merge_ops import merge, spaces, thresholds
-from merge_ops.thresholds import magnitude_threshold, product_threshold
+from merge_ops.thresholds import bounds, magnitude_threshold, product_thresholds
 
 
 def factors(rows, columns, rank=8, seed=0):
@@ -14,6 +14,10 @@ def factors(rows, columns, rank=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     up = torch.randn(rows, rank, generator=generator) * torch.rand(rows, 1, generator=generator).exp()
     return up, torch.randn(rank, columns, generator=generator) * torch.rand(1, columns, generator=generator)
+
+
+def product_threshold(up, down, density, height):
+    return product_thresholds([(up, down)], density, height)[0]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.9, 0.999])
@@ -49,11 +53,11 @@ def test_it_is_found_once_for_each_lora_and_density(make_lora, monkeypatch):
     """Another strength does not look for it again; another density, or a changed tensor, does."""
     found = []
 
-    def counted(*args):
-        found.append(args)
-        return product_threshold(*args)
+    def counted(factors, *args):
+        found.extend(factors)
+        return product_thresholds(factors, *args)
 
-    monkeypatch.setattr(spaces, "product_threshold", counted)
+    monkeypatch.setattr(spaces, "product_thresholds", counted)
     loras = [make_lora(name, shapes={"a": (20, 30), "b": (8, 8)}, seed=i) for i, name in enumerate("xy")]
     first = merge(loras, [1.0, 0.5], "ties", density=0.5)
     assert len(found) == 4
@@ -83,3 +87,12 @@ def test_a_whole_delta_is_formed_only_where_it_is_small(monkeypatch):
     up, down = factors(700, 900)
     assert product_threshold(up, down, 0.5, height=64) > 0
     assert not seen
+
+
+def test_other_devices_select_the_same_two_entries():
+    """What runs where there is no numpy: the entries on both sides of the cut, ties included."""
+    up, down = factors(60, 70)
+    ordered = (up @ down).abs().flatten().sort().values
+    for dropped in (1, 2100, 4199):
+        assert bounds(up @ down, dropped).tolist() == ordered[dropped - 1 : dropped + 1].tolist()
+    assert bounds(torch.tensor([1.0, -1.0, 1.0, 0.5]), 2).tolist() == [1.0, 1.0]
