@@ -14,24 +14,24 @@ _CANCELLED = 1e-6  # a squared norm below this share of its terms is known too b
 def rounding_error(up: Tensor, down: Tensor, stored: LowRank) -> tuple[float, float]:
     """Squared norms of (stored - merged) and of merged, for factors that were only rounded to be stored.
 
-    ``up`` and ``down`` are float32 and equal to the merge but for ``stored.scale``. The difference is
-    ``d_up @ stored_down + up @ d_down`` with exactly known differences of the factors, so Gram matrices in
-    float32 are enough.
+    ``up`` and ``down`` are float32 and equal to the merge but for ``stored.scale``. The difference of the
+    products is made of differences of the factors, which are known exactly, so Gram matrices in float32 are
+    enough.
     """
-    stored_up, stored_down = stored.up.to(up), stored.down.to(down)
-    gram_up, gram_down = up.T @ up, down @ down.T
-    norm = float((gram_up * gram_down).sum(dtype=torch.float64))
-    terms = float((gram_up.diagonal() * gram_down.diagonal()).clamp(min=0).sqrt().sum(dtype=torch.float64))
-    if norm <= _CANCELLED * terms**2:
+    rank = down.shape[0]
+    ups = torch.cat((up, stored.up.to(up) - up), dim=1)  # the merge's, and what rounding adds to it
+    downs = torch.cat((down, stored.down.to(down) - down))
+    over, under = (ups.T @ ups).to(torch.float64), (downs @ downs.T).to(torch.float64)
+    norm = float((over[:rank, :rank] * under[:rank, :rank]).sum())
+    terms = (over.diagonal()[:rank] * under.diagonal()[:rank]).clamp(min=0).sqrt().sum()
+    if norm <= _CANCELLED * float(terms) ** 2:
         return truncation_error((up * stored.scale, down), stored)
-    d_up, d_down = stored_up - up, stored_down - down
-    error = (
-        ((d_up.T @ d_up) * (stored_down @ stored_down.T)).sum(dtype=torch.float64)
-        + (gram_up * (d_down @ d_down.T)).sum(dtype=torch.float64)
-        + 2 * ((d_up.T @ up) * (stored_down @ d_down.T)).sum(dtype=torch.float64)
-    )
-    square = stored.scale**2
-    return max(float(error), 0.0) * square, norm * square
+    # (up + d_up) @ (down + d_down) - up @ down, as one product of stacked factors
+    mixed = torch.eye(2 * rank, dtype=torch.float64)
+    mixed[:rank, :rank] = 0
+    mixed[:rank, rank:] = mixed[rank:, :rank] = mixed[rank:, rank:] = torch.eye(rank)
+    error = float((over * (mixed @ under @ mixed.T)).sum())
+    return max(error, 0.0) * stored.scale**2, norm * stored.scale**2
 
 
 def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -64,13 +65,21 @@ def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> No
         )
     for name, layer in layers.items():
         found = read[stems[name]]
-        same = torch.equal(found.up, layer.up.cpu()) and torch.equal(found.down, layer.down.cpu())
+        same = _same_bits(found.up, layer.up.cpu()) and _same_bits(found.down, layer.down.cpu())
         if (
             not same
             or not math.isclose(found.scale, layer.scale, rel_tol=1e-6)
             or found.weight_shape != layer.weight_shape
         ):
             raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Compared as bytes, which is many times faster than as half precision numbers."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    one, other = (t.contiguous().view(torch.uint8).numpy() for t in (a, b))
+    return np.array_equal(one, other)
 
 
 def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
