@@ -8,10 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .linalg import product_inner
 from .lineup import line_up
 from .report import sign_conflict
-from .types import Lora, LowRank
+from .types import Layer, Lora, LowRank
 
 _SHOWN = 200  # characters of a metadata value
 
@@ -28,13 +30,15 @@ class BlockComparison:
     sign_conflict: float  # share of the entries in which they have opposite signs
 
 
-def squared_norm(layer: LowRank) -> float:
+def squared_norm(layer: Layer) -> float:
     """Squared Frobenius norm of a layer's delta."""
     return inner(layer, layer)
 
 
-def inner(a: LowRank, b: LowRank) -> float:
-    """Frobenius inner product of two deltas of one layer, without forming them."""
+def inner(a: Layer, b: Layer) -> float:
+    """Frobenius inner product of two deltas of one layer; low-rank ones are not formed."""
+    if not (isinstance(a, LowRank) and isinstance(b, LowRank)):
+        return float((a.matrix().to(torch.float64) * b.matrix()).sum())
     return a.scale * b.scale * product_inner((a.up, a.down), (b.up, b.down))
 
 
@@ -52,16 +56,27 @@ def describe(lora: Lora) -> dict[str, Any]:
         "format": lora.dialect,
         "layers": len(lora.layers),
         "components": dict(Counter(name.partition(".")[0] for name in lora.layers)),
-        "kinds": dict(Counter(layer.layout for layer in lora.layers.values())),
+        "kinds": dict(Counter(_kind(layer) for layer in lora.layers.values())),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
-        "dtypes": dict(Counter(str(la.up.dtype).removeprefix("torch.") for la in lora.layers.values())),
+        "dtypes": dict(
+            Counter(str(la.tensors[0].dtype).removeprefix("torch.") for la in lora.layers.values())
+        ),
         "norm": lora_norm(lora),
         "sha256": lora.sha256,
         "unmerged": lora.unmerged,
         "warnings": list(lora.warnings),
         "metadata": {key: printable(value) for key, value in lora.metadata.items()},
     }
+
+
+def _kind(layer: Layer) -> str:
+    names = {"Hadamard": "loha", "Kronecker": "lokr", "Full": "full"}
+    return names.get(type(layer).__name__, layer.layout)
+
+
+def _dtype(layer: Layer) -> str:
+    return str(layer.tensors[0].dtype).removeprefix("torch.")
 
 
 def printable(value: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .sparsify import hash_words, mask_key
-from .types import Lora
+from .types import Lora, LowRank
 
 _BITS = 16
 _MAX_LAYERS = 32
@@ -19,17 +19,24 @@ def fingerprint(lora: Lora) -> int:
 
     Random masks are drawn by it. Renaming a file, rewriting it at another rank, alpha or scale, or moving it
     within the stack leaves the masks as they are, because none of these changes the sign of a projection of
-    the delta. Computed in float64 on the CPU from up to 32 layers, on the factors alone.
+    the delta. Computed in float64 on the CPU from up to 32 layers, on the factors alone where they are
+    low rank.
     """
+    lora = lora.origin or lora
     names = sorted(lora.layers)
     step = -(-len(names) // _MAX_LAYERS)
     total = torch.zeros(_BITS, dtype=torch.float64)
     for name in names[::step]:
         layer = lora.layers[name]
         rows, columns = layer.matrix_shape
-        up = _signs("up", rows).T @ layer.up.to("cpu", torch.float64)  # (bits, r)
-        down = layer.down.to("cpu", torch.float64) @ _signs("down", columns)  # (r, bits)
-        total += _signs(name, 1)[0] * (up * down.T).sum(dim=1) * layer.scale
+        left, right = _signs("up", rows), _signs("down", columns)  # (rows or columns, bits)
+        if isinstance(layer, LowRank):
+            up = left.T @ layer.up.to("cpu", torch.float64)  # (bits, r)
+            down = layer.down.to("cpu", torch.float64) @ right  # (r, bits)
+            total += _signs(name, 1)[0] * (up * down.T).sum(dim=1) * layer.scale
+        else:
+            seen = left.to(torch.float32).T @ layer.matrix(torch.device("cpu"))  # (bits, columns)
+            total += _signs(name, 1)[0] * (seen.to(torch.float64) * right.T).sum(dim=1)
     return sum(1 << bit for bit, value in enumerate(total.tolist()) if value > 0)
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from .errors import IncompatibleLoraError
 from .fingerprint import fingerprint
 from .spaces import LayerStack
-from .types import Lora, LowRank
+from .types import Layer, Lora
 
 
 def line_up(
@@ -80,12 +80,14 @@ def _check_shapes(name: str, loras: list[Lora]) -> None:
             )
 
 
-def _is_embedding(layer: LowRank) -> bool:
+def _is_embedding(layer: Layer) -> bool:
     return layer.layout == "embedding"
 
 
-def _same_kernel(a: LowRank, b: LowRank) -> bool:
-    """A 1 x 1 convolution and a linear layer are the same matrix."""
+def _same_kernel(a: Layer, b: Layer) -> bool:
+    """A 1 x 1 convolution and a linear layer are the same matrix; some kinds do not know their kernel."""
+    if not (a.knows_its_kernel and b.knows_its_kernel):
+        return True
     return a.kernel == b.kernel or math.prod(a.kernel) == math.prod(b.kernel) == 1
 
 

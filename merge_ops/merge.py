@@ -15,7 +15,7 @@ from .lineup import line_up
 from .merged import Merged, MergedLayer
 from .registry import get_method
 from .spaces import LayerStack, Recipe, Scratch, find_thresholds, merge_factors
-from .types import Lora
+from .types import Lora, LowRank
 
 Progress = Callable[[int, int, str], None]
 
@@ -100,6 +100,12 @@ def _merge_layer(
 def _merge_in_factor_space(
     stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype
 ) -> MergedLayer:
+    for part in stack.parts:
+        if not isinstance(part, LowRank):
+            raise IncompatibleLoraError(
+                f"{stack.name} is a {type(part).__name__} adapter, which has no up and down factors; "
+                "use space='delta'"
+            )
     if len(set(stack.ranks)) > 1:
         raise IncompatibleLoraError(
             f"{stack.name}: the ranks differ ({', '.join(map(str, stack.ranks))}), and space='factors' needs "

@@ -13,7 +13,7 @@ from .errors import MergeError, did_you_mean
 from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
 from .report import LayerReport, MergeReport, sign_conflict
 from .spaces import LayerStack, Recipe, Scratch, concatenated, merge_deltas
-from .types import Lora, LowRank
+from .types import Layer, Lora, LowRank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,11 +31,12 @@ class MergedLayer:
 
     @property
     def is_low_rank(self) -> bool:
-        return self.fixed is not None or self.recipe.method.linear
+        return self.fixed is not None or (self.recipe.method.linear and self.stack.is_low_rank)
 
     @property
-    def template(self) -> LowRank:
-        return self.stack.parts[0]
+    def template(self) -> Layer:
+        """The part that says most about the weight: some kinds do not know the kernel of a convolution."""
+        return next((part for part in self.stack.parts if part.knows_its_kernel), self.stack.parts[0])
 
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """The merged delta as a float32 matrix ``(out, in)``."""
@@ -49,7 +50,7 @@ class MergedLayer:
         if self.fixed is not None:
             up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
             return up if self.fixed.scale == 1 else up * self.fixed.scale, down
-        if self.recipe.method.linear:
+        if self.is_low_rank:
             return concatenated(self.stack, self.recipe.scale, device)
         return None
 
@@ -79,8 +80,8 @@ class MergedLayer:
 
     def pinned(self, up: Tensor, down: Tensor, dtype: torch.dtype) -> MergedLayer:
         """The same layer with its result given as factors, stored where the LoRAs are."""
-        home = self.template.up.device
-        fixed = replace(self.template, up=up.to(home, dtype), down=down.to(home, dtype), scale=1.0)
+        home, model = self.template.device, self.template
+        fixed = LowRank(up.to(home, dtype), down.to(home, dtype), 1.0, model.layout, model.kernel, model.key)
         return replace(self, fixed=fixed)
 
 
@@ -151,7 +152,7 @@ class Merged:
 def _rank_out(layer: MergedLayer) -> int | None:
     if layer.fixed is not None:
         return layer.fixed.rank
-    return sum(layer.stack.ranks) if layer.recipe.method.linear else None
+    return sum(layer.stack.ranks) if layer.is_low_rank else None
 
 
 def _clamped(found: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:

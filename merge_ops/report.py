@@ -62,8 +62,7 @@ def sign_conflict(stack: LayerStack, thresholds: tuple[float, ...] | None = None
         return None
     rows = stack.parts[0].matrix_shape[0]
     chosen = torch.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).long()
-    ups, downs = stack.factors(None)
-    tile = torch.stack([up[chosen.to(up.device)] @ down for up, down in zip(ups, downs, strict=True)])
+    tile = torch.stack([part.rows(None)(chosen.to(part.device)) for part in stack.parts])
     if thresholds is not None:
         tile *= tile.abs() >= torch.tensor(thresholds, device=tile.device).view(-1, 1, 1)
     signs = tile.sign()

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .registry import Method
 from .sparsify import MaskGenerator, mask_key
-from .thresholds import product_thresholds
-from .types import LowRank
+from .thresholds import magnitude_threshold, product_thresholds
+from .types import Layer, LowRank
 
 # Entries of one tile of one LoRA. On the CPU the buffers of a tile should stay in the cache, and the calls
 # should still be few; elsewhere launches cost more than memory.
@@ -28,7 +28,7 @@ _TILE_ELSEWHERE = 1 << 22
 _ROWS = 64
 
 # found thresholds by layer of a LoRA, forgotten with it: another strength does not look for them again
-_thresholds: WeakKeyDictionary[LowRank, dict[tuple[float, ...], float]] = WeakKeyDictionary()
+_thresholds: WeakKeyDictionary[Layer, dict[tuple[float, ...], float]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LayerStack:
     """One layer of every LoRA that has it. Entry ``i`` of each tuple belongs to the same LoRA."""
 
     name: str
-    parts: tuple[LowRank, ...]
+    parts: tuple[Layer, ...]
     weights: tuple[float, ...]
     identities: tuple[str, ...]  # what random masks are drawn by
 
@@ -57,10 +57,15 @@ class LayerStack:
     def ranks(self) -> tuple[int, ...]:
         return tuple(part.rank for part in self.parts)
 
-    def factors(self, device: torch.device | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Float32 ``up * scale`` and ``down`` of every LoRA on the device."""
-        ups = [p.up.to(device=device, dtype=torch.float32) * p.scale for p in self.parts]
-        return ups, [p.down.to(device=device, dtype=torch.float32) for p in self.parts]
+    @property
+    def is_low_rank(self) -> bool:
+        return all(isinstance(part, LowRank) for part in self.parts)
+
+    def low_rank(self) -> tuple[list[LowRank], list[float]]:
+        """The parts that are low rank, with their weights."""
+        pairs = zip(self.parts, self.weights, strict=True)
+        chosen = [(part, weight) for part, weight in pairs if isinstance(part, LowRank)]
+        return [part for part, _ in chosen], [weight for _, weight in chosen]
 
     def generator(self, seed: int, part: str, first: int = 0) -> MaskGenerator:
         return MaskGenerator([mask_key(seed, self.name, who, part) for who in self.identities], first)
@@ -82,15 +87,16 @@ class Scratch:
 
 
 def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """The exact weighted sum as one low-rank pair: ups side by side, downs stacked (PEFT's ``cat``).
+    """The exact weighted sum of the low-rank parts as one pair: ups side by side, downs stacked (``cat``).
 
     Each product ``scale * weight * alpha / rank`` is split evenly over both factors.
     """
-    where = device or stack.parts[0].up.device
-    (rows, columns), inner = stack.parts[0].matrix_shape, sum(stack.ranks)
+    where = device or stack.parts[0].device
+    parts, weights = stack.low_rank()
+    (rows, columns), inner = stack.parts[0].matrix_shape, sum(part.rank for part in parts)
     up, down = torch.empty((rows, inner), device=where), torch.empty((inner, columns), device=where)
     start = 0
-    for part, weight in zip(stack.parts, stack.weights, strict=True):
+    for part, weight in zip(parts, weights, strict=True):
         on_up, on_down = _split(scale * weight * part.scale)
         end = start + part.rank
         up[:, start:end].copy_(part.up).mul_(on_up)
@@ -101,11 +107,10 @@ def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -
 
 def merge_factors(stack: LayerStack, recipe: Recipe, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """Apply the method to the ups and to the downs separately, as PEFT and LoRAX do; all ranks are equal."""
-    split = [_split(w * p.scale) for w, p in zip(stack.weights, stack.parts, strict=True)]
-    up = _apply(recipe, stack, _stacked([p.up for p in stack.parts], device), [b for b, _ in split], "up")
-    down = _apply(
-        recipe, stack, _stacked([p.down for p in stack.parts], device), [a for _, a in split], "down"
-    )
+    parts, weights = stack.low_rank()
+    split = [_split(w * p.scale) for w, p in zip(weights, parts, strict=True)]
+    up = _apply(recipe, stack, _stacked([p.up for p in parts], device), [b for b, _ in split], "up")
+    down = _apply(recipe, stack, _stacked([p.down for p in parts], device), [a for _, a in split], "down")
     if recipe.scale == 1.0:
         return up, down
     on_up, on_down = _split(recipe.scale)
@@ -124,12 +129,14 @@ def find_thresholds(
         return None
     known = [_thresholds.setdefault(part, {}) for part in stack.parts]
     keys = [(density, *_versions(part)) for part in stack.parts]
+    height = tile_height(stack.parts[0].matrix_shape[1], device or stack.parts[0].device)
     new = [i for i, key in enumerate(keys) if key not in known[i]]
-    ups, downs = LayerStack(stack.name, tuple(stack.parts[i] for i in new), (), ()).factors(device)
-    height = tile_height(stack.parts[0].matrix_shape[1], device or stack.parts[0].up.device)
-    found = product_thresholds(list(zip(ups, downs, strict=True)), density, height)
-    for i, threshold in zip(new, found, strict=True):
+    low = [i for i in new if isinstance(stack.parts[i], LowRank)]
+    pairs = [part.factors(device) for i in low if isinstance(part := stack.parts[i], LowRank)]
+    for i, threshold in zip(low, product_thresholds(pairs, density, height), strict=True):
         known[i][keys[i]] = threshold
+    for i in set(new) - set(low):  # whatever is not low rank is formed as a whole
+        known[i][keys[i]] = magnitude_threshold(stack.parts[i].matrix(device), density)
     return tuple(those[key] for those, key in zip(known, keys, strict=True))
 
 
@@ -141,7 +148,7 @@ def merge_deltas(
     scratch: Scratch | None = None,
 ) -> Tensor:
     """The merged delta ``(out, in)`` of one layer in float32."""
-    where = device or stack.parts[0].up.device
+    where = device or stack.parts[0].device
     merged = (scratch or Scratch()).matrix(*stack.parts[0].matrix_shape, where)
     for start, tile in merged_tiles(stack, recipe, thresholds, where):
         torch.mul(tile, recipe.scale, out=merged[start : start + tile.shape[0]])
@@ -166,21 +173,20 @@ def tile_height(columns: int, device: torch.device) -> int:
 
 def _delta_tiles(stack: LayerStack, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, deltas (n, rows, in))`` over all rows; the buffer is reused from tile to tile."""
-    ups, downs = stack.factors(device)
+    readers = [part.rows(device) for part in stack.parts]
     rows, columns = stack.parts[0].matrix_shape
     height = min(rows, tile_height(columns, device))
-    buffer = torch.empty((len(ups), height, columns), dtype=torch.float32, device=device)
+    buffer = torch.empty((len(readers), height, columns), dtype=torch.float32, device=device)
     for start in range(0, rows, height):
         tile = buffer[:, : min(height, rows - start)]
-        for delta, up, down in zip(tile.unbind(), ups, downs, strict=True):
-            torch.mm(up[start : start + height], down, out=delta)
+        for delta, read in zip(tile.unbind(), readers, strict=True):
+            read(slice(start, start + height), out=delta)
         yield start, tile
 
 
-def _versions(part: LowRank) -> tuple[int, int]:
-    """How often the factors were written to; torch does not count that for tensors of inference mode."""
-    up, down = (0 if t.is_inference() else t._version for t in (part.up, part.down))
-    return up, down
+def _versions(part: Layer) -> tuple[int, ...]:
+    """How often the tensors were written to; torch does not count that for those of inference mode."""
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in part.tensors)
 
 
 def _stacked(factors: list[Tensor], device: torch.device | None) -> Tensor:

@@ -1,8 +1,10 @@
-"""The records that files are read into: one LoRA, and one low-rank layer of it."""
+"""The records that files are read into: one LoRA, and its layers."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +13,78 @@ import torch
 from torch import Tensor
 
 Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding"]
+Index = slice | Tensor
+Rows = Callable[..., Tensor]  # rows(index, out=None): float32 rows of a delta, with its scale
+
+
+class Layer(ABC):
+    """The delta of one layer, of any kind: a matrix ``(out, in)``, made a few rows at a time.
+
+    A convolution's kernel is folded into the columns, and remembered in ``kernel`` where the file says it.
+    """
+
+    scale: float
+    layout: Layout
+    kernel: tuple[int, ...]
+    key: str
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """The rank that the adapter was trained with; that of the delta may be higher."""
+
+    @property
+    @abstractmethod
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in)``, with the kernel in the columns."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it is made of."""
+
+    @abstractmethod
+    def rows(self, device: torch.device | None) -> Rows:
+        """Prepare for reading on a device; see ``Rows``."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    @property
+    def knows_its_kernel(self) -> bool:
+        """False if the columns may hold a convolution's kernel that only the model knows."""
+        return True
+
+    def matrix(self, device: torch.device | None = None) -> Tensor:
+        """The whole delta as a float32 matrix ``(out, in)``."""
+        return self.rows(device)(slice(None))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight that the delta is added to."""
+        rows, columns = self.matrix_shape
+        if self.stored_in_out:
+            return columns, rows
+        return (rows, columns // math.prod(self.kernel), *self.kernel)
+
+    @property
+    def stored_in_out(self) -> bool:
+        """True where the weight is stored the other way round than the matrix, ``(in, out)``."""
+        return self.layout in ("fan_in_fan_out", "embedding")
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """View a merged ``(out, in)`` matrix in the shape of the weight."""
+        return matrix.T if self.stored_in_out else matrix.reshape(self.weight_shape)
+
+    def delta(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight change, computed in float32; shape ``weight_shape``."""
+        where = torch.device(device) if device is not None else None
+        return self.as_weight(self.matrix(where)).to(dtype or torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
+class LowRank(Layer):
     """The delta of one layer as two factors: ``delta = scale * up @ down``.
 
     ``up`` is PEFT's ``lora_B`` and kohya's ``lora_up``; ``down`` is ``lora_A`` and ``lora_down``. Both are
@@ -39,30 +109,17 @@ class LowRank:
         return self.up.shape[0], self.down.shape[1]
 
     @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the weight that the delta is added to."""
-        rows, columns = self.matrix_shape
-        if self.stored_in_out:
-            return columns, rows
-        return (rows, columns // math.prod(self.kernel), *self.kernel)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.up, self.down
 
-    @property
-    def stored_in_out(self) -> bool:
-        """True where the weight is stored the other way round than the matrix, ``(in, out)``."""
-        return self.layout in ("fan_in_fan_out", "embedding")
+    def rows(self, device: torch.device | None) -> Rows:
+        up, down = self.factors(device)
+        return lambda index, out=None: torch.mm(up[index], down, out=out)
 
-    def as_weight(self, matrix: Tensor) -> Tensor:
-        """View a merged ``(out, in)`` matrix in the shape of the weight."""
-        if self.stored_in_out:
-            return matrix.T
-        return matrix.reshape(self.weight_shape)
-
-    def delta(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight change, computed in float32; shape ``weight_shape``."""
+    def factors(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
+        """Float32 ``up * scale`` and ``down`` on the device."""
         up = self.up.to(device=device, dtype=torch.float32) * self.scale
-        return self.as_weight(up @ self.down.to(device=device, dtype=torch.float32)).to(
-            dtype or torch.float32
-        )
+        return up, self.down.to(device=device, dtype=torch.float32)
 
     def scaled(self, factor: float) -> LowRank:
         return replace(self, scale=self.scale * factor)
@@ -77,7 +134,7 @@ class Lora:
     """
 
     name: str
-    layers: dict[str, LowRank]
+    layers: dict[str, Layer]
     dialect: str = "kohya"
     metadata: dict[str, str] = field(default_factory=dict)
     unmerged: dict[str, str] = field(default_factory=dict)
@@ -85,6 +142,7 @@ class Lora:
     path: Path | None = None
     sha256: str | None = None
     config: dict[str, Any] | None = None  # adapter_config.json of a PEFT folder
+    origin: Lora | None = None  # what this was cut from or renamed; random masks are drawn by that
 
     @property
     def rank(self) -> int:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..merge_ops.formats.names import canonical_name
-from ..merge_ops.types import Lora, LowRank
+from ..merge_ops.kinds import Full, Hadamard
+from ..merge_ops.types import Layer, Lora, LowRank
 
 Target = (
     str | tuple[Any, ...]
@@ -54,5 +55,10 @@ def cut(lora: Lora, targets: dict[str, Target], slices: Slices) -> tuple[Lora, d
     return replace(lora, layers=layers), cut_targets
 
 
-def _rows(layer: LowRank, start: int, length: int) -> LowRank:
-    return replace(layer, up=layer.up[start : start + length])
+def _rows(layer: Layer, start: int, length: int) -> Layer:
+    rows = slice(start, start + length)
+    if isinstance(layer, LowRank):
+        return replace(layer, up=layer.up[rows])
+    if isinstance(layer, Hadamard):
+        return replace(layer, up_1=layer.up_1[rows], up_2=layer.up_2[rows])
+    return Full(layer.rows(None)(rows), 1.0, layer.layout, layer.kernel, layer.key)

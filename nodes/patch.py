@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from ..merge_ops.kinds import Full, Hadamard, Kronecker
 from ..merge_ops.merged import Merged, MergedLayer
 from ..merge_ops.registry import get_method
 from ..merge_ops.spaces import LayerStack, Recipe, merged_tiles
 from ..merge_ops.types import LowRank
 from .memory import tiles_or_on_cpu
 from .targets import Target
+
+_KINDS = {kind.__name__: kind for kind in (LowRank, Hadamard, Kronecker, Full)}
 
 
 class MergedAdapter(WeightAdapterBase):
@@ -34,7 +38,9 @@ class MergedAdapter(WeightAdapterBase):
     def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
         """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
         stack, recipe = layer.stack, layer.recipe
-        parts = tuple((p.up, p.down, p.scale, p.layout, p.kernel) for p in stack.parts)
+        parts = tuple(
+            (type(part).__name__, *(getattr(part, f.name) for f in fields(part))) for part in stack.parts
+        )
         how = (recipe.method.name, tuple(recipe.params.items()), recipe.space, recipe.scale, recipe.seed)
         return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how, whole))
 
@@ -42,7 +48,8 @@ class MergedAdapter(WeightAdapterBase):
         """Unpack the merged layer."""
         name, parts, weights, identities, thresholds, how, _ = self.weights
         method, params, space, scale, seed = how
-        stack = LayerStack(name, tuple(LowRank(*part) for part in parts), tuple(weights), tuple(identities))
+        layers = tuple(_KINDS[kind](*values) for kind, *values in parts)
+        stack = LayerStack(name, layers, tuple(weights), tuple(identities))
         recipe = Recipe(get_method(method), dict(params), space, None, scale, seed)
         return MergedLayer(stack, recipe, thresholds)
 
@@ -81,12 +88,21 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     the same, bit for bit, as loading them one after the other.
     """
     layers = {name: merged.layer(name) for name in merged.layers if name in targets}
-    if all(layer.fixed is None and layer.recipe.method.linear for layer in layers.values()):
-        for index in range(len(merged.loras)):
-            _add_one_lora(patcher, merged, index, targets, strength)
-        return
-    patches = {targets[name]: _adapter(layer, targets[name]) for name, layer in layers.items()}
-    patcher.add_patches(patches, strength)
+    plain = {  # in the order of the map: where slices overlap, sums round as in ComfyUI's own loader
+        name: target
+        for name, target in targets.items()
+        if (layer := layers.get(name)) is not None
+        and layer.fixed is None
+        and layer.recipe.method.linear
+        and layer.stack.is_low_rank
+    }
+    for index in range(len(merged.loras) if plain else 0):
+        _add_one_lora(patcher, merged, index, plain, strength)
+    patches = {
+        targets[name]: _adapter(layer, targets[name]) for name, layer in layers.items() if name not in plain
+    }
+    if patches:
+        patcher.add_patches(patches, strength)
 
 
 def _add_one_lora(
@@ -95,10 +111,11 @@ def _add_one_lora(
     lora = merged.loras[index]
     by_weight: dict[float, dict[Target, LoRAAdapter]] = {}
     for name, target in targets.items():
-        if name in lora.layers:
+        layer = lora.layers.get(name)
+        if isinstance(layer, LowRank):
             text = name.startswith("text_encoder")
             weight = merged.text_weights[index] if text else merged.weights[index]
-            by_weight.setdefault(weight, {})[target] = _lora_adapter(lora.layers[name])
+            by_weight.setdefault(weight, {})[target] = _lora_adapter(layer)
     for weight, patches in by_weight.items():
         patcher.add_patches(patches, weight * merged.recipe.scale * strength)
 

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
-from ..merge_ops.types import Lora, LowRank
+from ..merge_ops.types import Layer, Lora
 from .fused import Target, cut, slices_to_merge_by
 
 
@@ -50,6 +50,7 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
         lora.name: [layer for layer in lora.layers if layer not in targets]
         for lora, targets in zip(loras, found, strict=True)
     }
+    originals = loras
     slices, apart = slices_to_merge_by(found, key_map, shapes)
     if slices:
         pairs = [cut(lora, targets, slices) for lora, targets in zip(loras, found, strict=True)]
@@ -61,8 +62,10 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
         spellings.setdefault(target, []).append(spelling)
     return Fit(
         [
-            replace(lora, layers={names[target]: lora.layers[layer] for layer, target in targets.items()})
-            for lora, targets in zip(loras, found, strict=True)
+            replace(
+                lora, layers={names[t]: lora.layers[layer] for layer, t in targets.items()}, origin=origin
+            )
+            for lora, targets, origin in zip(loras, found, originals, strict=True)
         ],
         {name: target for target, name in names.items() if target in unet_targets},
         {name: target for target, name in names.items() if target not in unet_targets},
@@ -111,7 +114,7 @@ def _targets(lora: Lora, key_map: dict[str, Target], shapes: dict[str, tuple[int
     return {name: key_map[found[name]] for name in sorted(found, key=lambda name: places[found[name]])}
 
 
-def _spellings(name: str, layer: LowRank) -> Iterator[str]:
+def _spellings(name: str, layer: Layer) -> Iterator[str]:
     """How ComfyUI's maps may spell a layer: as in the file first, then as other tools would write it."""
     yield layer.key
     yield name

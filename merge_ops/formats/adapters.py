@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraFormatError
-from ..types import Layout, LowRank
+from ..types import Layer, Layout, LowRank
 from .container import is_packed
+from .lycoris import full, loha, lokr
+from .module import RawModule, alpha_of
 
 # suffix of a key -> role; the longest suffix that fits wins
 _ROLES = {
@@ -36,6 +37,9 @@ _ROLES = {
     ".lora_embedding_B.default": "embedding_up",
     ":down": "down",
     ":up": "up",
+    ".diff": "diff",
+    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
 }
 
 # suffix of a key -> the kind of adapter that it shows, for those that cannot be merged from factors yet
@@ -43,8 +47,6 @@ _OTHER_KINDS = {
     ".dora_scale": "DoRA",
     ".lora_magnitude_vector": "DoRA",
     ".lora_magnitude_vector.weight": "DoRA",
-    **{f".hada_{part}": "LoHa" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f".lokr_{part}": "LoKr" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".{part}.weight": "GLoRA" for part in ("a1", "a2", "b1", "b2", "bm")},
     ".oft_blocks": "OFT",
     ".oft_diag": "OFT",
@@ -53,7 +55,6 @@ _OTHER_KINDS = {
     ".boft_s": "BOFT",
     ".ia3_l": "(IA)3",
     ".on_input": "(IA)3",
-    ".diff": "full difference",
     ".diff_b": "bias difference",
     ".w_norm": "norm difference",
     ".b_norm": "norm difference",
@@ -62,16 +63,9 @@ _OTHER_KINDS = {
     ".lora_B.bias": "bias of a LoRA",
     ".lora_up.bias": "bias of a LoRA",
 }
+# these add to a module and leave its other tensors as they are
+_ON_THE_SIDE = {"bias of a LoRA", "bias difference"}
 _SUFFIXES = sorted((*_ROLES, *_OTHER_KINDS), key=len, reverse=True)
-
-
-@dataclass(slots=True)
-class RawModule:
-    """The tensors of one module of a file by role, before they are understood."""
-
-    stem: str
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    other_kinds: set[str] = field(default_factory=set)
 
 
 def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, RawModule], list[str]]:
@@ -102,12 +96,44 @@ def _suffix_of(key: str) -> str | None:
 
 
 def reason_not_merged(module: RawModule) -> str | None:
-    """Why a module cannot be merged yet, or None if it is a plain LoRA."""
-    if module.other_kinds:
+    """Why a module cannot be merged yet, or None if it can."""
+    if module.other_kinds - _ON_THE_SIDE or (module.other_kinds and not module.tensors):
         return f"{' + '.join(sorted(module.other_kinds))} is not merged yet"
     if set(module.tensors) == {"alpha"}:
         return "an alpha without the factors it belongs to"
+    if "diff" in module.tensors and module.tensors["diff"].ndim < 2:
+        return "full difference of a vector is not merged yet"
     return None
+
+
+def reasons_on_the_side(module: RawModule) -> dict[str, str]:
+    """What stands beside a module that is merged and is left out itself, by the last part of its name."""
+    kinds = sorted(module.other_kinds & _ON_THE_SIDE)
+    return {"bias": f"{' + '.join(kinds)} is not merged yet"} if kinds else {}
+
+
+def layer_of(module: RawModule, scale: float | None, file: str, transposed: bool = False) -> Layer:
+    """The module as a layer; ``scale`` None: as the file's own alpha says."""
+    kinds = {_kind_of(role) for role in module.tensors} - {"alpha"}
+    if len(kinds) > 1:
+        raise LoraFormatError(
+            f"{file}: {module.stem} is of two kinds at once ({', '.join(sorted(kinds))}); keep one of them"
+        )
+    if kinds == {"LoHa"}:
+        return loha(module, scale, file)
+    if kinds == {"LoKr"}:
+        return lokr(module, scale, file)
+    if kinds == {"full difference"}:
+        return full(module, file)
+    return low_rank(module, scale, file, transposed)
+
+
+def _kind_of(role: str) -> str:
+    if role.startswith("hada_"):
+        return "LoHa"
+    if role.startswith("lokr_"):
+        return "LoKr"
+    return {"diff": "full difference", "alpha": "alpha"}.get(role, "LoRA")
 
 
 def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool = False) -> LowRank:
@@ -128,7 +154,7 @@ def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool
     )
     rank = down.shape[0]
     if scale is None:
-        scale = _alpha(t["alpha"], module.stem, file) / rank if "alpha" in t else 1.0
+        scale = alpha_of(module, file, rank)
     flat = down.flatten(1) if "mid" not in t else _with_core(t["mid"], down)
     return LowRank(up.flatten(1), flat, scale, layout, kernel, module.stem)
 
@@ -146,14 +172,6 @@ def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, stem: str, file: s
     fits = inner[0] == inner[1] if mid is None else mid.ndim > 2 and tuple(mid.shape[:2]) == inner
     if not fits or up.flatten(1).shape[1] != up.shape[1] or 0 in up.shape or 0 in down.shape:
         raise LoraFormatError(f"{file}: the factors of {stem} do not fit each other: {shapes}")
-
-
-def _alpha(tensor: Tensor, stem: str, file: str) -> float:
-    if tensor.numel() != 1:
-        raise LoraFormatError(f"{file}: the alpha of {stem} has {tensor.numel()} values instead of one")
-    if tensor.dtype.is_complex or is_packed(tensor.dtype):
-        raise LoraFormatError(f"{file}: the alpha of {stem} is stored as {tensor.dtype}, not as a number")
-    return float(tensor)
 
 
 def _with_core(mid: Tensor, down: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LoraFormatError
-from ..types import Lora, LowRank
-from .adapters import RawModule, group_by_module, low_rank, reason_not_merged
+from ..types import Layer, Lora
+from .adapters import group_by_module, layer_of, low_rank, reason_not_merged, reasons_on_the_side
 from .container import file_digest, read_container
+from .module import RawModule
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
 from .pti import is_pti, pti_layers, pti_role
@@ -121,7 +122,7 @@ def _from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[s
         if index >= len(names):
             raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
         modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
-    layers = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
+    layers: dict[str, Layer] = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
     return Lora(name, layers, "pti", metadata, unmerged)
 
 
@@ -134,7 +135,7 @@ def _build(
 ) -> Lora:
     """The layers of a file, and what is in it besides; ``file`` is for messages."""
     modules, unknown = group_by_module(tensors, file)
-    layers: dict[str, LowRank] = {}
+    layers: dict[str, Layer] = {}
     unmerged = dict.fromkeys(unknown, "unrecognised key")
     for stem, module in modules.items():
         name, reason = name_of(stem), reason_not_merged(module)
@@ -145,7 +146,8 @@ def _build(
             raise LoraFormatError(
                 f"{file}: {layers[name].key} and {stem} are one layer in two spellings; keep one of them"
             )
-        layers[name] = low_rank(module, scale_of(module), file, transposed)
+        layers[name] = layer_of(module, scale_of(module), file, transposed)
+        unmerged |= {f"{name}.{part}": reason for part, reason in reasons_on_the_side(module).items()}
     if not layers:
         raise LoraFormatError(_nothing_usable(file, list(modules) + unknown, unmerged))
     doubled = any(map(is_doubled, modules))

@@ -15,6 +15,8 @@ for name in (
     "checks_weights",
     "checks_nodes",
     "checks_patches",
+    "checks_recipe",
+    "checks_kinds",
 ):  # they register themselves, once ComfyUI can be imported
     importlib.import_module(name)
 for function in CHECKS:

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("comfy_inside.py", "checks_weights.py", "checks_nodes.py", "checks_patches.py")
+FILES = (
+    "comfy_inside.py",
+    "checks_weights.py",
+    "checks_nodes.py",
+    "checks_patches.py",
+    "checks_kinds.py",
+    "checks_recipe.py",
+)
 SOURCE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in FILES)
 MODELS = re.search(r"^MODELS = \((.*)\)", SOURCE, re.MULTILINE)[1].replace('"', "").split(", ")
 CHECKS = [

@@ -1,0 +1,99 @@
+"""LoHa, LoKr and full differences from the tensors of a file, with the scales that LyCORIS gives them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import LoraFormatError
+from ..kinds import Full, Hadamard, Kronecker
+from ..types import Layout
+from .module import RawModule, alpha_of, check_factors
+
+
+def loha(module: RawModule, scale: float | None, file: str) -> Hadamard:
+    """``scale`` None: alpha over rank, or 1 without alpha. Tucker cores are multiplied in, which is exact."""
+    t = module.tensors
+    up_1, down_1, up_2, down_2 = (
+        _needed(module, f"hada_{name}", file) for name in ("w1_a", "w1_b", "w2_a", "w2_b")
+    )
+    core_1, core_2 = t.get("hada_t1"), t.get("hada_t2")
+    check_factors(module, [tensor for role, tensor in t.items() if role != "alpha"], file)
+    rank = down_1.shape[0]
+    kernel: tuple[int, ...] = ()
+    if core_1 is not None and core_2 is not None:
+        kernel = tuple(core_1.shape[2:])
+        up_1, down_1 = _with_core(core_1, up_1, down_1, module, file)
+        up_2, down_2 = _with_core(core_2, up_2, down_2, module, file)
+    elif core_1 is not None or core_2 is not None:
+        raise LoraFormatError(f"{file}: {module.stem} has one Tucker core of two; the file is incomplete")
+    shapes = {(up.shape[0], down.shape[1]) for up, down in ((up_1, down_1), (up_2, down_2))}
+    if len(shapes) > 1 or up_1.shape[1] != down_1.shape[0] or up_2.shape[1] != down_2.shape[0]:
+        raise _misfit(module, file)
+    if scale is None:
+        scale = alpha_of(module, file, rank)
+    layout: Layout = "conv" if kernel else "linear"
+    return Hadamard(up_1, down_1, up_2, down_2, scale, layout, kernel, module.stem)
+
+
+def lokr(module: RawModule, scale: float | None, file: str) -> Kronecker:
+    """``scale`` None: alpha over the rank of a decomposed factor; without one it is 1, whatever alpha says.
+
+    A convolution's factor may be 4-D or flattened over its kernel; both give the same matrix.
+    """
+    left, rank_1, _ = _kronecker_factor(module, "w1", file)
+    right, rank_2, kernel = _kronecker_factor(module, "w2", file)
+    rank = rank_2 or rank_1
+    if scale is None:
+        scale = alpha_of(module, file, rank) if rank else 1.0
+    layout: Layout = "conv" if kernel else "linear"
+    nominal = rank or min(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
+    return Kronecker(left, right, nominal, scale, layout, kernel, module.stem)
+
+
+def full(module: RawModule, file: str) -> Full:
+    """The tensor as it is; alpha has no meaning for it."""
+    change = _needed(module, "diff", file)
+    check_factors(module, (change,), file)
+    kernel = tuple(change.shape[2:])
+    return Full(change.flatten(1), 1.0, "conv" if kernel else "linear", kernel, module.stem)
+
+
+def _kronecker_factor(module: RawModule, name: str, file: str) -> tuple[Tensor, int | None, tuple[int, ...]]:
+    """The factor as a matrix, the rank it is decomposed with, and the kernel folded into its columns."""
+    t, role = module.tensors, f"lokr_{name}"
+    if role in t:
+        check_factors(module, (t[role],), file)
+        return t[role].flatten(1), None, tuple(t[role].shape[2:])
+    up, down = _needed(module, f"{role}_a", file), _needed(module, f"{role}_b", file)
+    core = t.get(f"lokr_t{name[1]}")
+    if core is not None:
+        check_factors(module, (up, down, core), file)
+        rank = down.shape[0]
+        up, down = _with_core(core, up, down, module, file)
+        return up.to(torch.float32) @ down, rank, tuple(core.shape[2:])
+    check_factors(module, (up, down), file)
+    if up.shape[1] != down.shape[0]:
+        raise _misfit(module, file)
+    matrix = up.flatten(1).to(torch.float32) @ down.flatten(1).to(torch.float32)
+    return matrix, down.shape[0], tuple(down.shape[2:])
+
+
+def _with_core(core: Tensor, up: Tensor, down: Tensor, module: RawModule, file: str) -> tuple[Tensor, Tensor]:
+    """``einsum("i j k l, j r, i p -> p r k l")`` as one product ``(p, i) @ (i, r * k * l)``."""
+    if core.ndim < 3 or core.shape[0] != up.shape[0] or core.shape[1] != down.shape[0]:
+        raise _misfit(module, file)
+    folded = torch.einsum("ij...,jr->ir...", core.to(torch.float32), down.to(torch.float32))
+    return up.to(torch.float32).T, folded.flatten(1)
+
+
+def _needed(module: RawModule, role: str, file: str) -> Tensor:
+    if role not in module.tensors:
+        there = ", ".join(sorted(module.tensors))
+        raise LoraFormatError(f"{file}: {module.stem} has {there} and no {role}; the file is incomplete")
+    return module.tensors[role]
+
+
+def _misfit(module: RawModule, file: str) -> LoraFormatError:
+    shapes = ", ".join(f"{role} {tuple(t.shape)}" for role, t in sorted(module.tensors.items()))
+    return LoraFormatError(f"{file}: the factors of {module.stem} do not fit each other: {shapes}")

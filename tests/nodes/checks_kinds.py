@@ -1,0 +1,84 @@
+"""Checks of adapters that are not low rank: LoHa, LoKr and full differences, beside a plain LoRA."""
+
+import math
+
+import torch
+from comfy_inside import (
+    LORAS,
+    assert_close,
+    chained,
+    check,
+    key_names,
+    load_model,
+    merge_ops,
+    run,
+    text_of,
+    weights_of,
+    write_lora,
+)
+from safetensors.torch import save_file
+
+
+def loha(shape, random):
+    rows, columns = shape[0], math.prod(shape[1:])
+    sizes = {"w1_a": (rows, 3), "w1_b": (3, columns), "w2_a": (rows, 3), "w2_b": (3, columns)}
+    return {f"hada_{name}": torch.randn(size, generator=random) * 0.2 for name, size in sizes.items()}
+
+
+def lokr(shape, random):
+    """``w1`` whole and ``w2`` decomposed; a convolution's kernel is in ``w2``."""
+    rows, columns = (math.gcd(size, 4) for size in shape[:2])
+    w2 = (shape[0] // rows, math.prod(shape[1:]) // columns)
+    return {
+        "lokr_w1": torch.randn(rows, columns, generator=random) * 0.2,
+        "lokr_w2_a": torch.randn(w2[0], 2, generator=random) * 0.2,
+        "lokr_w2_b": torch.randn(2, w2[1], generator=random) * 0.2,
+    }
+
+
+def write_kinds(name, model_name, seed):
+    """A file on every weight of a model: LoHa, LoKr and full differences in turn."""
+    random, tensors = torch.Generator().manual_seed(seed), {}
+    for i, (stem, shape) in enumerate(sorted(key_names(*load_model(model_name)).values())):
+        if i % 3 == 2:
+            tensors[f"{stem}.diff"] = torch.randn(shape, generator=random) * 0.05
+            continue
+        parts = (loha, lokr)[i % 3](shape, random)
+        tensors |= {f"{stem}.{role}": tensor for role, tensor in parts.items()}
+        tensors[f"{stem}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, LORAS / f"{name}.safetensors")
+    return f"{name}.safetensors"
+
+
+@check
+def other_kinds_are_the_chain():
+    """``linear`` of a plain LoRA and of other kinds is what chained Load LoRA nodes give."""
+    for model_name in ("sd15", "flux", "sd3"):
+        model, clip = load_model(model_name)
+        rows = [
+            (write_lora("plain", model_name, 4, 2, 1), 0.7, 0.4),
+            (write_kinds("kinds", model_name, 2), -0.6, 0.9),
+        ]
+        chosen = {"method": "linear"}
+        ours = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method=chosen)
+        assert_close(weights_of(*ours[:2]), weights_of(*chained(model, clip, rows)), model_name, 1e-5)
+
+
+@check
+def other_kinds_under_every_method():
+    """The patch adds what the library merges; ComfyUI rebuilds it from tensors and scalars."""
+    model, _ = load_model("sd15")
+    files = [write_lora("plain", "sd15", 4, 2, 1), write_kinds("kinds", "sd15", 2)]
+    loras = [merge_ops.load(LORAS / name) for name in files]
+    rows = [(name, strength, strength) for name, strength in zip(files, (0.7, -0.6), strict=True)]
+    base = {key: weight.float() for key, weight in model.model.state_dict().items()}
+    by_name = {stem: target for target, (stem, _) in key_names(model, None).items()}
+    for method in ("ties", "dare_ties", "dare_linear", "magnitude_prune"):
+        chosen = {"method": method, "density": 0.4}
+        ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=chosen, seed=5)[0]
+        merged = merge_ops.merge(loras, [0.7, -0.6], method, density=0.4, seed=5)
+        for key, weight in weights_of(ours, None).items():
+            (layer,) = (n for n in merged.layers if by_name.get(merged.layer(n).template.key) == key)
+            wanted = base[key] + merged.delta(layer).reshape(base[key].shape)
+            off = float((weight - wanted).abs().max())
+            assert off <= 1e-5 * float(wanted.abs().max()), (method, key, off)
