@@ -34,12 +34,22 @@ def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
     ``up`` is ``(out, R)``, ``down`` is ``(R, in)``; the product is never formed. The rank is clamped to
     ``min(R, out, in)``.
     """
-    up, down = _computable(up), _computable(down)
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    rank = min(rank, s.numel())
-    return TruncatedSVD(q_up @ u[:, :rank], s[:rank], vh[:rank] @ q_down.T, _energy_share(s, rank))
+    return svds_of_products(up[None], down[None], rank)[0]
+
+
+def svds_of_products(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSVD]:
+    """``svd_of_product`` of a batch: ``(layers, out, R)`` and ``(layers, R, in)``."""
+    ups, downs = _computable(ups), _computable(downs)
+    q_up, r_up = torch.linalg.qr(ups)
+    q_down, r_down = torch.linalg.qr(downs.mT)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    rank = min(rank, s.shape[-1])
+    u, vh = q_up @ u[..., :rank], vh[..., :rank, :] @ q_down.mT
+    kept = _energy_shares(s, rank)
+    return [
+        TruncatedSVD(*parts)
+        for parts in zip(u.unbind(), s[:, :rank].unbind(), vh.unbind(), kept, strict=True)
+    ]
 
 
 def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
@@ -56,7 +66,7 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     width = max(start.shape[0], rank + OVERSAMPLE)
     if max(2 * width, _SMALL) >= min(out, columns):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], _energy_share(s, rank))
+        return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], _energy_shares(s[None], rank)[0])
     basis = torch.linalg.qr(_widened(start, width).T)[0]  # (in, width), and (out, width) after the next turn
     seen, side, turned = matrix @ basis, matrix, False
     total, captured = _squared_norm(matrix), _leading_energy(seen, rank)
@@ -115,10 +125,11 @@ def _squared_norm(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dim=1).to(torch.float64).square().sum())
 
 
-def _energy_share(s: Tensor, rank: int) -> float:
-    squares = s.to(torch.float64).square()
-    total = float(squares.sum())
-    return float(squares[:rank].sum()) / total if total else 1.0
+def _energy_shares(s: Tensor, rank: int) -> list[float]:
+    """Of each row of singular values, the share of the squares that the first ``rank`` hold."""
+    squares = s.cpu().to(torch.float64).square()
+    pairs = zip(squares[:, :rank].sum(dim=1).tolist(), squares.sum(dim=1).tolist(), strict=True)
+    return [kept / total if total else 1.0 for kept, total in pairs]
 
 
 def product_inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
+from .batches import batches, merge_batch
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .lineup import line_up
@@ -75,10 +76,12 @@ def merge(
     stacks = line_up(loras, weights, text_weights, needs_identity="generator" in recipe.method.supplied)
     results: dict[str, MergedLayer] = {}
     scratch = Scratch()
-    for done, stack in enumerate(stacks):
+    for group in batches(stacks, recipe, where):
         if progress is not None:
-            progress(done, len(stacks), stack.name)
-        results[stack.name] = _merge_layer(stack, recipe, where, dtype or torch.float32, scratch)
+            progress(len(results), len(stacks), group[0].name)
+        for layer in _merge_group(group, recipe, where, dtype or torch.float32, scratch):
+            results[layer.stack.name] = layer
+    results = {stack.name: results[stack.name] for stack in stacks}
     if progress is not None:
         progress(len(stacks), len(stacks), "")
     return Merged(
@@ -86,20 +89,32 @@ def merge(
     )
 
 
+def _merge_group(
+    group: list[LayerStack], recipe: Recipe, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
+) -> list[MergedLayer]:
+    if recipe.space == "factors":
+        for stack in group:
+            _check_factors(stack)
+    if len(group) > 1:
+        return merge_batch(group, recipe, device, dtype)
+    return [_merge_layer(group[0], recipe, device, dtype, scratch)]
+
+
 def _merge_layer(
     stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
 ) -> MergedLayer:
     if recipe.space == "factors":
-        layer = _merge_in_factor_space(stack, recipe, device, dtype)
+        ups, downs = merge_factors([stack], recipe, device)
+        # a rank is cut from what was computed, not from what its dtype keeps of it
+        kept = dtype if recipe.rank is None else torch.float32
+        layer = MergedLayer(stack, recipe).pinned(ups[0], downs[0], kept)
     else:
         thresholds = None if recipe.method.linear else find_thresholds(stack, recipe, device)
         layer = MergedLayer(stack, recipe, thresholds)
     return layer if recipe.rank is None else layer.truncated(recipe.rank, device, dtype, scratch)
 
 
-def _merge_in_factor_space(
-    stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype
-) -> MergedLayer:
+def _check_factors(stack: LayerStack) -> None:
     for part in stack.parts:
         if not isinstance(part, LowRank):
             raise IncompatibleLoraError(
@@ -111,9 +126,6 @@ def _merge_in_factor_space(
             f"{stack.name}: the ranks differ ({', '.join(map(str, stack.ranks))}), and space='factors' needs "
             "equal ranks; use space='delta', which takes any"
         )
-    up, down = merge_factors(stack, recipe, device)
-    # a rank is cut from what was computed, not from what its dtype keeps of it
-    return MergedLayer(stack, recipe).pinned(up, down, dtype if recipe.rank is None else torch.float32)
 
 
 def _checked_weights(loras: list[Lora], weights: Sequence[float] | None) -> list[float]:

@@ -71,7 +71,10 @@ class MergedLayer:
         self, rank: int, device: torch.device | None, dtype: torch.dtype, scratch: Scratch | None = None
     ) -> MergedLayer:
         """The same layer as one low-rank pair of at most ``rank``, stored where the LoRAs are."""
-        found = self.svd(rank, self.value(device, scratch))
+        return self.kept(self.svd(rank, self.value(device, scratch)), dtype)
+
+    def kept(self, found: TruncatedSVD, dtype: torch.dtype) -> MergedLayer:
+        """The same layer as what a truncated SVD keeps of it."""
         up, down = (
             found.balanced() if self.recipe.svd_clamp is None else _clamped(found, self.recipe.svd_clamp)
         )

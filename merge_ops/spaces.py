@@ -105,12 +105,20 @@ def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -
     return up, down
 
 
-def merge_factors(stack: LayerStack, recipe: Recipe, device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """Apply the method to the ups and to the downs separately, as PEFT and LoRAX do; all ranks are equal."""
-    parts, weights = stack.low_rank()
-    split = [_split(w * p.scale) for w, p in zip(weights, parts, strict=True)]
-    up = _apply(recipe, stack, _stacked([p.up for p in parts], device), [b for b, _ in split], "up")
-    down = _apply(recipe, stack, _stacked([p.down for p in parts], device), [a for _, a in split], "down")
+def merge_factors(
+    group: list[LayerStack], recipe: Recipe, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """Apply the method to the ups and to the downs separately, as PEFT and LoRAX do; all ranks are equal.
+
+    ``group`` holds layers of one shape with the same weights and scales: ``(layers, out, r)`` and ``(layers,
+    r, in)`` are returned.
+    """
+    parts = [stack.low_rank()[0] for stack in group]
+    split = [_split(w * p.scale) for w, p in zip(group[0].weights, parts[0], strict=True)]
+    ups = _stacked([[layer[i].up for layer in parts] for i in range(len(split))], device)
+    downs = _stacked([[layer[i].down for layer in parts] for i in range(len(split))], device)
+    up = _apply(recipe, group[0], ups, [b for b, _ in split], "up")
+    down = _apply(recipe, group[0], downs, [a for _, a in split], "down")
     if recipe.scale == 1.0:
         return up, down
     on_up, on_down = _split(recipe.scale)
@@ -189,11 +197,13 @@ def _versions(part: Layer) -> tuple[int, ...]:
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in part.tensors)
 
 
-def _stacked(factors: list[Tensor], device: torch.device | None) -> Tensor:
-    """Float32 ``(n, rows, columns)`` on the device."""
-    stacked = torch.empty((len(factors), *factors[0].shape), device=device or factors[0].device)
-    for place, factor in zip(stacked.unbind(), factors, strict=True):
-        place.copy_(factor)
+def _stacked(factors: list[list[Tensor]], device: torch.device | None) -> Tensor:
+    """Float32 ``(n, layers, rows, columns)`` on the device, from a list a LoRA of a factor a layer."""
+    first = factors[0][0]
+    stacked = torch.empty((len(factors), len(factors[0]), *first.shape), device=device or first.device)
+    for places, layers in zip(stacked.unbind(), factors, strict=True):
+        for place, factor in zip(places.unbind(), layers, strict=True):
+            place.copy_(factor)
     return stacked
 
 

@@ -1,0 +1,57 @@
+"""Layers of one shape merged together, where a launch costs more than the work on a small layer.
+
+Only what is made of factors alone is batched: merges in factor space, and truncated sums. Full deltas keep a
+device busy one by one. On the CPU every layer is merged by itself, as its factors fit in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import torch
+
+from .linalg import svds_of_products
+from .merged import MergedLayer
+from .spaces import LayerStack, Recipe, concatenated, merge_factors
+
+_ENTRIES = 1 << 24  # of all factors of a batch
+
+
+def batches(
+    stacks: list[LayerStack], recipe: Recipe, device: torch.device | None
+) -> Iterator[list[LayerStack]]:
+    """Every layer once, alone or with others of its shape."""
+    where = device or stacks[0].parts[0].device if stacks else torch.device("cpu")
+    in_factors = (
+        recipe.space == "factors" and recipe.rank is None and "generator" not in recipe.method.supplied
+    )
+    truncated_sum = recipe.space == "delta" and recipe.method.linear and recipe.rank is not None
+    if where.type == "cpu" or not (in_factors or truncated_sum):
+        yield from ([stack] for stack in stacks)
+        return
+    groups: dict[Hashable, list[LayerStack]] = {}
+    for stack in stacks:
+        alike = (stack.weights, *((p.matrix_shape, p.rank, p.scale) for p in stack.parts))
+        groups.setdefault(alike if stack.is_low_rank else stack.name, []).append(stack)
+    for group in groups.values():
+        (rows, columns), inner = group[0].parts[0].matrix_shape, sum(group[0].ranks)
+        size = max(1, _ENTRIES // ((rows + columns) * inner))
+        yield from (group[i : i + size] for i in range(0, len(group), size))
+
+
+def merge_batch(
+    group: list[LayerStack], recipe: Recipe, device: torch.device | None, dtype: torch.dtype
+) -> list[MergedLayer]:
+    """Merge layers that ``batches`` put together."""
+    if recipe.space == "factors":
+        ups, downs = merge_factors(group, recipe, device)
+        return [
+            MergedLayer(stack, recipe).pinned(up, down, dtype)
+            for stack, up, down in zip(group, ups.unbind(), downs.unbind(), strict=True)
+        ]
+    assert recipe.rank is not None
+    pairs = [concatenated(stack, recipe.scale, device) for stack in group]
+    found = svds_of_products(
+        torch.stack([u for u, _ in pairs]), torch.stack([d for _, d in pairs]), recipe.rank
+    )
+    return [MergedLayer(stack, recipe).kept(svd, dtype) for stack, svd in zip(group, found, strict=True)]

@@ -1,0 +1,63 @@
+"""Layers of one shape merged together give what each gives alone."""
+
+import pytest
+import torch
+
+from merge_ops import merge
+from merge_ops.batches import batches, merge_batch
+from merge_ops.lineup import line_up
+from merge_ops.merge import _recipe
+
+ELSEWHERE = torch.device("meta")  # any device that is not the CPU
+SHAPES = {f"layer.{i}": (40, 30) if i % 3 else (24, 50) for i in range(8)}
+CASES = {
+    "linear": ("linear", {}, "factors", None),
+    "ties": ("ties", {"density": 0.4}, "factors", None),
+    "magnitude_prune": ("magnitude_prune", {"density": 0.4}, "factors", None),
+    "svd": ("linear", {}, "delta", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def loras(make_lora):
+    return [make_lora(name, shapes=SHAPES, rank=4, alpha=2, seed=i) for i, name in enumerate("abc")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_together_as_alone(case, loras):
+    method, params, space, rank = CASES[case]
+    weights = [0.7, -0.4, 1.2]
+    recipe = _recipe(method, params, space, rank, 1.5, 0)
+    stacks = line_up(loras, weights)
+    groups = list(batches(stacks, recipe, ELSEWHERE))
+    assert sorted(len(group) for group in groups) == [3, 5]
+    assert sorted(s.name for group in groups for s in group) == sorted(SHAPES)
+    wanted = merge(loras, weights, method, space=space, rank=rank, scale=1.5, **params)
+    for group in groups:
+        for layer in merge_batch(group, recipe, torch.device("cpu"), torch.float32):
+            exact = wanted.delta(layer.stack.name)
+            torch.testing.assert_close(layer.matrix(), exact, rtol=1e-4, atol=1e-5)
+            assert layer.energy_kept == pytest.approx(wanted.layer(layer.stack.name).energy_kept, rel=1e-6)
+
+
+def test_what_is_not_batched(loras, make_lora):
+    """Full deltas, random masks, everything on the CPU; and layers with other weights or scales go apart."""
+    weights = [1.0, 1.0, 1.0]
+    stacks = line_up(loras, weights)
+    for name, params, space, rank, device in (
+        ("ties", {}, "delta", 3, ELSEWHERE),
+        ("dare_linear", {}, "factors", None, ELSEWHERE),
+        ("linear", {}, "factors", None, torch.device("cpu")),
+        ("linear", {}, "factors", None, None),
+    ):
+        recipe = _recipe(name, params, space, rank, 1.0, 0)
+        assert [len(group) for group in batches(stacks, recipe, device)] == [1] * 8
+    other = make_lora("d", shapes={"layer.1": (40, 30)}, rank=4, alpha=1, seed=9)
+    recipe = _recipe("linear", {}, "factors", None, 1.0, 0)
+    mixed = line_up([*loras, other], [*weights, 1.0])
+    assert sorted(len(g) for g in batches(mixed, recipe, ELSEWHERE)) == [1, 3, 4]
+
+
+def test_the_order_of_the_layers_stays(loras):
+    """Whatever is merged first, the result lists its layers in counting order."""
+    assert list(merge(loras, rank=2).layers) == sorted(SHAPES)
