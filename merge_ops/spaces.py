@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +28,8 @@ from .types import Layer, LowRank
 _TILE_ON_CPU = 1 << 18
 _TILE_ELSEWHERE = 1 << 22
 _ROWS = 64
+
+_sparing: ContextVar[bool] = ContextVar("sparing", default=False)
 
 # found thresholds by layer of a LoRA, forgotten with it: another strength does not look for them again
 _thresholds: WeakKeyDictionary[Layer, dict[tuple[float, ...], float]] = WeakKeyDictionary()
@@ -69,6 +73,16 @@ class LayerStack:
 
     def generator(self, seed: int, part: str, first: int = 0) -> MaskGenerator:
         return MaskGenerator([mask_key(seed, self.name, who, part) for who in self.identities], first)
+
+
+@contextmanager
+def sparing_memory() -> Iterator[None]:
+    """Meanwhile merge in small tiles on every device, and find thresholds on the CPU."""
+    token = _sparing.set(True)
+    try:
+        yield
+    finally:
+        _sparing.reset(token)
 
 
 class Scratch:
@@ -137,6 +151,7 @@ def find_thresholds(
         return None
     known = [_thresholds.setdefault(part, {}) for part in stack.parts]
     keys = [(density, *_versions(part)) for part in stack.parts]
+    device = torch.device("cpu") if _sparing.get() else device
     height = tile_height(stack.parts[0].matrix_shape[1], device or stack.parts[0].device)
     new = [i for i, key in enumerate(keys) if key not in known[i]]
     low = [i for i in new if isinstance(stack.parts[i], LowRank)]
@@ -175,7 +190,8 @@ def merged_tiles(
 
 def tile_height(columns: int, device: torch.device) -> int:
     """Rows of a tile, a multiple of what matrix products like where there is room for that."""
-    height = (_TILE_ON_CPU if device.type == "cpu" else _TILE_ELSEWHERE) // columns
+    sparing = device.type == "cpu" or _sparing.get()
+    height = (_TILE_ON_CPU if sparing else _TILE_ELSEWHERE) // columns
     return height // _ROWS * _ROWS or max(1, height)
 
 

@@ -1,29 +1,48 @@
-"""What happens when a device has no memory left: the CPU takes over, and says so. Needs no ComfyUI."""
+"""What happens when a device has no memory left: small tiles, then the CPU, and a line. Needs no ComfyUI."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..merge_ops.spaces import sparing_memory
+
 T = TypeVar("T")
+_CPU = torch.device("cpu")
 Tiles = Iterator[tuple[int, Tensor]]  # (first row, rows of a matrix)
 
 
-def or_on_cpu(compute: Callable[[torch.device], T], device: torch.device) -> tuple[T, str]:
-    """``compute(device)``, or ``compute(cpu)`` if that runs out of memory, and a line that says so."""
-    try:
+def with_less_memory(compute: Callable[[torch.device], T], device: torch.device) -> tuple[T, str]:
+    """``compute(device)``; out of memory, in small tiles; then on the CPU. And a line that says so."""
+    if device.type == "cpu":
         return compute(device), ""
-    except torch.OutOfMemoryError:
-        if device.type == "cpu":
-            raise
-    # outside the handler, so that the failed attempt's tensors are free by now
-    line = f"There was not enough memory on {device}; the merge was computed on the CPU."
-    logging.warning(line)
-    return compute(torch.device("cpu")), line
+    attempts = (
+        (nullcontext, device, ""),
+        (
+            sparing_memory,
+            device,
+            f"There was little memory on {device}; the merge was computed in small tiles.",
+        ),
+        (nullcontext, _CPU, f"There was not enough memory on {device}; the merge was computed on the CPU."),
+    )
+    for context, where, line in attempts:
+        # what failed is left behind before the next attempt, so that its tensors are free by then
+        try:
+            with context():
+                result = compute(where)
+        except torch.OutOfMemoryError:
+            if where == _CPU:
+                raise
+            continue
+        if line:
+            logging.warning(line)
+        return result, line
+    raise AssertionError("the last attempt returns or raises")
 
 
 def tiles_or_on_cpu(make: Callable[[torch.device], Tiles], device: torch.device) -> Tiles:
@@ -38,7 +57,7 @@ def tiles_or_on_cpu(make: Callable[[torch.device], Tiles], device: torch.device)
         if device.type == "cpu":
             raise
     logging.warning(f"There was not enough memory on {device}; a weight is patched by way of the CPU.")
-    for start, tile in make(torch.device("cpu")):
+    for start, tile in make(_CPU):
         if start + tile.shape[0] > done:
             first = max(start, done)
             yield first, tile[first - start :].to(device)

@@ -11,7 +11,7 @@ import torch
 from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
 from ..merge_ops.types import Lora
-from .memory import or_on_cpu
+from .memory import with_less_memory
 from .stacks import StackEntry
 from .targets import Fit
 
@@ -25,7 +25,7 @@ def run_merge(
     scale: float = 1.0,
     on_cpu: bool = False,
 ) -> tuple[Merged, str]:
-    """Merge on ComfyUI's device; without memory there, on the CPU, with a line that says so.
+    """Merge on ComfyUI's device; without memory there in small tiles or on the CPU, and with a line.
 
     What the result holds is in CPU memory.
     """
@@ -35,7 +35,7 @@ def run_merge(
     if device.type != "cpu":
         comfy.model_management.free_memory(_memory_needed(loras), device)
     try:
-        return or_on_cpu(lambda where: _merge(loras, entries, keywords, scale, where), device)
+        return with_less_memory(lambda where: _merge(loras, entries, keywords, scale, where), device)
     finally:
         comfy.model_management.soft_empty_cache()
 

@@ -1,4 +1,4 @@
-"""A device without memory: the CPU takes over where it stopped, and a line says so. Needs no ComfyUI."""
+"""A device without memory: small tiles, then the CPU, which goes on where the device stopped."""
 
 import logging
 
@@ -8,14 +8,9 @@ import torch
 from tests.nodes.pack import pack_module
 
 memory = pack_module("nodes.memory")
+spaces = pack_module("merge_ops.spaces")
 CPU, OTHER = torch.device("cpu"), torch.device("meta")  # meta stands for any device that is not the CPU
 MATRIX = torch.arange(70.0).view(10, 7)
-
-
-def compute(device):
-    if device == OTHER:
-        raise torch.OutOfMemoryError("no memory")
-    return "computed"
 
 
 def tiles(full_at):
@@ -31,22 +26,38 @@ def tiles(full_at):
     return make
 
 
-def test_the_cpu_takes_over(caplog):
+@pytest.mark.parametrize(
+    ("works", "says"), [("at once", ""), ("in small tiles", "small tiles"), ("on the cpu", "on the CPU")]
+)
+def test_the_ladder(works, says, caplog):
+    """Small tiles first, then the CPU; what was given up is said, in the log and to the caller."""
+    tried = []
+
+    def compute(device):
+        small = spaces.tile_height(64, OTHER) < usual
+        tried.append((device.type, small))
+        if works != "at once" and device == OTHER and not (small and works == "in small tiles"):
+            raise torch.OutOfMemoryError("no memory")
+        return "computed"
+
+    usual = spaces.tile_height(64, OTHER)
     with caplog.at_level(logging.WARNING):
-        result, line = memory.or_on_cpu(compute, OTHER)
-    assert result == "computed"
-    assert "computed on the CPU" in line and line in caplog.text
-    assert memory.or_on_cpu(compute, CPU) == ("computed", "")
+        result, line = memory.with_less_memory(compute, OTHER)
+    assert result == "computed" and says in line and line in caplog.text
+    steps = [("meta", False), ("meta", True), ("cpu", False)]
+    assert tried == steps[: 1 + ["at once", "in small tiles", "on the cpu"].index(works)]
+    assert spaces.tile_height(64, OTHER) == usual
 
 
 def test_the_cpu_itself_may_run_out():
     def full(_device):
         raise torch.OutOfMemoryError("no memory")
 
-    with pytest.raises(torch.OutOfMemoryError):
-        memory.or_on_cpu(full, CPU)
-    with pytest.raises(torch.OutOfMemoryError):
-        list(memory.tiles_or_on_cpu(full, CPU))
+    for device in (CPU, OTHER):
+        with pytest.raises(torch.OutOfMemoryError):
+            memory.with_less_memory(full, device)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(memory.tiles_or_on_cpu(full, device))
 
 
 @pytest.mark.parametrize("full_at", [0, 4, 8, 99])
