@@ -11,7 +11,9 @@ from .errors import (
 from .formats import FORMATS, SaveReport, load, save
 from .merge import merge
 from .merged import Merged
+from .recipe import Recipe
 from .registry import METHODS, Method, Param, merge_method
+from .sources import find_sources, read_recipe
 from .types import Lora, LowRank
 from .version import __version__
 
@@ -28,11 +30,14 @@ __all__ = [
     "Method",
     "Param",
     "ParameterError",
+    "Recipe",
     "SaveReport",
     "UnknownMethodError",
     "__version__",
+    "find_sources",
     "load",
     "merge",
     "merge_method",
+    "read_recipe",
     "save",
 ]

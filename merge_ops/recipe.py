@@ -2,41 +2,242 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from . import checked
+from .combination import SPACES, get_combination_type
+from .errors import ParameterError, did_you_mean
+from .merge import Progress, merge
 from .merged import Merged
+from .recipe_imports import own_layout, parsed_text
+from .registry import Method, get_method
+from .types import Lora
 from .version import __version__
 
 RECIPE_VERSION = 1
+_PEFT_PARAMS = ("density", "majority_sign_method")
+_KEYS = (
+    "recipe", "version", "sources", "method", "combination_type", "svd_rank", "svd_clamp", "params", "space",
+    "rank", "scale", "seed",
+)  # fmt: skip
+_MAX_RANK = 2**31
+_MAX_SEED = 10**100
 
 
-def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:
-    """Sources by name and SHA-256 with their weights, and every setting. Holds no path.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One LoRA of a recipe: its name without folder, the SHA-256 of its file, and its weights."""
 
-    ``rank`` is the rank asked for when saving; that of the merge wins where both are given.
+    name: str
+    sha256: str | None = None
+    weight: float = 1.0
+    text_weight: float | None = None  # None: as weight
+
+    def __post_init__(self) -> None:
+        name = checked.plain_name(self.name, "the name of a source")
+        sha256 = None if self.sha256 is None else checked.text(self.sha256, f"sha256 of {name}").lower()
+        if sha256 is not None and (len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef")):
+            raise ParameterError(
+                f"sha256 of {name} must be 64 hexadecimal digits, not {checked.shown(sha256)}"
+            )
+        text_weight = self.text_weight
+        if text_weight is not None:
+            text_weight = checked.number(text_weight, f"text_weight of {name}")
+        weight = checked.number(self.weight, f"weight of {name}")
+        object.__setattr__(self, "sha256", sha256)
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "text_weight", None if text_weight == weight else text_weight)
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {"name": self.name, "sha256": self.sha256, "weight": self.weight}
+        return own if self.text_weight is None else own | {"text_weight": self.text_weight}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which LoRAs a merge is made from, and every setting of it. Holds no path, and is always valid.
+
+    ``params``, ``space``, ``scale`` and ``seed`` mean what they mean to ``merge``; ``rank`` is the rank of
+    the result, whether it was asked for when merging or when saving. ``warnings`` say what an import from
+    another program left out.
+
+    Raises:
+        UnknownMethodError, ParameterError: when it is made, for a value that ``merge`` would refuse too.
     """
-    recipe = merged.recipe
-    how: dict[str, Any] = (
-        {"method": recipe.method.name, "space": recipe.space, "rank": recipe.rank or rank}
-        if merged.combination_type is None
-        else {
-            "combination_type": merged.combination_type,
-            "svd_rank": recipe.rank,
-            "svd_clamp": recipe.svd_clamp,
-        }
-    )
-    return {
-        "recipe": RECIPE_VERSION,
-        "version": __version__,
-        "sources": [
-            {"name": lora.name, "sha256": lora.sha256, "weight": weight}
-            | ({} if text_weight == weight else {"text_weight": text_weight})
+
+    sources: tuple[Source, ...]
+    method: str | None = None  # linear, unless there is a combination_type
+    combination_type: str | None = None
+    svd_rank: int | None = None
+    svd_clamp: float | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    space: str = "delta"
+    rank: int | None = None
+    scale: float = 1.0
+    seed: int = 0
+    version: str = __version__  # of the program that wrote it
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ParameterError("a recipe needs at least one source")
+        if self.method is None and self.combination_type is None:
+            object.__setattr__(self, "method", "linear")
+        object.__setattr__(self, "params", self._checked_params(self._checked_method()))
+        object.__setattr__(self, "scale", checked.number(self.scale, "scale"))
+        checked.whole(self.seed, "seed", -_MAX_SEED, _MAX_SEED)
+        checked.text(self.version, "version")
+        for what, rank in (("rank", self.rank), ("svd_rank", self.svd_rank)):
+            if rank is not None:
+                checked.whole(rank, what, 1, _MAX_RANK)
+        if checked.text(self.space, "space") not in SPACES:
+            raise ParameterError(f"unknown space {checked.shown(self.space)}{did_you_mean('', SPACES)}")
+
+    @classmethod
+    def of(cls, merged: Merged, rank: int | None = None) -> Recipe:
+        """The recipe of a merge. ``rank`` is that of saving; the rank of the merge wins over it."""
+        how = merged.recipe
+        sources = tuple(
+            Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight)
             for lora, weight, text_weight in zip(
                 merged.loras, merged.weights, merged.text_weights, strict=True
             )
-        ],
-        **how,
-        "params": recipe.params,
-        "scale": recipe.scale,
-        "seed": recipe.seed,
-    }
+        )
+        shared: dict[str, Any] = {"params": how.params, "scale": how.scale, "seed": how.seed}
+        if merged.combination_type is None:
+            return cls(sources, how.method.name, space=how.space, rank=how.rank or rank, **shared)
+        peft: dict[str, Any] = {
+            "combination_type": merged.combination_type,
+            "svd_rank": how.rank,
+            "svd_clamp": how.svd_clamp,
+        }
+        return cls(sources, rank=rank, **peft, **shared)
+
+    @classmethod
+    def parse(cls, given: dict[str, Any] | str) -> Recipe:
+        """A recipe from its own JSON, LoRAX's request form, or mergekit's YAML or JSON of a LoRA merge.
+
+        Raises:
+            ParameterError, UnknownMethodError: naming the key that is wrong, or what cannot be expressed.
+        """
+        plain, warnings = own_layout(parsed_text(given) if isinstance(given, str) else given)
+        checked.mapping(plain, "the recipe", _KEYS)
+        if (number := plain.get("recipe")) != RECIPE_VERSION or isinstance(number, bool):
+            raise ParameterError(
+                f"the recipe is of version {checked.shown(number)}, and version {RECIPE_VERSION} is known "
+                "here; update LoRA Alloy, or check the key 'recipe'"
+            )
+        listed = checked.items(plain.get("sources"), "sources")
+        names = ("name", "sha256", "weight", "text_weight")
+        sources = tuple(Source(**({"name": None} | checked.mapping(s, "a source", names))) for s in listed)
+        rest = {key: value for key, value in plain.items() if key not in ("recipe", "sources")}
+        return cls(sources, **rest, warnings=warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, in the layout that is written into files."""
+        how: dict[str, Any] = (
+            {"method": self.method, "space": self.space, "rank": self.rank}
+            if self.combination_type is None
+            else {"combination_type": self.combination_type, "svd_rank": self.svd_rank,
+                  "svd_clamp": self.svd_clamp, **({} if self.rank is None else {"rank": self.rank})}
+        )  # fmt: skip
+        return {
+            "recipe": RECIPE_VERSION,
+            "version": self.version,
+            "sources": [source.to_dict() for source in self.sources],
+            **how,
+            "params": dict(self.params),
+            "scale": self.scale,
+            "seed": self.seed,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """``to_dict`` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @property
+    def weights(self) -> list[float]:
+        """One weight a source."""
+        return [source.weight for source in self.sources]
+
+    @property
+    def text_weights(self) -> list[float]:
+        """One weight a source, for the layers of text encoders."""
+        return [s.weight if s.text_weight is None else s.text_weight for s in self.sources]
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of ``merge``: all but the weights and the scale."""
+        own: dict[str, Any] = (
+            {"method": self.method, "space": self.space, "rank": self.rank}
+            if self.combination_type is None
+            else {"combination_type": self.combination_type, "svd_rank": self.svd_rank,
+                  "svd_clamp": self.svd_clamp}
+        )  # fmt: skip
+        return {**own, "seed": self.seed, **self.params}
+
+    def run(
+        self, loras: Sequence[Lora], *, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None, progress: Progress | None = None,
+    ) -> Merged:  # fmt: skip
+        """Merge the LoRAs, which are in the order of ``sources``, as the recipe says.
+
+        Raises:
+            ParameterError: if the number of LoRAs is not that of the sources.
+            IncompatibleLoraError: as ``merge``.
+        """
+        if len(loras) != len(self.sources):
+            raise ParameterError(f"the recipe has {len(self.sources)} sources, but {len(loras)} were given")
+        merged = merge(
+            loras, self.weights, text_weights=self.text_weights, scale=self.scale, device=device, dtype=dtype,
+            progress=progress, **self.keywords(),
+        )  # fmt: skip
+        return self.cut(merged)
+
+    def cut(self, merged: Merged) -> Merged:
+        """The merge at the rank that it was saved with, where ``merge`` could not be told.
+
+        That is for combination types, whose ``svd_rank`` is another thing.
+        """
+        if self.combination_type is None or self.rank is None:
+            return merged
+        shorter = copy.copy(merged)
+        shorter.results = {
+            name: layer.truncated(self.rank, None, torch.float32) for name, layer in merged.results.items()
+        }
+        return shorter
+
+    def _checked_method(self) -> Method:
+        if self.combination_type is None:
+            if self.svd_rank is not None or self.svd_clamp is not None:
+                raise ParameterError(
+                    "svd_rank and svd_clamp belong to combination_type; use rank with a method"
+                )
+            return get_method(checked.text(self.method, "method"))
+        if self.method is not None or self.space != "delta":
+            raise ParameterError("a recipe with combination_type has no method and no space; leave them out")
+        if self.svd_clamp is not None and not 0 <= checked.number(self.svd_clamp, "svd_clamp") <= 1:
+            raise ParameterError(f"svd_clamp {self.svd_clamp} is outside [0, 1]")
+        return get_method(
+            get_combination_type(checked.text(self.combination_type, "combination_type")).method
+        )
+
+    def _checked_params(self, method: Method) -> dict[str, Any]:
+        given = checked.mapping(self.params, "params", None if self.method else _PEFT_PARAMS)
+        known = {param.name for param in method.params}
+        for name, value in given.items():
+            if not isinstance(value, str | bool):
+                checked.number(value, name)
+        if self.combination_type is not None:  # as in PEFT, what a type has no use for is ignored
+            given = {name: value for name, value in given.items() if name in known}
+        return method.resolve(given)
+
+
+def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:
+    """``Recipe.of`` as the plain values that are written into a file."""
+    return Recipe.of(merged, rank).to_dict()

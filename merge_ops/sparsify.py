@@ -14,9 +14,8 @@ from .thresholds import magnitude_threshold
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
-_DRAWS_PER_WORD = 4  # one 64-bit word gives four 16-bit draws
-_BLOCK = 1 << 13  # words made at a time on the CPU
-_COUNTER = np.arange(_BLOCK, dtype=np.uint64) * np.uint64(_GOLDEN % 2**64)
+_WORD = 64  # bits of a word
+_BITS = 16  # of a random number
 _ROUNDS = (
     (np.uint64(30), np.uint64(_MIX_1 % 2**64)),
     (np.uint64(27), np.uint64(_MIX_2 % 2**64)),
@@ -64,9 +63,11 @@ def drop_random(deltas: Tensor, density: float, generator: MaskGenerator, overwr
 class MaskGenerator:
     """Random masks that depend on a key and on the position of the entry, and on nothing else.
 
-    The draws are the 16-bit quarters of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) at a counter, in integer
-    arithmetic that wraps alike everywhere. So the masks are the same bits on every device, for every number
-    of threads and however a matrix is cut into tiles, and no global random state is read or written.
+    Entry ``i`` is kept if a 16-bit number is below the density's share of 65536. Its bits, the highest first,
+    are bit ``i % 64`` of words ``16 * (i // 64)`` and following of splitmix64 (Steele, Lea, Flood, OOPSLA
+    2014), in integer arithmetic that wraps alike everywhere. So the masks are the same bits on every device,
+    for every number of threads and however a matrix is cut into tiles, and no global random state is read or
+    written. Low bits that cannot matter are not drawn: a density of one half needs one word for 64 entries.
     """
 
     def __init__(self, keys: Sequence[int], first: int = 0) -> None:
@@ -77,14 +78,17 @@ class MaskGenerator:
     def masks(self, like: Tensor, density: float) -> Iterator[Tensor]:
         """For each LoRA of ``like`` ``(n, ..., rows, columns)``: 1 with probability ``density``, else 0.
 
-        In the dtype of ``like``; the buffer is reused from one LoRA to the next.
+        Of integers, in the shape of one LoRA.
         """
-        mask = torch.empty(like.shape[1:], dtype=like.dtype, device=like.device)
-        fill = _fill_on_cpu if like.device.type == "cpu" else _fill
-        below = min(round(density * 65536) - 32768, 32767)
+        share, shape = round(density * (1 << _BITS)), like.shape[1:]
+        first, skip = divmod(self.first, _WORD)
+        words = -(-(skip + shape.numel()) // _WORD)
         for key in self.keys:
-            fill(mask.view(-1), key, self.first)
-            yield mask.lt_(below)
+            if share in (0, 1 << _BITS):
+                yield torch.full(shape, min(share, 1), dtype=torch.uint8, device=like.device)
+                continue
+            below = _below_on_cpu if like.device.type == "cpu" else _below
+            yield below(key, share, first, words, like.device)[skip : skip + shape.numel()].view(shape)
 
 
 def mask_key(seed: int, layer: str, lora: str, part: str = "delta") -> int:
@@ -93,31 +97,42 @@ def mask_key(seed: int, layer: str, lora: str, part: str = "delta") -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _fill(draws: Tensor, key: int, first: int) -> None:
-    """Write the 16-bit draws of a key from number ``first`` on into a flat tensor."""
-    start, skip = divmod(first, _DRAWS_PER_WORD)
-    words = -(-(skip + draws.numel()) // _DRAWS_PER_WORD)
-    counter = torch.arange(start + 1, start + 1 + words, device=draws.device).mul_(_GOLDEN)
-    draws.copy_(_mix(counter.add_(key)).view(torch.int16)[skip : skip + draws.numel()])
+def _steps(share: int) -> Iterator[tuple[int, bool]]:
+    """From the lowest bit of ``share`` that is set to the highest: its place from the top, and its value."""
+    lowest = (share & -share).bit_length() - 1
+    for bit in range(lowest, _BITS):
+        yield _BITS - 1 - bit, bool(share >> bit & 1)
 
 
-def _fill_on_cpu(draws: Tensor, key: int, first: int) -> None:
-    """``_fill`` in blocks that stay in the cache, by numpy, whose unsigned shifts need no masks."""
-    start, skip = divmod(first, _DRAWS_PER_WORD)
-    total = draws.numel()
-    counter = _COUNTER[: -(-(skip + total) // _DRAWS_PER_WORD)]
-    z, shifted = np.empty_like(counter), np.empty_like(counter)
-    block = torch.from_numpy(z.view(np.int16))
-    for done in range(-skip, total, block.numel()):
-        np.add(counter, np.uint64(((start + 1) * _GOLDEN + key) % 2**64), out=z)
+def _below(key: int, share: int, first: int, words: int, device: torch.device) -> Tensor:
+    """Bits ``(64 * words,)``: which 16-bit numbers, from group ``first`` on, are below ``share``."""
+    groups = torch.arange(first, first + words, device=device).mul_(_signed(_BITS * _GOLDEN))
+    below = torch.zeros_like(groups)
+    for place, is_set in _steps(share):
+        clear = _mix(groups + _signed((place + 1) * _GOLDEN + key)).bitwise_not_()
+        below = below.bitwise_or_(clear) if is_set else below.bitwise_and_(clear)
+    return (below[:, None] >> torch.arange(_WORD, device=device)).bitwise_and_(1).flatten()
+
+
+def _below_on_cpu(key: int, share: int, first: int, words: int, _device: torch.device) -> Tensor:
+    """``_below`` by numpy, whose unsigned shifts need no masks and which unpacks bits quickly."""
+    groups = np.arange(first, first + words, dtype=np.uint64) * np.uint64(_BITS * _GOLDEN % 2**64)
+    below, z, shifted = np.zeros_like(groups), np.empty_like(groups), np.empty_like(groups)
+    for place, is_set in _steps(share):
+        np.add(groups, np.uint64(((place + 1) * _GOLDEN + key) % 2**64), out=z)
         for shift, factor in _ROUNDS:
             np.right_shift(z, shift, out=shifted)
             np.bitwise_xor(z, shifted, out=z)
             if factor is not None:
                 np.multiply(z, factor, out=z)
-        end = min(done + block.numel(), total)
-        draws[max(done, 0) : end].copy_(block[max(-done, 0) : end - done])
-        start += len(counter)
+        np.invert(z, out=z)
+        (np.bitwise_or if is_set else np.bitwise_and)(below, z, out=below)
+    return torch.from_numpy(np.unpackbits(below.astype("<u8", copy=False).view(np.uint8), bitorder="little"))
+
+
+def _signed(value: int) -> int:
+    """Wrapped to 64 bits with a sign, as torch's integers are."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def hash_words(key: int, count: int) -> Tensor:

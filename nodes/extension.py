@@ -9,6 +9,7 @@ from .inspect import LoraAlloyInspect
 from .loader import LoraAlloyLoader
 from .merge import LoraAlloyMerge
 from .method import LoraAlloyMethod
+from .recipe import LoraAlloyRecipe
 from .save import LoraAlloySave
 from .stack import LoraAlloyStack
 
@@ -26,4 +27,5 @@ class LoraAlloyExtension(ComfyExtension):
             LoraAlloyApply,
             LoraAlloySave,
             LoraAlloyInspect,
+            LoraAlloyRecipe,
         ]

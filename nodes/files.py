@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 
 import folder_paths
 
-from ..merge_ops.errors import ParameterError, did_you_mean
+from ..merge_ops.errors import LoraFormatError, ParameterError, did_you_mean
 from ..merge_ops.formats import load
+from ..merge_ops.formats.peft_config import CONFIG_NAME
 from ..merge_ops.types import Lora
 
-# Tensors of a file are mapped, not read, so what is kept here is memory that the system can take back. It is
-# kept so # that changing a strength does not read files again.
-_KEPT = 32
-_loaded: OrderedDict[tuple[str, int, int], Lora] = OrderedDict()
+# Files are kept so that changing a strength does not read them again: those used last, up to this many bytes.
+_KEPT = 2 << 30
+_loaded: dict[tuple[str, int, int], Lora] = {}  # in the order of use; threads may share it
 
 
 def lora_files() -> list[str]:
@@ -47,23 +46,34 @@ def resolve(name: str) -> Path:
 
 
 def state_of(name: str) -> tuple[str, int, int]:
-    """What a cached result depends on: path, time of change, size."""
+    """What a cached result depends on: path, time of change, size; with a PEFT folder's configuration."""
     path = resolve(name)
-    stat = path.stat()
-    return str(path), stat.st_mtime_ns, stat.st_size
+    config = path.with_name(CONFIG_NAME)
+    stats = [file.stat() for file in (path, config) if file == path or file.is_file()]
+    return str(path), sum(stat.st_mtime_ns for stat in stats), sum(stat.st_size for stat in stats)
 
 
 def read(name: str) -> Lora:
-    """The LoRA with that name; the file is read again only if it has changed."""
+    """The LoRA with that name; the file is read again only if it has changed.
+
+    Raises:
+        LoraFormatError: if it cannot be read as a LoRA, or somebody writes it just now.
+    """
     state = state_of(name)
-    if state not in _loaded:
-        for stale in [other for other in _loaded if other[0] == state[0]]:
-            del _loaded[stale]
-        _loaded[state] = load(state[0])
-    _loaded.move_to_end(state)
-    while len(_loaded) > _KEPT:
-        _loaded.popitem(last=False)
-    return _loaded[state]
+    lora = _loaded.pop(state, None)
+    if lora is None:
+        for stale in [other for other in list(_loaded) if other[0] == state[0]]:
+            _loaded.pop(stale, None)
+        lora = load(state[0])
+        if state_of(name) != state:
+            raise LoraFormatError(
+                f"{name} changed while it was read; wait until it is written, then try again"
+            )
+    _loaded[state] = lora
+    order = list(_loaded)
+    while len(order) > 1 and sum(size for _, _, size in order) > _KEPT:
+        _loaded.pop(order.pop(0), None)
+    return lora
 
 
 def _normal(name: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_ops.sparsify import MaskGenerator, hash_words, keep_largest, mask_key
+from merge_ops.sparsify import MaskGenerator, _below, hash_words, keep_largest, mask_key
 from merge_ops.thresholds import magnitude_threshold
 
 _64 = (1 << 64) - 1
@@ -53,13 +53,30 @@ def test_words_are_those_of_splitmix64_for_every_key(key):
 @given(
     st.integers(-(1 << 63), (1 << 63) - 1), st.integers(0, 1000), st.integers(1, 40), st.floats(0.001, 0.999)
 )
-def test_a_mask_is_the_16_bit_quarters_of_the_words(key, first, size, density):
-    """Entry ``i`` takes quarter ``i % 4`` of word ``i // 4``, signed, if below the density's share."""
-    words = splitmix64(key & _64, (first + size) // 4 + 1)
-    draws = [(words[i // 4] >> (16 * (i % 4))) & 0xFFFF for i in range(first, first + size)]
-    draws = [d - 65536 if d >= 32768 else d for d in draws]
-    wanted = [d < round(density * 65536) - 32768 for d in draws]
+def test_a_mask_is_the_bits_of_the_words(key, first, size, density):
+    """Entry ``i`` has a 16-bit number: bit ``i % 64`` of 16 words of group ``i // 64``, the highest first."""
+    words = splitmix64(key & _64, 16 * ((first + size) // 64 + 1))
+    wanted = []
+    for i in range(first, first + size):
+        group = words[16 * (i // 64) : 16 * (i // 64) + 16]
+        number = int("".join(str(word >> (i % 64) & 1) for word in group), 2)
+        wanted.append(number < round(density * 65536))
     assert kept(MaskGenerator([key], first), torch.empty(1, size), density)[0].tolist() == wanted
+
+
+@pytest.mark.parametrize("density", [0.5, 0.25, 0.3, 1 / 65536, 1e-9, 1 - 1e-9])
+def test_other_devices_draw_the_same_bits(density):
+    """What runs where there is no numpy, against what the CPU does, from any entry on."""
+    for first, size in ((0, 64), (37, 200), (6400, 1)):
+        mask = kept(MaskGenerator([-5, 2**62], first), torch.empty(2, size), density)
+        share = round(density * 65536)
+        for key, row in zip((-5, 2**62), mask, strict=True):
+            if 0 < share < 65536:
+                words = -(-(first % 64 + size) // 64)
+                bits = _below(key, share, first // 64, words, torch.device("cpu"))
+                assert torch.equal(bits[first % 64 : first % 64 + size].bool(), row)
+            else:
+                assert bool(row.all()) == (share > 0) and bool(row.any()) == (share > 0)
 
 
 @pytest.mark.parametrize("height", [1, 3, 7, 64])

@@ -1,4 +1,4 @@
-"""The command line ``lora-alloy``: merge, inspect, resize, methods, demo.
+"""The command line ``lora-alloy``: merge, inspect, resize, recipe, methods, demo.
 
 Exit codes: 0 done, 1 refused (the message says why), 2 wrong usage.
 """
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 from ..errors import MergeError, did_you_mean
 from ..version import __version__
-from . import demo, inspect, merge, methods, resize
+from . import demo, inspect, merge, methods, recipe, resize
 
-_COMMANDS = (merge, inspect, resize, methods, demo)
+_COMMANDS = (merge, inspect, resize, recipe, methods, demo)
 _EXAMPLES = """examples:
   lora-alloy merge ink.safetensors:0.8 mia.safetensors:0.6 --method ties --density 0.5 -o both.safetensors
   lora-alloy inspect ink.safetensors mia.safetensors
   lora-alloy resize both.safetensors --rank 16 -o small.safetensors
+  lora-alloy recipe run both.safetensors --folder loras -o again.safetensors
   lora-alloy methods
   lora-alloy demo -o demo-output
 """
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(commands, argv)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        options = commands.choices[args.command]._option_string_actions
+        chosen = getattr(args, "parser", commands.choices[args.command])  # recipe has parsers of its own
+        options = chosen._option_string_actions
         parser.error(f"{args.command} has no option {unknown[0]!r} here{did_you_mean(unknown[0], options)}")
     try:
         args.run(args)

@@ -1,18 +1,20 @@
-"""Opening a safetensors file with care: what is not one is named, and nothing is unpickled."""
+"""Opening a safetensors file with care: what is not one is named, and nothing is unpickled or mapped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import LoraFormatError, MergeError
+from .header import Entry, parse_header, torch_dtype
+from .lookalike import PICKLE, refuse_by_bytes, refuse_by_keys
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 _MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format itself
@@ -26,21 +28,28 @@ _INFINITY = {
 
 
 def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is."""
+    """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is.
+
+    The tensors are copies in memory. A mapped file would do until somebody writes into it: a LoRA that is
+    trained again under its name would change under a merge, and one that is cut off would end the process.
+    """
     if path.suffix.lower() in _PICKLES:
-        raise LoraFormatError(
-            f"{path.name} is a pickle, which can run code when it is opened; convert it to .safetensors first"
-        )
-    metadata = _read_header(path)
+        raise LoraFormatError(f"{path.name} {PICKLE}")
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise LoraFormatError(f"{path.name} is not a valid safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if not is_finite(tensor):
-            raise LoraFormatError(
-                f"{path.name}: {name} holds NaN or infinity; the file is damaged, use another copy"
-            )
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            entries, metadata = _read_header(file, path.name, before.st_size)
+            tensors = {entry.name: _read_tensor(file, entry, path.name) for entry in entries}
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise LoraFormatError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise _changed(path.name)
+    damaged = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    if damaged is not None:
+        raise LoraFormatError(
+            f"{path.name}: {damaged} holds NaN or infinity; the file is damaged, use another copy"
+        )
     return tensors, metadata
 
 
@@ -85,50 +94,44 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_header(path: Path) -> dict[str, str]:
-    """Check the header against the size of the file and return its metadata."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(64)
-        _refuse_lookalikes(path, start, size)
-        length = struct.unpack("<Q", start[:8])[0]
-        if length > _MAX_HEADER or length + 8 > size:
-            raise LoraFormatError(
-                f"{path.name} is not a safetensors file or is cut off: its header needs {length + 8} bytes, "
-                f"the file has {size}; download it again"
-            )
-        file.seek(8)
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        noted = header.pop("__metadata__", None) or {}
-        metadata = {str(key): str(value) for key, value in noted.items()}
-        needed = max((entry["data_offsets"][1] for entry in header.values()), default=0) + 8 + length
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise LoraFormatError(f"{path.name} is not a safetensors file: its header cannot be read") from error
+def _read_header(file: BinaryIO, name: str, size: int) -> tuple[list[Entry], dict[str, str]]:
+    """Check the header against the size of the file before anything is believed of it."""
+    start = file.read(64)
+    refuse_by_bytes(name, start, size)
+    length = struct.unpack("<Q", start[:8])[0]
+    if length > _MAX_HEADER or length + 8 > size:
+        raise LoraFormatError(
+            f"{name} is not a safetensors file or is cut off: its header needs {length + 8} bytes, "
+            f"the file has {size}; download it again"
+        )
+    file.seek(8)
+    raw = file.read(length)
+    if len(raw) != length:
+        raise _changed(name)
+    entries, metadata = parse_header(raw, name)
+    needed = 8 + length + (entries[-1].end if entries else 0)
     if needed != size:
         state = "is cut off" if needed > size else "has bytes behind its end"
-        raise LoraFormatError(
-            f"{path.name} {state}: it needs {needed} bytes and has {size}; download it again"
-        )
-    return metadata
+        raise LoraFormatError(f"{name} {state}: it needs {needed} bytes and has {size}; download it again")
+    refuse_by_keys(name, {entry.name for entry in entries})
+    return entries, metadata
 
 
-def _refuse_lookalikes(path: Path, start: bytes, size: int) -> None:
-    if start[8:9] == b"{":  # a safetensors header; the length before it may begin with any byte, "<" as well
-        return
-    if start.startswith(b"version https://git-lfs"):
-        raise LoraFormatError(
-            f"{path.name} is a Git-LFS pointer of {size} bytes, not the file itself; "
-            "run 'git lfs pull' or download it"
-        )
-    if start.lstrip()[:1] == b"<":
-        raise LoraFormatError(f"{path.name} is a web page, not a safetensors file; download it again")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise LoraFormatError(
-            f"{path.name} is a pickle, which can run code when it is opened; convert it to .safetensors first"
-        )
-    if len(start) < 8:
-        raise LoraFormatError(
-            f"{path.name} has only {size} bytes and is not a safetensors file; download it again"
-        )
+def _read_tensor(file: BinaryIO, entry: Entry, name: str) -> Tensor:
+    """The next tensor of the file, in memory of its own."""
+    dtype, size = torch_dtype(entry, name), entry.end - entry.begin
+    try:
+        raw = torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as error:  # how torch says that there is no memory left
+        raise LoraFormatError(f"{name} does not fit into memory: {entry.name} takes {size} bytes") from error
+    if size and file.readinto(raw.numpy()) != size:  # type: ignore[attr-defined]
+        raise _changed(name)
+    packed = is_packed(dtype)  # two numbers in a byte: torch counts the bytes
+    shape = (*entry.shape[:-1], entry.shape[-1] // 2) if packed and entry.shape else entry.shape
+    if shape != entry.shape and shape[-1] * 2 != entry.shape[-1]:
+        raise LoraFormatError(f"{name}: {entry.name} has an odd number of half bytes; download it again")
+    return raw.view(dtype).reshape(shape)
+
+
+def _changed(name: str) -> LoraFormatError:
+    return LoraFormatError(f"{name} changed while it was read; wait until it is written, then try again")

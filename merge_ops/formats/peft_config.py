@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoraFormatError
+from .header import shown
 
 CONFIG_NAME = "adapter_config.json"
-_MAX_CONFIG = 16 * 1024 * 1024
+_MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
+_MAX_REPEATS = 3  # each adds a power of the name's length to the time that matching may take
 _PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say
 
 
@@ -27,6 +29,10 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoraFormatError(
+            f"{path.parent.name}/{CONFIG_NAME} cannot be read: {error.strerror or error}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME} is not valid JSON") from error
     if not isinstance(config, dict):
@@ -34,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise LoraFormatError(
-            f"{path.parent.name} is a PEFT adapter of the kind {kind}, which is not merged yet"
+            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which is not merged yet"
         )
     if not isinstance(config.get("auto_mapping") or {}, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
@@ -50,11 +56,23 @@ def check_scales(config: dict[str, Any], where: str) -> None:
     alphas = {"lora_alpha": config.get("lora_alpha", _PEFT_ALPHA), **patterns}
     for name, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
-            raise LoraFormatError(f"{where}: the alpha {name} is {alpha!r}, not a finite number")
+            raise LoraFormatError(f"{where}: the alpha {shown(name)} is {shown(alpha)}, not a finite number")
         try:
             re.compile(name)
         except (re.error, OverflowError, RecursionError) as error:
-            raise LoraFormatError(f"{where}: {name!r} in alpha_pattern is not a pattern: {error}") from error
+            raise LoraFormatError(
+                f"{where}: {shown(name)} in alpha_pattern is not a pattern: {error}"
+            ) from error
+        if _may_take_forever(name):
+            raise LoraFormatError(
+                f"{where}: {shown(name)} in alpha_pattern repeats too much to be matched; write the names out"
+            )
+
+
+def _may_take_forever(pattern: str) -> bool:
+    """True for a pattern that some name keeps busy for hours: a repeated group, or many repeats in a row."""
+    plain = re.sub(r"\\.|\[[^\]]*\]", "_", pattern)  # what is escaped or in a class repeats nothing
+    return bool(re.search(r"\)[*+{]", plain)) or len(re.findall(r"[*+{]", plain)) > _MAX_REPEATS
 
 
 def scale_from_config(config: dict[str, Any], module: str, rank: int) -> float:

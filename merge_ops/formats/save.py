@@ -101,7 +101,7 @@ def save(
         squares = [squares[0] + error, squares[1] + norm]
     recipe = recipe_of(merged, rank)
     tensors = file_tensors(layers, stems, form)
-    metadata = file_metadata(layers, form, merged.loras, recipe, target.stem)
+    metadata = file_metadata(layers, form, merged.loras, recipe, target.stem, tensors)
     config = peft_config(layers, stems, merged.loras) if form == "peft" else None
     size = write_verified(target, tensors, metadata, config, layers, stems, overwrite)
     if progress is not None:

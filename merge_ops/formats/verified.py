@@ -7,11 +7,13 @@ import math
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,37 +30,44 @@ def write_verified(
     target: Path, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any] | None,
     layers: dict[str, LowRank], stems: dict[str, str], overwrite: bool,
 ) -> int:  # fmt: skip
-    """Write next to the target, verify, rename; return the size in bytes."""
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    """Write next to the target, verify, rename; return the size in bytes.
+
+    Everything is made inside one hidden folder beside the target, since safetensors writes through a file of
+    its own with a random name. So a process that is killed leaves ``.NAME.XXXXXXXX.part`` or nothing.
+    """
+    target = target.resolve() if target.is_dir() else target
+    temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(4)}.part")
     try:
-        if config is None:
-            file = temporary
-        else:
-            temporary.mkdir()
-            file = temporary / WEIGHTS_NAME
-            text = json.dumps(config, indent=2) + "\n"
-            (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+        temporary.mkdir()
+        # a file in the making is not called .safetensors, so that ComfyUI does not list it
+        file = temporary / ("weights" if config is None else WEIGHTS_NAME)
         file.touch()
         mode = file.stat().st_mode
         save_file(tensors, file, metadata)
         file.chmod(mode)  # safetensors lets only the owner read what it writes
         sort_metadata(file)
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        _verify(temporary, layers, stems)
+        _sync(file)
+        if config is not None:
+            text = json.dumps(config, indent=2) + "\n"
+            (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
+            _sync(temporary / CONFIG_NAME)
+            _sync_names(temporary)
+        whole = file if config is None else temporary
+        _verify(whole, layers, stems)
         size = file.stat().st_size
-        _put_in_place(temporary, target, overwrite)
+        _put_in_place(whole, target, overwrite)
+        _sync_names(target.parent)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise MergeError(f"{target.name} could not be written: {reason}; nothing was saved") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return size
 
 
 def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> None:
     """Read the file as anybody would, and require every layer, its bits and its scale."""
-    read = {layer.key: layer for layer in load(path).layers.values()}
+    read = {layer.key: layer for layer in load(path).layers.values() if isinstance(layer, LowRank)}
     if read.keys() != set(stems.values()):
         raise MergeError(
             f"the file read back has {len(read)} layers instead of {len(stems)}; nothing was saved"
@@ -82,22 +91,56 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return np.array_equal(one, other)
 
 
-def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
+def _put_in_place(whole: Path, target: Path, overwrite: bool) -> None:
     """Give the finished file its name in one step; without ``overwrite`` a file that appeared is kept."""
-    if temporary.is_dir():
+    if whole.is_dir():
         if not target.is_dir():
-            temporary.rename(target)
-            return
-        if not overwrite:
+            whole.rename(target)
+        elif overwrite:
+            _replace_folder(whole, target)
+        else:
             raise ParameterError(EXISTS.format(target.name))
-        for name in (WEIGHTS_NAME, CONFIG_NAME):  # whatever else is in the folder stays
-            (temporary / name).replace(target / name)
     elif overwrite:
-        temporary.replace(target)
+        whole.replace(target)
     else:
         try:
-            os.link(temporary, target)
+            os.link(whole, target)
         except FileExistsError as error:
             raise ParameterError(EXISTS.format(target.name)) from error
         except OSError:  # a file system without hard links
-            temporary.rename(target)
+            whole.rename(target)
+
+
+def _replace_folder(whole: Path, target: Path) -> None:
+    """Change folders, not files: new weights beside an old configuration would be read at a wrong scale.
+
+    Whatever else is in the old folder moves into the new one.
+    """
+    aside = whole.with_name(f"{whole.stem}.old.part")
+    target.rename(aside)
+    try:
+        whole.rename(target)
+    finally:
+        if target.is_dir():  # ours, or that of another process that was quicker
+            for other in aside.iterdir():
+                if other.name not in (WEIGHTS_NAME, CONFIG_NAME):
+                    other.rename(target / other.name)
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file before the next step relies on it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """The same for the names in a folder, where the system can: a new name outlives a power cut."""
+    with suppress(OSError):  # Windows opens no folders, and some network file systems sync none
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

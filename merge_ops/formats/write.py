@@ -9,7 +9,6 @@ factors: diffusers takes the most common alpha for attention layers, whatever th
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..errors import MergeError
 from ..types import Lora, LowRank
+from .carried import HUB_NAME, carried_over, hashes
 from .names import DOTTED_COMPONENTS, kohya_name
 from .read import DIFFUSERS_METADATA
 
@@ -30,12 +30,6 @@ _AUTO = {
     "peft": "peft",
 }
 _LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# what sources may say about the base model; carried over where those that say it agree
-_INHERITED = (
-    "ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type",
-    "modelspec.resolution",
-)  # fmt: skip
 
 
 def resolve_format(asked: str, first: Lora) -> str:
@@ -95,26 +89,32 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
 
 
 def file_metadata(
-    layers: dict[str, LowRank], form: str, loras: list[Lora], recipe: dict[str, Any], title: str
+    layers: dict[str, LowRank],
+    form: str,
+    loras: list[Lora],
+    recipe: dict[str, Any],
+    title: str,
+    tensors: dict[str, Tensor],
 ) -> dict[str, str]:
-    """The file's metadata: what still holds of the sources, the ranks, the recipe. Never a folder."""
-    metadata = {"format": "pt", "lora_alloy": json.dumps(recipe)}
-    for key in _INHERITED:
-        said = {lora.metadata[key] for lora in loras if key in lora.metadata}
-        if len(said) == 1:
-            metadata[key] = said.pop()
+    """The file's metadata: what still holds of the sources, ranks, recipe and hashes. Never a folder."""
+    metadata = {"format": "pt", "lora_alloy": json.dumps(recipe), **carried_over(loras)}
     ranks = sorted({layer.rank for layer in layers.values()})
     if form == "kohya":
         rank = str(ranks[0]) if len(ranks) == 1 else "Dynamic"
         alpha = f"{next(layer.scale * layer.rank for layer in layers.values()):g}"
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
+        metadata["ss_output_name"] = title
     if form == "diffusers":
         metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(layers))
+    data_hash, legacy_hash = hashes(tensors, metadata)
+    if form == "kohya":
+        metadata |= {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy_hash}
     merged_from = ", ".join(lora.name for lora in loras)
     return metadata | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
         "modelspec.merged_from": merged_from,
+        "modelspec.hash_sha256": f"0x{data_hash}",
     }
 
 
@@ -124,7 +124,7 @@ def peft_config(layers: dict[str, LowRank], stems: dict[str, str], loras: list[L
     inherited = next((lora.config for lora in loras if lora.config), {})
     kept = {key: inherited[key] for key in ("task_type", "auto_mapping", "revision") if inherited.get(key)}
     base = inherited.get("base_model_name_or_path")
-    if isinstance(base, str) and _HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
+    if isinstance(base, str) and HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
         kept["base_model_name_or_path"] = base
     return {
         "peft_type": "LORA",

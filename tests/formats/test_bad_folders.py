@@ -74,14 +74,16 @@ def test_configurations_that_are_no_configuration(content, message, folder):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lora_alpha": None}, "lora_alpha is None, not a finite number"),
+        ({"lora_alpha": None}, "'lora_alpha' is None, not a finite number"),
         ({"lora_alpha": "16"}, "not a finite number"),
         ({"lora_alpha": float("nan")}, "not a finite number"),
         ({"lora_alpha": float("inf")}, "not a finite number"),
         ({"lora_alpha": 10**400}, "not a finite number"),
         ({"alpha_pattern": [1]}, "alpha_pattern is not an object"),
-        ({"alpha_pattern": {"q_proj": "a"}}, "q_proj is 'a', not a finite number"),
+        ({"alpha_pattern": {"q_proj": "a"}}, "'q_proj' is 'a', not a finite number"),
         ({"alpha_pattern": {"(": 1}}, "'(' in alpha_pattern is not a pattern"),
+        ({"alpha_pattern": {"(a+)+b": 1}}, "'(a+)+b' in alpha_pattern repeats too much"),
+        ({"lora_alpha": "x" * 5000}, "xxx..., not a finite number"),
         ({"auto_mapping": "UNet2DConditionModel"}, "auto_mapping is not an object"),
     ],
 )

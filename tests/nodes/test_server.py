@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
-    "LoraAlloySave", "LoraAlloyInspect",
+    "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe",
 }  # fmt: skip
 
 

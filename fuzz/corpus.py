@@ -1,0 +1,78 @@
+"""Writes the seeds of the fuzzer: small files of every spelling, and files that are nearly right.
+
+Run: python fuzz/corpus.py
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+SEEDS = Path(__file__).with_name("corpus")
+STEM = "lora_unet_mid_block_attentions_0_proj_in"
+UP, DOWN = torch.ones(3, 2), torch.ones(2, 3)
+
+FILES = {
+    "kohya": save(
+        {f"{STEM}.lora_up.weight": UP, f"{STEM}.lora_down.weight": DOWN, f"{STEM}.alpha": torch.tensor(1.0)},
+        {"ss_v2": "False"},
+    ),
+    "tucker": save(
+        {
+            f"{STEM}.lora_up.weight": torch.ones(3, 2, 1, 1),
+            f"{STEM}.lora_down.weight": torch.ones(2, 3, 1, 1),
+            f"{STEM}.lora_mid.weight": torch.ones(2, 2, 3, 3).half(),
+        }
+    ),
+    "diffusers": save(
+        {"unet.conv_in.lora_B.weight": UP, "unet.conv_in.lora_A.weight": DOWN},
+        {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_in": 1}})},
+    ),
+    "pti": save({"unet:1:up": UP, "unet:1:down": DOWN}, {"unet": '["GEGLU"]'}),
+    "others": save({f"{STEM}{end}": UP.clone() for end in (".hada_w1_a", ".lokr_w1", ".oft_blocks")}),
+    "dora": save(
+        {f"{STEM}.lora_up.weight": UP, f"{STEM}.lora_down.weight": DOWN, f"{STEM}.dora_scale": UP * 2}
+    ),
+    "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    "html": b"<!DOCTYPE html><html></html>",
+    "pickle": b"\x80\x02}q\x00.",
+    "zip": b"PK\x03\x04",
+    "gguf": b"GGUF\x03\0\0\0",
+    "endless": struct.pack("<Q", 2**63) + b"{}",
+    "terabytes": b"%s{}" % struct.pack("<Q", 2),
+}  # fmt: skip
+HEADERS = {
+    "claims_terabytes": {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+    "negative": {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [-4, 0]}},
+    "float4": {f"{STEM}.alpha": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}},
+    "metadata": {"__metadata__": {"ss_tag_frequency": '{"a": {"b": 1}}', "x": "\u20ac"}},
+}
+CONFIGS = {
+    "plain": {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]},
+    "patterns": {"peft_type": "LORA", "alpha_pattern": {"a.q": 1, ".*v": 2}, "rank_pattern": {"^b": 3}},
+    "rslora": {"use_rslora": True, "fan_in_fan_out": True, "lora_alpha": 1.5, "modules_to_save": ["head"]},
+    "mapping": {"auto_mapping": {"base_model_class": "UNet2DConditionModel"}, "use_dora": False},
+    "loha": {"peft_type": "LOHA"},
+}
+
+
+def main() -> None:
+    """Write them all; the first byte of a seed says how it is read."""
+    SEEDS.mkdir(exist_ok=True)
+    for name, raw in FILES.items():
+        (SEEDS / f"file_{name}").write_bytes(b"\0" + raw)
+        if raw[8:9] == b"{":
+            length = struct.unpack("<Q", raw[:8])[0]
+            (SEEDS / f"header_{name}").write_bytes(b"\1" + raw[8 : 8 + length] + b"\0" + raw[8 + length :])
+    for name, header in HEADERS.items():
+        (SEEDS / f"header_{name}").write_bytes(b"\1" + json.dumps(header).encode() + b"\0x")
+    for name, config in CONFIGS.items():
+        (SEEDS / f"config_{name}").write_bytes(b"\2" + json.dumps(config).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A small fuzzer for where atheris is not installed: mutates inputs and keeps those that reach new lines."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from targets import one_input
+
+_LINES: set[tuple[CodeType, int]] = set()
+_TOOL = 3  # a number of sys.monitoring that no debugger, profiler or coverage uses
+
+
+def run(seeds: Path, findings: Path, seconds: float, seed: int, words: list[bytes]) -> None:
+    """Fuzz for a time; what breaks a promise is written to ``findings``, its traceback to the terminal."""
+    rng = random.Random(seed)
+    pool = [path.read_bytes() for path in sorted(seeds.iterdir())]
+    _watch()
+    started, runs, found = time.monotonic(), 0, 0
+    for data in pool:
+        found += _try(data, findings)
+    while time.monotonic() - started < seconds:
+        data = _mutate(rng.choice(pool), rng, pool, words)
+        known = len(_LINES)
+        found += _try(data, findings)
+        runs += 1
+        if len(_LINES) > known:
+            pool.append(data)
+    sys.stdout.write(f"{runs} inputs, {len(_LINES)} lines, {len(pool)} kept, {found} findings\n")
+
+
+def _try(data: bytes, findings: Path) -> int:
+    try:
+        one_input(data)
+    except BaseException as error:  # whatever it is, it is what we look for
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        (findings / f"crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _mutate(data: bytes, rng: random.Random, pool: list[bytes], words: list[bytes]) -> bytes:
+    raw = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 8))):
+        place = rng.randrange(len(raw) + 1)
+        end = min(len(raw), place + rng.choice((1, 1, 2, 4, 16)))
+        piece = rng.choice(pool)
+        cut = rng.randrange(len(piece) + 1)
+        raw[place:end] = rng.choice(
+            (
+                bytes([rng.randrange(256)]),
+                b"",
+                rng.choice(words),
+                raw[place:end] * 2,
+                str(rng.choice((0, 1, -1, 2**31, 2**63, rng.randrange(100)))).encode(),
+                rng.choice((b"[", b"]", b"{", b"}", b'"', b",", b":", b"\\u0000")),
+                piece[cut : cut + rng.randrange(1, 40)],
+            )
+        )
+    return bytes(raw[:4096])
+
+
+def _watch() -> None:
+    """Note each line of merge_ops that runs: by sys.monitoring, or by sys.settrace before Python 3.12."""
+    if hasattr(sys, "monitoring"):
+        monitoring: Any = sys.monitoring
+        monitoring.use_tool_id(_TOOL, "fuzz")
+        monitoring.register_callback(_TOOL, monitoring.events.LINE, _on_line)
+        monitoring.set_events(_TOOL, monitoring.events.LINE)
+    else:
+        sys.settrace(_trace)
+
+
+def _on_line(code: CodeType, line: int) -> Any:
+    if "merge_ops" in code.co_filename:
+        _LINES.add((code, line))
+    return sys.monitoring.DISABLE  # type: ignore[attr-defined]  # each line is told once, which is all we ask
+
+
+def _trace(frame: FrameType, event: str, _: Any) -> Any:
+    if "merge_ops" not in frame.f_code.co_filename:
+        return None
+    if event == "line":
+        _LINES.add((frame.f_code, frame.f_lineno))
+    return _trace

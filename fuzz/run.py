@@ -1,0 +1,76 @@
+"""Fuzzes the readers: ``python fuzz/run.py --minutes 10``. Uses atheris where it is installed.
+
+Without atheris a loop of our own mutates the seeds and keeps what reaches new lines. Findings are written to
+``fuzz/findings``; ``python fuzz/run.py FILE`` runs one again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+WORDS = """dtype shape data_offsets __metadata__ F32 F16 BF16 F64 F4 F8_E4M3 BOOL I64 .lora_up.weight .alpha
+.lora_down.weight .lora_A.weight .lora_B.weight .lora_mid.weight .hada_w1_a .dora_scale lora_adapter_metadata
+unet:0:up unet:0:down text_encoder:0:up base_model.model. lora_unet_ lora_te1_ diffusion_model. peft_type
+lora_alpha alpha_pattern rank_pattern auto_mapping use_rslora null NaN Infinity 1e400 18446744073709551615"""
+
+
+def main() -> None:
+    """Read the arguments and fuzz."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--loop", action="store_true", help="our own loop, even if atheris is installed")
+    parser.add_argument("file", nargs="?", type=Path, help="run this one input and stop")
+    args = parser.parse_args()
+    (HERE / "findings").mkdir(exist_ok=True)
+    if args.file is not None:
+        from targets import one_input
+
+        one_input(args.file.read_bytes())
+    elif args.loop or not _with_atheris(args.minutes, args.seed):
+        from loop import run
+
+        run(
+            HERE / "corpus",
+            HERE / "findings",
+            args.minutes * 60,
+            args.seed,
+            [word.encode() for word in WORDS.split()],
+        )
+
+
+def _with_atheris(minutes: float, seed: int) -> bool:
+    """Fuzz with atheris, which ends the process; False if it is not installed."""
+    try:
+        import atheris
+    except ImportError:
+        return False
+    import torch  # noqa: F401  before the instrumentation, which is for our own code
+
+    # atheris's hooks of str and re stay off: with them startswith refuses the tuples that our readers give it
+    with atheris.instrument_imports(include=["merge_ops"]):
+        from targets import one_input
+    grown = HERE / "grown"
+    grown.mkdir(exist_ok=True)
+    words = HERE / "grown.dict"
+    words.write_text("".join(f'"{word}"\n' for word in WORDS.split()), encoding="utf-8")
+    options = [f"-max_total_time={minutes * 60:.0f}", f"-seed={seed}", "-max_len=4096", "-timeout=10"]
+    options += [
+        "-rss_limit_mb=3000",
+        f"-dict={words}",
+        f"-artifact_prefix={HERE / 'findings'}/",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(grown), str(HERE / "corpus")], one_input)
+    atheris.Fuzz()
+    return True
+
+
+if __name__ == "__main__":
+    main()

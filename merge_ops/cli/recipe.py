@@ -1,0 +1,87 @@
+"""``lora-alloy recipe``: show what a file was made from, and make it again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ..analyze import printable
+from ..errors import ParameterError
+from ..recipe import Recipe
+from ..sources import find_sources, read_recipe
+from .merge import finish
+from .options import Commands, add_output, chosen_device, print_json, progress_bar, table
+
+_EXAMPLES = """examples:
+  lora-alloy recipe show both.safetensors
+  lora-alloy recipe run both.safetensors --folder loras more_loras -o again.safetensors
+  lora-alloy recipe run merge.yaml --folder loras --rank 32 -o merged.safetensors
+  lora-alloy recipe run lorax.json --folder adapters --format peft -o merged_adapter
+"""
+_FILE = "a saved LoRA or PEFT folder, or a recipe as .json or .yaml (ours, LoRAX's or mergekit's)"
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
+    """Add the command with its two parts."""
+    parser = commands.add_parser(
+        "recipe",
+        help="show the recipe of a merge, or run it again",
+        description="Show what a file was made from and how, or make it again from its sources.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = parser.add_subparsers(dest="part", required=True, metavar="show|run")
+    shows = parts.add_parser("show", help="show sources, weights and settings")
+    shows.add_argument("recipe", metavar="FILE", help=_FILE)
+    shows.add_argument("--json", action="store_true", help="print as JSON, which 'recipe run' takes")
+    shows.set_defaults(run=show, parser=shows)
+    runs = parts.add_parser("run", help="find the sources and merge them again")
+    runs.add_argument("recipe", metavar="FILE", help=_FILE)
+    runs.add_argument(
+        "--folder", nargs="+", action="extend", metavar="DIR",
+        help="where the sources are, or below it (default: the folder of FILE); by SHA-256, then by name",
+    )  # fmt: skip
+    runs.add_argument("--rank", type=int, help="truncate to this rank (default: as the recipe says)")
+    add_output(runs)
+    runs.set_defaults(run=run, parser=runs)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the recipe."""
+    recipe = read_recipe(args.recipe)
+    _warn(recipe)
+    if args.json:
+        print_json(recipe.to_dict())
+        return
+    how = {
+        key: value for key, value in recipe.to_dict().items() if key not in ("sources", "recipe", "params")
+    }
+    for key, value in (how | recipe.params).items():
+        if value is not None:
+            print(f"{key}: {printable(str(value))}")
+    rows = [["source", "weight", "text weight", "SHA-256"]]
+    for source, text_weight in zip(recipe.sources, recipe.text_weights, strict=True):
+        rows.append([source.name, f"{source.weight:g}", f"{text_weight:g}", source.sha256 or "unknown"])
+    print(table(rows))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Find the sources, merge, save and report."""
+    if not args.output and not args.dry_run:
+        raise ParameterError("say where to write with -o FILE, or use --dry-run")
+    recipe = read_recipe(args.recipe)
+    _warn(recipe)
+    if args.rank is not None:
+        recipe = replace(recipe, rank=args.rank)
+    loras = find_sources(recipe, args.folder or [Path(args.recipe).parent])
+    with progress_bar("merging") as progress:
+        merged = recipe.run(loras, device=chosen_device(args.device), progress=progress)
+    finish(args, merged, recipe.rank)
+
+
+def _warn(recipe: Recipe) -> None:
+    """On standard error, so that ``--json`` stays JSON."""
+    for warning in recipe.warnings:
+        print(f"lora-alloy: warning: {warning}", file=sys.stderr)

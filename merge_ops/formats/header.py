@@ -1,0 +1,209 @@
+"""The header of a safetensors file, read piece by piece, so that none is a memory bomb."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import LoraFormatError
+
+# bits of one number, by the name that the format gives its type
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+_TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F4": "float4_e2m1fn_x2",
+}  # fmt: skip
+_MAX_ENTRIES = 100_000  # the largest LoRAs have ten thousand tensors; each costs a thousand bytes of memory
+_MAX_ENTRY = 2048  # characters of one tensor's entry: a type, a shape and two offsets
+_SPACE = re.compile(r"[ \t\r\n]*")
+_MAX_OFFSET = 1 << 63
+_MAX_NAME = 1024
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+)  # would end or hide a line of a message
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies behind the header, and what it is."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def parse_header(raw: bytes, file: str) -> tuple[list[Entry], dict[str, str]]:
+    """The entries in the order of their data, which they must fill without gaps, and the metadata.
+
+    Raises:
+        LoraFormatError: if the header is not one, or an entry contradicts itself.
+    """
+    try:
+        entries, metadata = _parse(raw.decode("utf-8"), file)
+    except LoraFormatError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise LoraFormatError(f"{file} is not a safetensors file: its header cannot be read") from error
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    place = 0
+    for entry in entries:
+        if entry.begin != place:
+            raise LoraFormatError(
+                f"{file} is not a valid safetensors file: {shown(entry.name)} begins at byte "
+                f"{entry.begin} of the data instead of {place}; download it again"
+            )
+        place = entry.end
+    return entries, metadata
+
+
+def torch_dtype(entry: Entry, file: str) -> torch.dtype:
+    """The type of a tensor, if this torch has it."""
+    found = getattr(torch, _TORCH.get(entry.dtype, ""), None)
+    if not isinstance(found, torch.dtype):
+        raise LoraFormatError(
+            f"{file}: {entry.name} is stored as {entry.dtype}, which this torch does not know; "
+            "quantised adapters are not supported"
+        )
+    return found
+
+
+def _parse(text: str, file: str) -> tuple[list[Entry], dict[str, str]]:
+    entries: list[Entry] = []
+    metadata: dict[str, str] = {}
+    seen: set[str] = set()
+    place = _open(text, 0)
+    while place >= 0:
+        name, place = _key(text, place)
+        if name in seen or len(seen) > _MAX_ENTRIES:
+            what = f"{shown(name)} twice" if name in seen else f"more than {_MAX_ENTRIES} tensors"
+            raise LoraFormatError(f"{file} is not a valid safetensors file: its header lists {what}")
+        seen.add(name)
+        if len(name) > _MAX_NAME or _CONTROL.search(name):
+            raise LoraFormatError(
+                f"{file} is not a valid safetensors file: {shown(name)} is no name of a tensor"
+            )
+        if name == "__metadata__":
+            metadata, place = _metadata(text, place, file)
+        else:
+            end = text.index("}", place, place + _MAX_ENTRY) + 1
+            entries.append(_entry(name, json.loads(text[place:end]), file))
+            place = end
+        place = _next(text, place)
+    return entries, metadata
+
+
+def _metadata(text: str, place: int, file: str) -> tuple[dict[str, str], int]:
+    if text.startswith("null", place):
+        return {}, place + 4
+    found: dict[str, str] = {}
+    inner = _open(text, place, last=False)
+    while inner >= 0:
+        name, place = _key(text, inner)
+        if text[place] != '"':
+            raise ValueError("a value that is not text")
+        found[name], place = _string(text, place)
+        if len(found) > _MAX_ENTRIES:
+            raise LoraFormatError(f"{file} has more than {_MAX_ENTRIES} entries of metadata")
+        inner = _next(text, place, last=False)
+    return found, text.index("}", place) + 1
+
+
+def _open(text: str, place: int, last: bool = True) -> int:
+    """The place of the first key of the object that begins here, or -1 if it is empty."""
+    place = _skip(text, place)
+    if text[place] != "{":
+        raise ValueError("not an object")
+    place = _skip(text, place + 1)
+    return _closed(text, place, last) if text[place] == "}" else place
+
+
+def _next(text: str, place: int, last: bool = True) -> int:
+    """The place of the next key of an object, or -1 at its end."""
+    place = _skip(text, place)
+    if text[place] == "}":
+        return _closed(text, place, last)
+    if text[place] != ",":
+        raise ValueError("no comma")
+    return _skip(text, place + 1)
+
+
+def _closed(text: str, place: int, last: bool) -> int:
+    if last and _skip(text, place + 1) != len(text):
+        raise ValueError("text behind the header")
+    return -1
+
+
+def _key(text: str, place: int) -> tuple[str, int]:
+    """The key that begins here, and the place of its value."""
+    if text[place] != '"':
+        raise ValueError("no key")
+    name, place = _string(text, place)
+    place = _skip(text, place)
+    if text[place] != ":":
+        raise ValueError("no colon")
+    return name, _skip(text, place + 1)
+
+
+def _string(text: str, place: int) -> tuple[str, int]:
+    """The text between the quotes that begin here, and the place behind them."""
+    found: str
+    found, place = _DECODER.raw_decode(text, place)
+    found.encode()  # half of a surrogate pair is an error here, not later where the name is shown or written
+    return found, place
+
+
+def _skip(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
+
+
+def _entry(name: str, value: dict[str, Any], file: str) -> Entry:
+    """A tensor's entry, checked: its type, its shape and the bytes it takes must agree."""
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise TypeError("not a list")
+    wrong = None
+    if not isinstance(dtype, str) or dtype not in BITS:
+        wrong = f"the unknown type {shown(dtype)}"
+    elif not _is_shape(shape):
+        wrong = f"the shape {shown(shape)}"
+    elif len(offsets) != 2 or not all(type(end) is int and 0 <= end < _MAX_OFFSET for end in offsets):
+        wrong = f"the offsets {shown(offsets)}"
+    elif math.prod(shape) * BITS[dtype] != (offsets[1] - offsets[0]) * 8:
+        wrong = f"the shape {shown(shape)} of {dtype} in {offsets[1] - offsets[0]} bytes"
+    if wrong is not None:
+        raise LoraFormatError(
+            f"{file} is not a valid safetensors file: {shown(name)} has {wrong}; download it again"
+        )
+    return Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _is_shape(sides: list[Any]) -> bool:
+    """False for what torch cannot count either: it multiplies the sides though one of them is zero."""
+    if len(sides) > 64 or not all(type(side) is int and side >= 0 for side in sides):
+        return False
+    return bool(math.prod(side or 1 for side in sides) < _MAX_OFFSET)
+
+
+def shown(value: Any) -> str:
+    """A value of the file as it may be shown: escaped, on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

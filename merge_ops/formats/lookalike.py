@@ -1,0 +1,85 @@
+"""Files that are taken for LoRAs and are something else: each is named, from its first bytes or its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ..errors import LoraFormatError
+
+PICKLE = "is a pickle, which can run code when it is opened; convert it to .safetensors first"
+_PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "clip_h", "t5xxl"}
+_CHECKPOINT = (
+    "first_stage_model.",
+    "cond_stage_model.",
+    "conditioner.embedders.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "down_blocks.",
+    "double_blocks.",
+    "transformer_blocks.",
+    "joint_blocks.",
+    "text_model.",
+)
+_ADAPTER = (
+    *(
+        "lora",
+        "hada_",
+        "lokr_",
+        "oft_",
+        "ia3_",
+        "dora_",
+        "lycoris",
+        ".alpha",
+        ".w_norm",
+        ".b_norm",
+        ".diff_b",
+    ),
+    *(".a1.", ".a2.", ".b1.", ".b2.", ".bm.", ".on_input", ".set_weight", ".reshape_weight", "vera_", "hra_"),
+)
+
+
+def refuse_by_bytes(file: str, start: bytes, size: int) -> None:
+    """Raise LoraFormatError if a file that begins like this is known to be no safetensors file."""
+    if start[8:9] == b"{":  # a safetensors header; the length before it may begin with any byte, "<" as well
+        return
+    if start.startswith(b"version https://git-lfs"):
+        raise LoraFormatError(
+            f"{file} is a Git-LFS pointer of {size} bytes, not the file itself; "
+            "run 'git lfs pull' or download it"
+        )
+    if start.startswith(b"GGUF"):
+        raise LoraFormatError(f"{file} is a GGUF file; quantised adapters are not supported")
+    if start.lstrip()[:1] == b"<":
+        raise LoraFormatError(f"{file} is a web page, not a safetensors file; download it again")
+    if start.startswith(_PICKLED):
+        raise LoraFormatError(f"{file} {PICKLE}")
+    if len(start) < 8:
+        raise LoraFormatError(
+            f"{file} has only {size} bytes and is not a safetensors file; download it again"
+        )
+
+
+def refuse_by_keys(file: str, keys: Collection[str]) -> None:
+    """Raise LoraFormatError if the keys are those of another kind of model, before its data is read."""
+    if "lora_controlnet" in keys:
+        raise LoraFormatError(
+            f"{file} is a ControlNet-LoRA, which is a control model; load it as a ControlNet"
+        )
+    if any(key.startswith("image_proj.") for key in keys):
+        raise LoraFormatError(f"{file} is an IP-Adapter, which is no LoRA; load it with IP-Adapter's loader")
+    if any(".quant_state." in key or key.endswith(".absmax") for key in keys):
+        raise LoraFormatError(f"{file} is quantised by bitsandbytes; quantised adapters are not supported")
+    if keys and _EMBEDDINGS.issuperset(keys):
+        raise LoraFormatError(
+            f"{file} is a textual-inversion embedding, which is no LoRA; put it into the embeddings folder"
+        )
+    named = sum(key.endswith((".weight", ".bias")) for key in keys)
+    if (
+        any(key.startswith(_CHECKPOINT) for key in keys)
+        and named * 2 > len(keys)
+        and not any(key.endswith(".diff") or any(mark in key for mark in _ADAPTER) for key in keys)
+    ):
+        raise LoraFormatError(
+            f"{file} holds whole weights of a model, not a LoRA; extract a LoRA from it first"
+        )

@@ -1,0 +1,105 @@
+"""Recipes as text, and LoRAX's request form, in the layout of our own recipes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+from . import checked
+from .errors import ParameterError, did_you_mean
+from .recipe_mergekit import from_mergekit
+
+MAX_TEXT = 1 << 20  # characters; a recipe of a hundred sources has 20 thousand
+_LORAX_KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method", "space")
+_LORAX_STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
+_LORAX_VOTES = ("total", "frequency")
+
+
+def parsed_text(given: str) -> Any:
+    """The value of JSON text, or of YAML text if it does not begin with ``{``."""
+    if len(given) > MAX_TEXT:
+        raise ParameterError(f"a text of {len(given)} characters is too long for a recipe")
+    if given.lstrip().startswith("{"):
+        try:
+            return json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise ParameterError(f"the recipe is not valid JSON: {str(error)[:100]}") from error
+    try:
+        yaml = importlib.import_module("yaml")
+    except ModuleNotFoundError as error:
+        raise ParameterError(
+            "a recipe in YAML needs PyYAML; 'pip install pyyaml', or give the recipe as JSON"
+        ) from error
+    try:
+        return yaml.safe_load(given)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's own errors and, for a value that is not what its tag says, those of Python
+        first = " ".join(str(error).split())[:100]
+        raise ParameterError(f"the recipe is not valid YAML: {first or 'it cannot be read'}") from error
+
+
+def own_layout(given: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The recipe in our own layout, and warnings about what an import could not keep."""
+    plain = checked.mapping(given, "the recipe")
+    if "merge_method" in plain:
+        return from_mergekit(plain)
+    if "ids" in plain or "merge_strategy" in plain:
+        return from_lorax(plain)
+    if "recipe" in plain:
+        return plain, ()
+    raise ParameterError(
+        "this is not a recipe: it has no key 'recipe' (ours), 'ids' (LoRAX) or 'merge_method' (mergekit)"
+    )
+
+
+def from_lorax(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """LoRAX's ``merged_adapters``, checked as its client checks it; ``space`` is our addition.
+
+    ``density`` may be missing for linear only: LoRAX's server then takes 0, which makes all else zero.
+    """
+    checked.mapping(given, "the LoRAX request", _LORAX_KEYS)
+    ids, weights = (checked.items(given.get(key), f"LoRAX's {key}") for key in ("ids", "weights"))
+    if not ids or len(ids) != len(weights):
+        raise ParameterError(f"LoRAX needs one weight an id, but there are {len(ids)} ids and {len(weights)}")
+    strategy = _choice(given, "merge_strategy", _LORAX_STRATEGIES)
+    vote = _choice(given, "majority_sign_method", _LORAX_VOTES)
+    params: dict[str, Any] = {}
+    if given.get("density") is not None:
+        params["density"] = checked.number(given["density"], "density")
+        if not 0 <= params["density"] <= 1:
+            raise ParameterError(f"density {params['density']} is outside [0, 1]")
+    elif strategy != "linear":
+        raise ParameterError(f"{strategy} needs a density; LoRAX takes 0 without one, and merges to nothing")
+    if strategy == "linear":
+        params = {}
+    if strategy in ("ties", "dare_ties"):
+        params["majority_sign_method"] = vote
+    sources = [
+        {"name": name, "weight": checked.number(weight, "a weight")}
+        for name, weight in zip(ids, weights, strict=True)
+    ]
+    how = {"method": strategy, "params": params, "space": given.get("space", "factors")}
+    return {"recipe": 1, "sources": sources, **how}, _lorax_warnings(strategy, sources)
+
+
+def _choice(given: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    """The value of a key, which is one of the choices; the first one if it is missing or null."""
+    value = given.get(key)
+    found = choices[0] if value is None else checked.text(value, f"LoRAX's {key}")
+    if found not in choices:
+        raise ParameterError(
+            f"LoRAX's {key} {checked.shown(found)} is not a choice{did_you_mean(found[:60], choices)}"
+        )
+    return found
+
+
+def _lorax_warnings(strategy: str, sources: list[dict[str, Any]]) -> tuple[str, ...]:
+    warnings = []
+    if any(source["weight"] not in (0, 1) for source in sources):
+        warnings.append(
+            "LoRAX multiplies both factors by the weight, so that 0.5 counts 0.25; here a weight counts once"
+        )
+    if strategy.startswith("dare"):
+        warnings.append("LoRAX does not rescale what DARE keeps; here it is divided by the density")
+    return tuple(warnings)

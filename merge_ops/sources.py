@@ -1,0 +1,223 @@
+"""Where recipes are, and where their sources are: in files, found by what is in them or by their names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import LoraFormatError, ParameterError
+from .formats import load
+from .formats.peft_config import CONFIG_NAME
+from .formats.read import WEIGHTS_NAME
+from .recipe import Recipe, Source
+from .recipe_imports import MAX_TEXT
+from .types import Lora
+
+RECIPE_KEY = "lora_alloy"  # of a file's metadata; a PEFT folder has it in its safetensors file
+TEXT_SUFFIXES = (".json", ".yaml", ".yml")
+_SUFFIX = ".safetensors"
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A safetensors file in one of the folders. ``parts`` is its path, from the name of that folder on."""
+
+    path: Path
+    parts: tuple[str, ...]
+
+    @property
+    def config(self) -> Path | None:
+        """The configuration beside it, if it lies in a PEFT folder."""
+        found = self.path.with_name(CONFIG_NAME)
+        return found if found.is_file() else None
+
+    def is_called(self, name: str) -> bool:
+        """True if the name, with or without folders and suffix, is that of the file or its PEFT folder."""
+        wanted = PurePosixPath(name.replace("\\", "/")).parts
+        spelled = [self.parts, (*self.parts[:-1], self.path.name[: -len(_SUFFIX)])]
+        if self.path.name == WEIGHTS_NAME and self.config:
+            spelled.append(self.parts[:-1])
+        return any(parts[-len(wanted) :] == wanted for parts in spelled)
+
+    def digests(self) -> dict[str, Path]:
+        """SHA-256 to what ``load`` takes: of the file, and of the file with its PEFT configuration.
+
+        Nothing if it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            found = {digest.hexdigest(): self.path}
+            if self.config is not None:
+                digest.update(self.config.read_bytes())
+                found[digest.hexdigest()] = self.path.parent if self.path.name == WEIGHTS_NAME else self.path
+        except OSError:  # of no use as a source, and no reason to stop looking
+            return {}
+        return found
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe of a saved ``.safetensors`` file or PEFT folder, or of a ``.json`` or ``.yaml`` file.
+
+    Only the header of a LoRA file is read.
+
+    Raises:
+        LoraFormatError: if the file holds no recipe, or cannot be read.
+        ParameterError: if the recipe in it is wrong.
+    """
+    where = Path(path)
+    file = where / WEIGHTS_NAME if where.is_dir() else where
+    if not file.is_file():
+        kind = f"{where.name} is a folder without {WEIGHTS_NAME}" if where.is_dir() else (
+            f"there is no file {where.name!r}")  # fmt: skip
+        raise LoraFormatError(f"{kind}; give a saved LoRA or a recipe")
+    if file.suffix.lower() in TEXT_SUFFIXES:
+        return Recipe.parse(_text_of(file))
+    noted = _metadata_of(file).get(RECIPE_KEY)
+    if noted is None:
+        raise LoraFormatError(
+            f"{where.name} holds no recipe; only files that LoRA Alloy saved have one, in the metadata "
+            f"{RECIPE_KEY!r}"
+        )
+    return Recipe.parse(noted)
+
+
+def find_sources(
+    recipe: Recipe, folders: Iterable[str | os.PathLike[str]], *, progress: Progress | None = None
+) -> list[Lora]:
+    """Read the LoRAs of a recipe, in its order, from the files and PEFT folders below the folders.
+
+    A source is found by its SHA-256: files of its name are hashed first, all others only if that does not
+    find it. Then it is found by its name alone, which is one of the ``warnings`` of the LoRA. Links that lead
+    out of a folder are not followed, and only safetensors files are opened.
+
+    Args:
+        recipe: what names the sources.
+        folders: where to look, with all that is below.
+        progress: called as ``progress(done, total, name)`` before a file is hashed.
+
+    Raises:
+        ParameterError: if a folder or a source is missing, or a name fits several files; names them.
+        LoraFormatError: if a source cannot be read.
+    """
+    roots = [Path(folder) for folder in folders]
+    files = list(_files_below(roots))
+    found = _found_by_digest(recipe.sources, files, progress or (lambda *_: None))
+    missing: list[Source] = []
+    for source in recipe.sources:
+        if (source.sha256 or "") not in found and source not in missing:
+            called = [file for file in files if file.is_called(source.name)]
+            if not called:
+                missing.append(source)
+            else:
+                found[_key(source)] = _only_one(source, called)
+    if missing:
+        raise ParameterError(_not_found(missing, roots, len(files)))
+    paths = [found.get(source.sha256 or "") or found[_key(source)] for source in recipe.sources]
+    read = {path: load(path) for path in dict.fromkeys(paths)}
+    return [_noted(read[path], source) for path, source in zip(paths, recipe.sources, strict=True)]
+
+
+def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
+    """Every safetensors file once, in the order of the folders and of the alphabet."""
+    seen: set[Path] = set()
+    for given in roots:
+        if not given.is_dir():
+            raise ParameterError(f"there is no folder {given.name!r} to look for sources in; check the path")
+        root = given.resolve()
+        for here, below, names in os.walk(root):
+            below.sort()
+            for name in sorted(names):
+                path = Path(here, name)
+                if not name.lower().endswith(_SUFFIX) or name.startswith("."):  # hidden: being written
+                    continue
+                target = path.resolve()
+                if target in seen or not target.is_relative_to(root) or not target.is_file():
+                    continue
+                seen.add(target)
+                yield _File(path, (root.name, *path.relative_to(root).parts))
+
+
+def _found_by_digest(
+    sources: Sequence[Source], files: Sequence[_File], progress: Progress
+) -> dict[str, Path]:
+    """SHA-256 to path, of the sources whose files are there; reads no more files than it needs."""
+    wanted = {source.sha256 for source in sources if source.sha256 is not None}
+    names = [source.name for source in sources if source.sha256 is not None]
+    likely = [file for file in files if any(file.is_called(name) for name in names)]
+    others = [file for file in files if file not in likely] if wanted else []
+    found: dict[str, Path] = {}
+    for done, file in enumerate((*likely, *others)):
+        if wanted <= found.keys():
+            break
+        progress(done, len(likely) + len(others), file.path.name)
+        found |= {digest: path for digest, path in file.digests().items() if digest in wanted - found.keys()}
+    return found
+
+
+def _only_one(source: Source, called: list[_File]) -> Path:
+    """The file of that name; several are one if their contents are the same."""
+    several = [file.digests() for file in called] if len(called) > 1 else []
+    if several and len({tuple(digests) for digests in several}) > 1:
+        places = ", ".join("/".join(file.parts) for file in called[:5])
+        raise ParameterError(
+            f"several files are called {source.name!r}: {places}; give the folder of the right one only"
+        )
+    file = called[0]
+    return file.path.parent if file.path.name == WEIGHTS_NAME and file.config else file.path
+
+
+def _noted(lora: Lora, source: Source) -> Lora:
+    """The LoRA, with a warning if nothing but its name says that it is the source."""
+    if source.sha256 is None:
+        note = f"found by the name {source.name!r} only, since the recipe has no SHA-256 of it"
+    elif lora.sha256 != source.sha256:
+        note = f"found by the name {source.name!r} only: it is not the file that the recipe was made from"
+    else:
+        return lora
+    return replace(lora, warnings=(*lora.warnings, note))
+
+
+def _key(source: Source) -> str:
+    """What a source that is found by its name is kept under; no SHA-256 has a slash in front."""
+    return f"/{source.name}"
+
+
+def _not_found(missing: list[Source], roots: list[Path], count: int) -> str:
+    listed = ", ".join(
+        repr(source.name) + (f" (SHA-256 {source.sha256[:12]}...)" if source.sha256 else "")
+        for source in missing
+    )
+    places = ", ".join(root.name or root.resolve().name or "/" for root in roots) or "no folder at all"
+    many = len(missing) > 1
+    return (
+        f"the source{'s' * many} {listed} {'are' if many else 'is'} not among the {count} LoRA files in "
+        f"{places}; name the folder that holds {'them' if many else 'it'}"
+    )
+
+
+def _metadata_of(file: Path) -> dict[str, str]:
+    """What the header of a safetensors file says; its tensors are not read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise LoraFormatError(f"{file.name} cannot be read as a safetensors file: {error}") from error
+
+
+def _text_of(file: Path) -> str:
+    if file.stat().st_size > 4 * MAX_TEXT:  # bytes of a character, at most
+        raise ParameterError(f"{file.name} is too large for a recipe")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"{file.name} is not text in UTF-8, so it is not a recipe") from error

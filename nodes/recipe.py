@@ -1,0 +1,112 @@
+"""LoRA Recipe: what a saved merge was made from, and the merge run again."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..merge_ops.errors import MergeError, ParameterError
+from ..merge_ops.recipe import Recipe
+from ..merge_ops.sources import find_sources, read_recipe
+from .files import lora_files, resolve, state_of
+from .inputs import ALIASES, CATEGORY, LORA_MODEL
+from .lora_model import MergedLoraModel
+from .merging import run_merge, summary
+from .stacks import StackEntry
+
+_NO_FILE = "none"
+
+
+class LoraAlloyRecipe(io.ComfyNode):
+    """Reads a recipe and replays it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LoraAlloyRecipe",
+            display_name="LoRA Recipe",
+            category=CATEGORY,
+            description="Show what a LoRA that Save LoRA wrote was made from, and merge it again from its "
+            "sources, which are found in the loras folders by what is in them.",
+            search_aliases=[*ALIASES, "lora recipe", "lora metadata", "mergekit", "lorax"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name", options=[_NO_FILE, *lora_files()], default=_NO_FILE,
+                    tooltip="A LoRA that Save LoRA or lora-alloy wrote. none: the recipe is the text below.",
+                ),
+                io.String.Input(
+                    "recipe_json", multiline=True, default="", optional=True,
+                    tooltip="A recipe as text, which wins over the file: this pack's JSON, a LoRAX request, "
+                    "or a mergekit configuration of a LoRA merge.",
+                ),
+                io.Boolean.Input(
+                    "replay", default=True, optional=True,
+                    tooltip="Find the sources and merge them again. Off: only the recipe is shown.",
+                ),
+            ],
+            outputs=[
+                LORA_MODEL.Output(display_name="lora", tooltip="The merge, run again from its sources."),
+                io.String.Output(display_name="recipe", tooltip="The recipe as JSON."),
+            ],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, lora_name: str | None = None, recipe_json: str | None = None, **_: Any
+    ) -> list[tuple[str, int, int]]:
+        """Read again if the file has changed, or a file that is called like one of the sources."""
+        try:
+            recipe = _recipe(lora_name, recipe_json)
+            chosen = [] if recipe_json or lora_name in (None, _NO_FILE) else [state_of(str(lora_name))]
+            names = {PurePosixPath(source.name).name for source in recipe.sources}
+            alike = [name for name in lora_files() if names & _spellings(name)]
+            return chosen + [state_of(name) for name in alike]
+        except MergeError:  # running the node will say so
+            return []
+
+    @classmethod
+    def execute(
+        cls, lora_name: str | None = None, recipe_json: str | None = None, replay: bool | None = None
+    ) -> io.NodeOutput:
+        """Read the recipe, and run it."""
+        recipe = _recipe(lora_name, recipe_json)
+        text = recipe.to_json(indent=2)
+        if replay is False:
+            blocked = ExecutionBlocker("LoRA Recipe has merged nothing, since replay is off; switch it on")
+            return io.NodeOutput(blocked, text, ui=ui.PreviewText(text))
+
+        def progress(_done: int, _total: int, _name: str) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        folders = [folder for folder in folder_paths.get_folder_paths("loras") if Path(folder).is_dir()]
+        loras = find_sources(recipe, folders, progress=progress)
+        entries = [
+            StackEntry(lora, weight, text_weight)
+            for lora, weight, text_weight in zip(loras, recipe.weights, recipe.text_weights, strict=True)
+        ]
+        merged, note = run_merge(loras, entries, recipe.keywords(), recipe.scale)
+        merged = recipe.cut(merged)
+        report = "\n".join([summary(merged, None, note), *recipe.warnings, text])
+        return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(report))
+
+
+def _recipe(lora_name: str | None, recipe_json: str | None) -> Recipe:
+    """The text, or else the file."""
+    if recipe_json and recipe_json.strip():
+        return Recipe.parse(recipe_json)
+    if lora_name in (None, "", _NO_FILE):
+        raise ParameterError("there is no recipe: choose a saved LoRA, or paste a recipe as text")
+    return read_recipe(resolve(str(lora_name)))
+
+
+def _spellings(name: str) -> set[str]:
+    """What a source that is this file may be called: the file, without suffix, or its PEFT folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return {path.name, path.stem, path.parent.name}
