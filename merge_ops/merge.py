@@ -15,7 +15,8 @@ from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .lineup import line_up
 from .merged import Merged, MergedLayer
 from .registry import get_method
-from .spaces import LayerStack, Recipe, Scratch, find_thresholds, merge_factors
+from .scratch import Scratch
+from .spaces import LayerStack, Recipe, find_thresholds, merge_factors
 from .types import Lora, LowRank
 
 Progress = Callable[[int, int, str], None]

@@ -12,7 +12,8 @@ from torch import Tensor
 from .errors import MergeError, did_you_mean
 from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
 from .report import LayerReport, MergeReport, sign_conflict
-from .spaces import LayerStack, Recipe, Scratch, concatenated, merge_deltas
+from .scratch import Scratch
+from .spaces import LayerStack, Recipe, concatenated, merge_deltas
 from .types import Layer, Lora, LowRank
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..merged import Merged, MergedLayer
 from ..recipe import recipe_of
-from ..spaces import Scratch
+from ..scratch import Scratch
 from ..types import LowRank
 from .container import is_finite
 from .error import rounding_error, truncation_error
