@@ -11,9 +11,8 @@ from .errors import (
 from .formats import FORMATS, SaveReport, load, save
 from .merge import merge
 from .merged import Merged
-from .recipe import Recipe
+from .recipes import Recipe, find_sources, read_recipe
 from .registry import METHODS, Method, Param, merge_method
-from .sources import find_sources, read_recipe
 from .types import Lora, LowRank
 from .version import __version__
 

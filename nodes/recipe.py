@@ -11,8 +11,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..merge_ops.errors import MergeError, ParameterError
-from ..merge_ops.recipe import Recipe
-from ..merge_ops.sources import find_sources, read_recipe
+from ..merge_ops.recipes import Recipe, find_sources, read_recipe
 from .files import lora_files, resolve, state_of
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .lora_model import MergedLoraModel

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import merge_ops
 from merge_ops import COMBINATION_TYPES, METHODS, MergeError, ParameterError, Recipe
-from merge_ops.checked import is_plain_name
-from merge_ops.recipe import Source, recipe_of
+from merge_ops.recipes import Source, recipe_of
+from merge_ops.recipes.checked import is_plain_name
 
 SHAPES = {
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (24, 20),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import merge_ops
 from merge_ops import LoraFormatError, MergeError, ParameterError, Recipe
-from merge_ops.recipe import Source
+from merge_ops.recipes import Source
 
 SHAPES = {
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (24, 20),

@@ -40,7 +40,7 @@ def test_the_recipe_says_so_and_numbers_must_match(loras):
     """As many text weights as LoRAs; the recipe names them where they differ."""
     with pytest.raises(merge_ops.ParameterError, match="3 weights"):
         merge_ops.merge(loras, text_weights=[1.0])
-    from merge_ops.recipe import recipe_of
+    from merge_ops.recipes import recipe_of
 
     sources = recipe_of(merge_ops.merge(loras, [1.0, 1.0, 0.5], text_weights=[1.0, 0.2, 0.5]))["sources"]
     assert [source.get("text_weight") for source in sources] == [None, 0.2, None]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..analyze import printable
 from ..errors import ParameterError
-from ..recipe import Recipe
-from ..sources import find_sources, read_recipe
+from ..recipes import Recipe, find_sources, read_recipe
 from .merge import finish
 from .options import Commands, add_output, chosen_device, print_json, progress_bar, table
 

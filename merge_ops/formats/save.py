@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..merged import Merged, MergedLayer
-from ..recipe import recipe_of
+from ..recipes import recipe_of
 from ..scratch import Scratch
 from ..types import LowRank
 from .container import is_finite

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from ..combination import SPACES, get_combination_type
+from ..errors import ParameterError, did_you_mean
+from ..merge import Progress, merge
+from ..merged import Merged
+from ..registry import Method, get_method
+from ..types import Lora
+from ..version import __version__
 from . import checked
-from .combination import SPACES, get_combination_type
-from .errors import ParameterError, did_you_mean
-from .merge import Progress, merge
-from .merged import Merged
-from .recipe_imports import own_layout, parsed_text
-from .registry import Method, get_method
-from .types import Lora
-from .version import __version__
+from .imports import own_layout, parsed_text
 
 RECIPE_VERSION = 1
 _PEFT_PARAMS = ("density", "majority_sign_method")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import ParameterError, did_you_mean
 from . import checked
-from .errors import ParameterError, did_you_mean
 
 _METHODS = {
     "linear": "linear",

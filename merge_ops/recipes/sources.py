@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import LoraFormatError, ParameterError
-from .formats import load
-from .formats.peft_config import CONFIG_NAME
-from .formats.read import WEIGHTS_NAME
+from ..errors import LoraFormatError, ParameterError
+from ..formats import load
+from ..formats.peft_config import CONFIG_NAME
+from ..formats.read import WEIGHTS_NAME
+from ..types import Lora
+from .imports import MAX_TEXT
 from .recipe import Recipe, Source
-from .recipe_imports import MAX_TEXT
-from .types import Lora
 
 RECIPE_KEY = "lora_alloy"  # of a file's metadata; a PEFT folder has it in its safetensors file
 TEXT_SUFFIXES = (".json", ".yaml", ".yml")

@@ -6,9 +6,9 @@ import importlib
 import json
 from typing import Any
 
+from ..errors import ParameterError, did_you_mean
 from . import checked
-from .errors import ParameterError, did_you_mean
-from .recipe_mergekit import from_mergekit
+from .mergekit import from_mergekit
 
 MAX_TEXT = 1 << 20  # characters; a recipe of a hundred sources has 20 thousand
 _LORAX_KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method", "space")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import ParameterError, did_you_mean
+from ..errors import ParameterError, did_you_mean
 
 _SHOWN = 60  # characters of a value in a message
 _MAX_NAME = 500

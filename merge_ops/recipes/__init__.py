@@ -1,0 +1,6 @@
+"""Recipes: what a merge was made from and how, to be written, read, imported and run again."""
+
+from .recipe import Recipe, Source, recipe_of
+from .sources import find_sources, read_recipe
+
+__all__ = ["Recipe", "Source", "find_sources", "read_recipe", "recipe_of"]
