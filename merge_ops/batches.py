@@ -1,7 +1,7 @@
-"""Layers of one shape merged together, where a launch costs more than the work on a small layer.
+"""Layers of one shape merged together, where a call costs more than the work on a small layer.
 
-Only what is made of factors alone is batched: merges in factor space, and truncated sums. Full deltas keep a
-device busy one by one. On the CPU every layer is merged by itself, as its factors fit in the cache.
+Only what is made of factors alone is batched: merges in factor space, on the CPU as much as fits in the
+cache; and elsewhere truncated sums. Full deltas keep a device busy one by one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .merged import MergedLayer
 from .spaces import LayerStack, Recipe, concatenated, merge_factors
 
 _ENTRIES = 1 << 24  # of all factors of a batch
+_ENTRIES_ON_CPU = 1 << 18
 
 
 def batches(
@@ -26,7 +27,7 @@ def batches(
         recipe.space == "factors" and recipe.rank is None and "generator" not in recipe.method.supplied
     )
     truncated_sum = recipe.space == "delta" and recipe.method.linear and recipe.rank is not None
-    if where.type == "cpu" or not (in_factors or truncated_sum):
+    if not in_factors and (where.type == "cpu" or not truncated_sum):
         yield from ([stack] for stack in stacks)
         return
     groups: dict[Hashable, list[LayerStack]] = {}
@@ -35,7 +36,8 @@ def batches(
         groups.setdefault(alike if stack.is_low_rank else stack.name, []).append(stack)
     for group in groups.values():
         (rows, columns), inner = group[0].parts[0].matrix_shape, sum(group[0].ranks)
-        size = max(1, _ENTRIES // ((rows + columns) * inner))
+        entries = _ENTRIES_ON_CPU if where.type == "cpu" else _ENTRIES
+        size = max(1, entries // ((rows + columns) * inner))
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 30  # names that a message lists at most
+
 
 class MergeError(ValueError):
     """Base of every error that merge_ops raises on purpose."""
@@ -28,4 +30,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known name, or the list of names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (known: {', '.join(names)})" if len(names) <= _LISTED else f" ({len(names)} are known)"

@@ -34,16 +34,18 @@ def keep_largest(
     if density >= 1:
         return deltas
     if thresholds is None:
-        found = [magnitude_threshold(matrix, density) for matrix in deltas.flatten(0, -3)]
-        thresholds = torch.tensor(found).view(*deltas.shape[:-2], 1, 1)
+        found = [magnitude_threshold(matrix, density) for matrix in deltas.flatten(0, -3).unbind()]
+    else:
+        found = thresholds.flatten().tolist() if deltas.device.type == "cpu" else []
     if deltas.device.type != "cpu" or deltas.dtype != torch.float32:
-        return deltas * (deltas.abs() >= thresholds.to(deltas.device))
+        limits = torch.tensor(found).view(*deltas.shape[:-2], 1, 1) if thresholds is None else thresholds
+        return deltas * (deltas.abs() >= limits.to(deltas.device))
     kept = deltas if overwrite else torch.empty_like(deltas)
-    # hardshrink is one pass without a mask, and drops what is equal: hence the next smaller limits
-    limits = thresholds.flatten().to(torch.float32).nextafter(torch.tensor(0.0))
     matrices, places = deltas.flatten(0, -3).unbind(), kept.flatten(0, -3).unbind()
-    for matrix, limit, out in zip(matrices, limits.tolist(), places, strict=True):
-        torch.ops.aten.hardshrink.out(matrix, limit, out=out)
+    for matrix, limit, out in zip(matrices, found, places, strict=True):
+        # hardshrink is one pass without a mask, and drops what is equal: hence the next smaller limit
+        below = float(np.nextafter(np.float32(limit), np.float32(0)))
+        torch.ops.aten.hardshrink.out(matrix, below, out=out)
     return kept
 
 

@@ -99,8 +99,7 @@ def _between(magnitudes: NDArray[np.float32], dropped: int) -> float:
     """The threshold above the ``dropped`` smallest; puts the array in another order."""
     bits = magnitudes.view(np.int32)
     bits.partition(dropped)
-    low, high = np.array((bits[:dropped].max(), bits[dropped])).view(np.float32)
-    return _middle(float(low), float(high))
+    return _middle(float(bits[:dropped].max().view(np.float32)), float(bits[dropped].view(np.float32)))
 
 
 def _middle(low: float, high: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import folder_paths
 
@@ -40,9 +40,9 @@ def resolve(name: str) -> Path:
         raise ParameterError(
             f"several LoRA files are called {name!r}: {', '.join(alike)}; give the folder too"
         )
-    raise ParameterError(
-        f"there is no LoRA file {name!r} in the loras folders{did_you_mean(name, known[:5000])}"
-    )
+    short = {PurePosixPath(_normal(file)).stem for file in known[:5000]}
+    hint = did_you_mean(name, [*known[:5000], *sorted(short)])
+    raise ParameterError(f"there is no LoRA file {name!r} in the loras folders{hint}")
 
 
 def state_of(name: str) -> tuple[str, int, int]:

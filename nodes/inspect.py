@@ -25,14 +25,14 @@ class LoraAlloyInspect(io.ComfyNode):
             display_name="Inspect LoRAs",
             category=CATEGORY,
             description="Format, ranks, scale and norm of each LoRA of a stack, and for each pair and block "
-            "how far they agree: cosine, and share of entries with opposite signs.",
+            "how far they agree: cosine, and share of entries with opposite signs, estimated from some rows.",
             search_aliases=[*ALIASES, "lora info", "lora similarity"],
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to look at.")
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="For reading."),
-                io.String.Output(display_name="json", tooltip="The same as JSON."),
+                io.String.Output(display_name="json", tooltip="All facts and figures as JSON."),
             ],
             is_output_node=True,
         )
@@ -44,7 +44,11 @@ class LoraAlloyInspect(io.ComfyNode):
         if not loras:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
         facts, rows = [describe(lora) for lora in loras], compare(loras)
-        lines = [f"{f['name']}: {f['format']}, {f['layers']} layers, norm {f['norm']:.4g}" for f in facts]
+        lines = [
+            f"{f['name']}: {f['format']}, {f['layers']} layers, rank {', '.join(f['ranks'])}, "
+            f"scale {', '.join(f['scales'])}, norm {f['norm']:.4g}"
+            for f in facts
+        ]
         lines += [
             f"{r.block}: {r.first} / {r.second}: cosine {r.cosine:+.3f}, opposite signs {r.sign_conflict:.0%}"
             for r in rows

@@ -57,10 +57,15 @@ def merge_keywords(
     return {"method": name, **params, "space": space or "delta", "rank": rank or None, **shared}
 
 
-def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...]) -> None:
+def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...], method: Any = None) -> None:
     """An API input that no widget has is a misspelling, which ComfyUI would drop without a word."""
+    params = {p.name for m in METHODS.values() for p in m.params} | {p.name for p in PEFT_PARAMS}
+    params.add("combination_type")
     for name in unknown:
-        plain = name.partition(".")[2] or name
-        params = {p.name for m in METHODS.values() for p in m.params} | {p.name for p in PEFT_PARAMS}
-        names = sorted(params | set(known) | {"combination_type"})
-        raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, names)}")
+        prefix, _, plain = name.rpartition(".")
+        if prefix == "method" and plain in params:
+            chosen = method.get("method") if isinstance(method, dict) else method
+            raise ParameterError(f"method {chosen} has no parameter {plain!r}; leave {name} out")
+        if not prefix and plain in params:
+            raise ParameterError(f"unknown input {name!r} (did you mean 'method.{plain}'?)")
+        raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, sorted(params | set(known)))}")

@@ -21,7 +21,7 @@ from .inputs import (
 from .keywords import merge_keywords, refuse_unknown
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
-from .patch import add_merge
+from .patch import add_merge, not_applied
 from .stacks import entries_of_stack, entries_of_text, file_states
 from .targets import fit
 
@@ -105,7 +105,7 @@ class LoraAlloyLoader(io.ComfyNode):
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
-        refuse_unknown(unknown, ("space", "rank", "seed", "strength"))
+        refuse_unknown(unknown, ("space", "rank", "seed", "strength"), method)
         keywords = merge_keywords(method, space, rank, seed)
         entries = entries_of_stack(stack) + entries_of_text(loras or "")
         scale = 1.0 if strength is None else strength
@@ -122,5 +122,5 @@ class LoraAlloyLoader(io.ComfyNode):
             new_model,
             new_clip,
             MergedLoraModel(merged, fitted.stems),
-            ui=ui.PreviewText(summary(merged, fitted, note)),
+            ui=ui.PreviewText("\n".join([summary(merged, fitted, note), *not_applied(merged, clip)])),
         )

@@ -25,7 +25,10 @@ class MergedLoraModel(dict[str, Tensor]):
 
     def __init__(self, merged: Merged | None, stems: dict[str, str] | None = None) -> None:
         self.merged = merged
-        self.stems = stems or {name: _stem(merged, name) for name in (merged.layers if merged else ())}
+        known = stems or {}
+        self.stems = {
+            name: known.get(name) or _stem(merged, name) for name in (merged.layers if merged else ())
+        }
         self._layers = {f"{stem}.{role}": name for name, stem in self.stems.items() for role in _ROLES}
         super().__init__(dict.fromkeys(self._layers))  # None: not made yet
 

@@ -43,7 +43,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     default="float32",
                     optional=True,
                     advanced=True,
-                    tooltip="Of the merged LoRA. It is computed in float32 in any case.",
+                    tooltip="Of what a rank, factor space or a PEFT type makes at once; computed in float32.",
                 ),
                 io.Combo.Input(
                     "device",

@@ -40,6 +40,6 @@ class LoraAlloyMethod(io.ComfyNode):
     @classmethod
     def execute(cls, method: Any = None, space: str | None = None, **unknown: Any) -> io.NodeOutput:
         """Check and pass on."""
-        refuse_unknown(unknown, ("space",))
+        refuse_unknown(unknown, ("space",), method)
         merge_keywords(method, space)
         return io.NodeOutput(MethodChoice(method, space))

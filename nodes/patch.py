@@ -105,6 +105,14 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         patcher.add_patches(patches, strength)
 
 
+def not_applied(merged: Merged, clip: Any | None) -> list[str]:
+    """A line if the merge changes a text encoder and none is connected."""
+    count = sum(name.startswith("text_encoder") for name in merged.layers)
+    if clip is not None or not count:
+        return []
+    return [f"CLIP is not connected: {count} layers of text encoders are merged and not applied"]
+
+
 def _add_one_lora(
     patcher: Any, merged: Merged, index: int, targets: dict[str, Target], strength: float
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import comfy.model_management
@@ -68,6 +68,9 @@ class LoraAlloySave(io.ComfyNode):
         whole = as_merge(lora)
         if whole.merged is None:
             raise ParameterError("there is nothing to save: no LoRA was on")
+        prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
+        if prefix.is_absolute() or ".." in prefix.parts or ":" in filename_prefix or "\0" in filename_prefix:
+            raise ParameterError("filename_prefix must name a place below the output folder")
         output = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
         bar = comfy.utils.ProgressBar(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..merge_ops.errors import MergeError
+from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.formats import from_tensors
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
 from .stacks import StackEntry, entries_of_stack, entries_of_text, file_states
@@ -36,16 +36,21 @@ class LoraAlloyStack(io.ComfyNode):
                     tooltip="A stack that comes first.",
                 ),
                 io.Autogrow.Input(
-                    "lora", template=template, optional=True, tooltip="LoRAs from other nodes, at 1."
+                    "lora",
+                    template=template,
+                    optional=True,
+                    tooltip="LoRAs from other nodes, at 1. A full-rank merge is cut to the sum of its ranks.",
                 ),
             ],
             outputs=[
                 STACK.Output(display_name="stack", tooltip="For the nodes of this pack."),
                 COMMUNITY_STACK.Output(
                     display_name="lora_stack",
-                    tooltip="(name, strength, clip strength), for nodes of other packs.",
+                    tooltip="(name, strength, clip strength), for nodes of other packs. LoRAs that come "
+                    "from other nodes have no file name and are left out here.",
                 ),
             ],
+            accept_all_inputs=True,
         )
 
     @classmethod
@@ -66,8 +71,12 @@ class LoraAlloyStack(io.ComfyNode):
         return file_states(loras)
 
     @classmethod
-    def execute(cls, loras: str, stack: Any = None, lora: dict[str, Any] | None = None) -> io.NodeOutput:
+    def execute(
+        cls, loras: str, stack: Any = None, lora: dict[str, Any] | None = None, **unknown: Any
+    ) -> io.NodeOutput:
         """Collect."""
+        for name in unknown:
+            raise ParameterError(f"unknown input {name!r}; a LoRA of another node is linked as 'lora.lora0'")
         entries = entries_of_stack(stack) + entries_of_text(loras or "")
         for name, tensors in (lora or {}).items():
             if tensors is not None:

@@ -23,7 +23,7 @@ from .fused import Target, cut, slices_to_merge_by
 class Fit:
     """LoRAs whose layers are named alike where they belong to the same weight."""
 
-    loras: list[Lora]
+    loras: list[Lora]  # with the layers of a part that is not connected, as they were
     unet: dict[str, Target]  # layer name -> weight of the diffusion model
     clip: dict[str, Target]  # layer name -> weight of the text encoders
     missing: dict[str, list[str]]  # LoRA name -> layers that the model has not
@@ -46,9 +46,10 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
         clip.patcher.model if clip else None
     )
     found = [_targets(lora, key_map, shapes) for lora in loras]
+    kept = [_of_the_absent(lora, model, clip) for lora in loras]
     missing = {
-        lora.name: [layer for layer in lora.layers if layer not in targets]
-        for lora, targets in zip(loras, found, strict=True)
+        lora.name: [layer for layer in lora.layers if layer not in targets and layer not in others]
+        for lora, targets, others in zip(loras, found, kept, strict=True)
     }
     originals = loras
     slices, apart = slices_to_merge_by(found, key_map, shapes)
@@ -63,9 +64,11 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     return Fit(
         [
             replace(
-                lora, layers={names[t]: lora.layers[layer] for layer, t in targets.items()}, origin=origin
+                lora,
+                layers={names[t]: lora.layers[layer] for layer, t in targets.items()} | others,
+                origin=origin,
             )
-            for lora, targets, origin in zip(loras, found, originals, strict=True)
+            for lora, targets, others, origin in zip(loras, found, kept, originals, strict=True)
         ],
         {name: target for target, name in names.items() if target in unet_targets},
         {name: target for target, name in names.items() if target not in unet_targets},
@@ -73,6 +76,16 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
         {name: _stem(name, spellings[target]) for target, name in names.items()},
         apart,
     )
+
+
+def _of_the_absent(lora: Lora, model: ModelPatcher | None, clip: Any | None) -> dict[str, Layer]:
+    """Layers of a part that is not connected: merged under their own names, so that nothing is lost."""
+    return {
+        name: layer
+        for name, layer in lora.layers.items()
+        if (clip is None and name.startswith("text_encoder"))
+        or (model is None and not name.startswith("text_encoder"))
+    }
 
 
 def _common_names(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from merge_ops import merge
+from merge_ops import Lora, merge
 from merge_ops.batches import batches, merge_batch
 from merge_ops.lineup import line_up
 from merge_ops.merge import _recipe
@@ -23,6 +23,10 @@ def loras(make_lora):
     return [make_lora(name, shapes=SHAPES, rank=4, alpha=2, seed=i) for i, name in enumerate("abc")]
 
 
+def _only(lora, name):
+    return Lora(lora.name, {name: lora.layers[name]})
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_together_as_alone(case, loras):
     method, params, space, rank = CASES[case]
@@ -32,23 +36,39 @@ def test_together_as_alone(case, loras):
     groups = list(batches(stacks, recipe, ELSEWHERE))
     assert sorted(len(group) for group in groups) == [3, 5]
     assert sorted(s.name for group in groups for s in group) == sorted(SHAPES)
-    wanted = merge(loras, weights, method, space=space, rank=rank, scale=1.5, **params)
+    alone = [
+        {
+            name: merge(
+                [_only(lora, name) for lora in loras],
+                weights,
+                method,
+                space=space,
+                rank=rank,
+                scale=1.5,
+                **params,
+            )
+        }
+        for name in SHAPES
+    ]
+    wanted = {name: merged for each in alone for name, merged in each.items()}
     for group in groups:
         for layer in merge_batch(group, recipe, torch.device("cpu"), torch.float32):
-            exact = wanted.delta(layer.stack.name)
+            exact = wanted[layer.stack.name].delta(layer.stack.name)
             torch.testing.assert_close(layer.matrix(), exact, rtol=1e-4, atol=1e-5)
-            assert layer.energy_kept == pytest.approx(wanted.layer(layer.stack.name).energy_kept, rel=1e-6)
+            assert layer.energy_kept == pytest.approx(
+                wanted[layer.stack.name].layer(layer.stack.name).energy_kept, rel=1e-6
+            )
 
 
 def test_what_is_not_batched(loras, make_lora):
-    """Full deltas, random masks, everything on the CPU; and layers with other weights or scales go apart."""
+    """Full deltas, random masks, decompositions on the CPU; other weights or scales go apart."""
     weights = [1.0, 1.0, 1.0]
     stacks = line_up(loras, weights)
     for name, params, space, rank, device in (
         ("ties", {}, "delta", 3, ELSEWHERE),
         ("dare_linear", {}, "factors", None, ELSEWHERE),
-        ("linear", {}, "factors", None, torch.device("cpu")),
-        ("linear", {}, "factors", None, None),
+        ("linear", {}, "delta", 3, torch.device("cpu")),
+        ("linear", {}, "delta", 3, None),
     ):
         recipe = _recipe(name, params, space, rank, 1.0, 0)
         assert [len(group) for group in batches(stacks, recipe, device)] == [1] * 8

@@ -31,13 +31,19 @@ def elect_and_average(
     for delta in deltas[1:].unbind():
         elected.add_(delta.sign() if by_sign else delta)
     elected.ge_(0).mul_(2).sub_(1)  # (..., out, in), +1 or -1
-    total, count = torch.zeros_like(elected), torch.zeros_like(elected)
     scratch = None if overwrite else torch.empty_like(elected)
+    total = count = None
     for delta, weight in zip(deltas.unbind(), weights.tolist(), strict=True):
         agreeing = torch.mul(delta, elected, out=delta if scratch is None else scratch)
-        total.add_(agreeing.relu_(), alpha=weight)  # the magnitude where the sign is the elected one
-        count.add_(agreeing.sign_())
-    return total.mul_(elected).div_(count.clamp_min_(1))
+        agreeing.relu_()  # the magnitude where the sign is the elected one
+        if total is None or count is None:
+            total, count = agreeing * weight, agreeing.sign()
+        else:
+            total.add_(agreeing, alpha=weight)
+            count.add_(agreeing.sign_())
+    assert total is not None and count is not None
+    average: Tensor = total.mul_(elected).div_(count.clamp_min_(1))
+    return average
 
 
 @merge_method("ties", "TIES", paper="arXiv:2306.01708")

@@ -102,6 +102,30 @@ def composed_nodes_are_the_loader():
 
 
 @check
+def a_part_that_is_not_connected_is_kept():
+    """Without CLIP the text encoder's layers are merged and saved all the same, and the node says so."""
+    model, clip = load_model("sd15")
+    rows = three_loras("sd15")
+    chosen = {"method": "ties", "density": 0.3}
+    both = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method=chosen)[2]
+    (method,) = run("LoraAlloyMethod", method=chosen)
+    for given in ({"model": model}, {"clip": clip}, {}):
+        stack = run("LoraAlloyStack", loras=text_of(rows))[0]
+        lora, _ = run("LoraAlloyMerge", stack=stack, method=method, **given)
+        applied = run(
+            "LoraAlloyApply", model=model, clip=clip, lora=lora, strength_model=1.0, strength_clip=1.0
+        )
+        whole = run(
+            "LoraAlloyApply", model=model, clip=clip, lora=both, strength_model=1.0, strength_clip=1.0
+        )
+        assert_close(weights_of(*applied), weights_of(*whole), str(sorted(given)), 1e-5)
+        assert len(lora) == len(both), (len(lora), len(both))  # SD1.5 has two names for one projection
+    with torch.inference_mode():
+        out = NODES["LoraAlloyLoader"].execute(model=model, loras=text_of(rows), method=chosen)
+    assert "CLIP is not connected" in out.ui.as_dict()["text"][0], out.ui.as_dict()
+
+
+@check
 def core_lora_models_in_and_out():
     """Core's LORA_MODEL goes into our nodes, and ours into core's loader and saver."""
     import comfy_extras.nodes_train as core
@@ -196,6 +220,8 @@ def refusals_are_one_sentence():
             {"loras": "<lora:good:1>", "method": {"method": "ties"}, "method.densty": 0.5},
             "did you mean 'density'",
         ),
+        ({"loras": "<lora:good:1>", "method.density": 0.5}, "method linear has no parameter 'density'"),
+        ({"loras": "<lora:good:1>", "density": 0.5}, "did you mean 'method.density'"),
         ({"loras": "<lora:good:1>", "method": {"method": "ties", "density": 1.5}}, "outside [0, 1]"),
     ]
     for inputs, says in cases:
