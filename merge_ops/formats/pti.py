@@ -15,6 +15,7 @@ from ..errors import LoraFormatError
 
 _KEY = re.compile(r"^(unet|text_encoder):(\d{1,6}):(up|down)$")
 _UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}
+_MAX_LIST = 10_000  # characters; what is longer is cut and then is no list
 _LEVELS = (("down_blocks", (0, 1, 2), 2), ("up_blocks", (1, 2, 3), 3), ("mid_block", (None,), 1))
 
 
@@ -31,7 +32,7 @@ def pti_role(key: str) -> tuple[str, int, str] | None:
 def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
     """Canonical names by index, for the target classes that the file's metadata lists."""
     known = _UNET_CLASSES if component == "unet" else {"CLIPAttention"}
-    listed = metadata.get(component)
+    listed = metadata.get(component, "")[:_MAX_LIST]
     try:
         classes = set(map(str, json.loads(listed))) if listed else known
     except (ValueError, TypeError, RecursionError) as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .pti import is_pti, pti_layers, pti_role
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+_MAX_CONFIG = 2 << 20  # characters; real ones have a few thousand
 _COMPONENT_OF_CLASS = {
     "UNet2DConditionModel": "unet",
     "CLIPTextModel": "text_encoder",
@@ -43,15 +45,20 @@ def load(path: str | os.PathLike[str]) -> Lora:
         LoraFormatError: if the path cannot be read as a LoRA; the message names the file and what to do.
     """
     where = Path(path)
-    if where.is_dir():
+    try:
+        is_folder, is_file = where.is_dir(), where.is_file()
+    except OSError as error:  # a name that is longer than any file's may be
+        raise LoraFormatError(f"{where.name[:80]!r} cannot be a file: {error.strerror}") from error
+    if is_folder:
         return _load_peft_folder(where)
-    if not where.is_file():
+    if not is_file:
         raise LoraFormatError(f"there is no file {where.name!r}; check the path")
-    tensors, metadata = read_container(where)
-    in_folder = (where.parent / CONFIG_NAME).is_file()
-    if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
-        return _load_peft_folder(where.parent, where)
-    return _located(from_tensors(where.stem, tensors, metadata, where.name), where, where)
+    with _unchanged(where):
+        tensors, metadata = read_container(where)
+        in_folder = (where.parent / CONFIG_NAME).is_file()
+        if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
+            return _load_peft_folder(where.parent, where)
+        return _located(from_tensors(where.stem, tensors, metadata, where.name), where, where)
 
 
 def from_tensors(
@@ -77,9 +84,29 @@ def from_tensors(
     return replace(lora, name=name, dialect=_dialect(list(tensors)), metadata=metadata)
 
 
+@contextmanager
+def _unchanged(*files: Path) -> Iterator[None]:
+    """Weights, configuration and checksum are read one by one: refuse if somebody writes meanwhile."""
+    before = [_state(file) for file in files]
+    yield
+    if [_state(file) for file in files] != before:
+        raise LoraFormatError(
+            f"{files[0].name} changed while it was read; wait until it is written, then try again"
+        )
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    return (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
+
+
 def _load_peft_folder(folder: Path, weights: Path | None = None) -> Lora:
-    config = read_config(folder / CONFIG_NAME)
     file = weights or folder / WEIGHTS_NAME
+    with _unchanged(file, folder / CONFIG_NAME):
+        return _read_peft_folder(folder, file)
+
+
+def _read_peft_folder(folder: Path, file: Path) -> Lora:
+    config = read_config(folder / CONFIG_NAME)
     if not file.is_file():
         pickled = (
             " (adapter_model.bin is a pickle: convert it)" if (folder / "adapter_model.bin").is_file() else ""
@@ -187,6 +214,8 @@ def _embedded_config(metadata: dict[str, str], file: str) -> dict[str, dict[str,
     raw = metadata.get(DIFFUSERS_METADATA)
     if raw is None:
         return {}
+    if len(raw) > _MAX_CONFIG:
+        raise LoraFormatError(f"{file}: the metadata {DIFFUSERS_METADATA!r} has {len(raw)} characters")
     try:
         flat = json.loads(raw)
     except (ValueError, RecursionError) as error:
