@@ -60,7 +60,9 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype not in _INFINITY:
         return bool(torch.isfinite(tensor.to(torch.float32)).all())
     as_int, magnitude, infinity = _INFINITY[tensor.dtype]
-    return int((tensor.contiguous().view(as_int) & magnitude).max()) < infinity
+    bits = tensor.contiguous().view(as_int)
+    # numpy takes half the time of torch for this
+    return int(((bits.numpy() if bits.device.type == "cpu" else bits) & magnitude).max()) < infinity
 
 
 def is_packed(dtype: torch.dtype) -> bool:

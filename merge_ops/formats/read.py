@@ -31,6 +31,7 @@ _COMPONENT_OF_CLASS = {
     "CLIPTextModelWithProjection": "text_encoder_2",
 }
 
+Digest = Callable[..., str] | None
 ScaleOf = Callable[[RawModule], float | None]
 
 
@@ -44,21 +45,29 @@ def load(path: str | os.PathLike[str]) -> Lora:
     Raises:
         LoraFormatError: if the path cannot be read as a LoRA; the message names the file and what to do.
     """
-    where = Path(path)
+    return _load(Path(path), file_digest)
+
+
+def read_back(path: Path) -> Lora:
+    """``load`` without the checksum, for a file that was just written and is compared in full."""
+    return _load(path, None)
+
+
+def _load(where: Path, digest: Digest) -> Lora:
     try:
         is_folder, is_file = where.is_dir(), where.is_file()
     except OSError as error:  # a name that is longer than any file's may be
         raise LoraFormatError(f"{where.name[:80]!r} cannot be a file: {error.strerror}") from error
     if is_folder:
-        return _load_peft_folder(where)
+        return _load_peft_folder(where, where / WEIGHTS_NAME, digest)
     if not is_file:
         raise LoraFormatError(f"there is no file {where.name!r}; check the path")
     with _unchanged(where):
         tensors, metadata = read_container(where)
         in_folder = (where.parent / CONFIG_NAME).is_file()
         if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
-            return _load_peft_folder(where.parent, where)
-        return _located(from_tensors(where.stem, tensors, metadata, where.name), where, where)
+            return _load_peft_folder(where.parent, where, digest)
+        return _located(from_tensors(where.stem, tensors, metadata, where.name), where, digest, where)
 
 
 def from_tensors(
@@ -99,13 +108,12 @@ def _state(file: Path) -> tuple[int, int] | None:
     return (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 
-def _load_peft_folder(folder: Path, weights: Path | None = None) -> Lora:
-    file = weights or folder / WEIGHTS_NAME
+def _load_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
     with _unchanged(file, folder / CONFIG_NAME):
-        return _read_peft_folder(folder, file)
+        return _read_peft_folder(folder, file, digest)
 
 
-def _read_peft_folder(folder: Path, file: Path) -> Lora:
+def _read_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
     config = read_config(folder / CONFIG_NAME)
     if not file.is_file():
         pickled = (
@@ -127,11 +135,11 @@ def _read_peft_folder(folder: Path, file: Path) -> Lora:
 
     lora = _build(folder.name, tensors, name_of, scale_of, bool(config.get("fan_in_fan_out")))
     lora = replace(lora, dialect="peft", metadata=metadata, config=config)
-    return _located(lora, folder, file, folder / CONFIG_NAME)
+    return _located(lora, folder, digest, file, folder / CONFIG_NAME)
 
 
-def _located(lora: Lora, path: Path, *source: Path) -> Lora:
-    return replace(lora, path=path, sha256=file_digest(*source))
+def _located(lora: Lora, path: Path, digest: Digest, *source: Path) -> Lora:
+    return replace(lora, path=path, sha256=digest(*source) if digest else None)
 
 
 def _from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:

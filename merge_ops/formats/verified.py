@@ -21,7 +21,7 @@ from ..errors import MergeError, ParameterError
 from ..types import LowRank
 from .container import sort_metadata
 from .peft_config import CONFIG_NAME
-from .read import WEIGHTS_NAME, load
+from .read import WEIGHTS_NAME, read_back
 
 EXISTS = "{} exists already; choose another name, or ask to overwrite it"
 
@@ -67,7 +67,7 @@ def write_verified(
 
 def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> None:
     """Read the file as anybody would, and require every layer, its bits and its scale."""
-    read = {layer.key: layer for layer in load(path).layers.values() if isinstance(layer, LowRank)}
+    read = {layer.key: layer for layer in read_back(path).layers.values() if isinstance(layer, LowRank)}
     if read.keys() != set(stems.values()):
         raise MergeError(
             f"the file read back has {len(read)} layers instead of {len(stems)}; nothing was saved"
