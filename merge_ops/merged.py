@@ -138,6 +138,14 @@ class Merged:
     @cached_property
     def report(self) -> MergeReport:
         """What happened to each layer; sign conflicts are measured when this is first read."""
+        return self._reported(measured=True)
+
+    @cached_property
+    def outline(self) -> MergeReport:
+        """The report without sign conflicts, which costs nothing."""
+        return self._reported(measured=False)
+
+    def _reported(self, measured: bool) -> MergeReport:
         rows = [
             LayerReport(
                 name=name,
@@ -146,7 +154,7 @@ class Merged:
                 ranks_in=layer.stack.ranks,
                 rank_out=_rank_out(layer),
                 energy_kept=layer.energy_kept,
-                sign_conflict=sign_conflict(layer.stack, layer.thresholds),
+                sign_conflict=sign_conflict(layer.stack, layer.thresholds) if measured else None,
             )
             for name, layer in self.results.items()
         ]

@@ -166,12 +166,12 @@ def _method_help() -> str:
 
 
 def _print_summary(merged: Merged) -> None:
-    counts = merged.report.counts()
+    counts = merged.outline.counts()
     print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
-    for line in merged.report.layers:
+    for line in merged.outline.layers:
         if line.status != "merged":
             print(f"  {line.status}: {line.name} ({line.reason})")
-    for warning in merged.report.warnings:
+    for warning in merged.outline.warnings:
         print(f"  warning: {warning}")
 
 

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,12 +40,13 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             entries, metadata = _read_header(file, path.name, before.st_size)
-            tensors = {entry.name: _read_tensor(file, entry, path.name) for entry in entries}
+            data = _read_data(file, entries[-1].end if entries else 0, path.name)
             after = os.fstat(file.fileno())
     except OSError as error:
         raise LoraFormatError(f"{path.name} cannot be read: {error.strerror or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise _changed(path.name)
+    tensors = {entry.name: _tensor(data, entry, path.name) for entry in entries}
     damaged = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if damaged is not None:
         raise LoraFormatError(
@@ -119,15 +121,24 @@ def _read_header(file: BinaryIO, name: str, size: int) -> tuple[list[Entry], dic
     return entries, metadata
 
 
-def _read_tensor(file: BinaryIO, entry: Entry, name: str) -> Tensor:
-    """The next tensor of the file, in memory of its own."""
-    dtype, size = torch_dtype(entry, name), entry.end - entry.begin
+def _read_data(file: BinaryIO, size: int, name: str) -> Tensor:
+    """All bytes behind the header, in one piece of memory: the system gives that in large pages."""
     try:
-        raw = torch.empty(size, dtype=torch.uint8)
-    except RuntimeError as error:  # how torch says that there is no memory left
-        raise LoraFormatError(f"{name} does not fit into memory: {entry.name} takes {size} bytes") from error
-    if size and file.readinto(raw.numpy()) != size:  # type: ignore[attr-defined]
+        data = np.empty(size, np.uint8)
+    except MemoryError as error:
+        raise LoraFormatError(f"{name} does not fit into memory: it takes {size} bytes") from error
+    if size and file.readinto(data) != size:  # type: ignore[attr-defined]
         raise _changed(name)
+    return torch.from_numpy(data)
+
+
+def _tensor(data: Tensor, entry: Entry, name: str) -> Tensor:
+    """One tensor of the data, as a view of it where its place allows that."""
+    dtype, raw = torch_dtype(entry, name), data[entry.begin : entry.end]
+    if raw.numel() == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.begin % dtype.itemsize:
+        raw = raw.clone()
     packed = is_packed(dtype)  # two numbers in a byte: torch counts the bytes
     shape = (*entry.shape[:-1], entry.shape[-1] // 2) if packed and entry.shape else entry.shape
     if shape != entry.shape and shape[-1] * 2 != entry.shape[-1]:

@@ -19,9 +19,9 @@ def rounding_error(up: Tensor, down: Tensor, stored: LowRank) -> tuple[float, fl
     enough.
     """
     rank = down.shape[0]
-    ups = torch.cat((up, stored.up.to(up) - up), dim=1)  # the merge's, and what rounding adds to it
-    downs = torch.cat((down, stored.down.to(down) - down))
-    over, under = (ups.T @ ups).to(torch.float64), (downs @ downs.T).to(torch.float64)
+    # Gram matrices of the merge's factors and of what rounding adds to them
+    over = _gram(up, stored.up.to(up) - up)
+    under = _gram(down.T, (stored.down.to(down) - down).T)
     norm = float((over[:rank, :rank] * under[:rank, :rank]).sum())
     terms = (over.diagonal()[:rank] * under.diagonal()[:rank]).clamp(min=0).sqrt().sum()
     if norm <= _CANCELLED * float(terms) ** 2:
@@ -32,6 +32,13 @@ def rounding_error(up: Tensor, down: Tensor, stored: LowRank) -> tuple[float, fl
     mixed[:rank, rank:] = mixed[rank:, :rank] = mixed[rank:, rank:] = torch.eye(rank)
     error = float((over * (mixed @ under @ mixed.T)).sum())
     return max(error, 0.0) * stored.scale**2, norm * stored.scale**2
+
+
+def _gram(first: Tensor, second: Tensor) -> Tensor:
+    """Of the columns of two tall matrices side by side, ``(2 r, 2 r)`` in float64."""
+    mixed = first.T @ second
+    blocks = torch.cat((first.T @ first, mixed), dim=1), torch.cat((mixed.T, second.T @ second), dim=1)
+    return torch.cat(blocks).to(torch.float64)
 
 
 def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tuple[float, float]:

@@ -171,19 +171,19 @@ print(float(layer.up.sum()), float(layer.down.sum()))
 
 @pytest.mark.parametrize("how", ["written", "cut off", "grown"])
 def test_a_file_that_changes_while_it_is_read(how, tmp_path, monkeypatch):
-    """The change is made between two tensors; the reading itself is the real one."""
-    path, read = lora_file(tmp_path / "x.safetensors"), container._read_tensor
+    """The change is made before or after the data is read; the reading itself is the real one."""
+    path, read = lora_file(tmp_path / "x.safetensors"), container._read_data
     size = path.stat().st_size
 
-    def meddle(file, entry, name):
-        tensor = read(file, entry, name)
+    def meddle(file, length, name):
         if how == "written":
+            data = read(file, length, name)
             os.utime(path, ns=(1, 1))
-        else:
-            os.truncate(path, size + (3 if how == "grown" else -1500))
-        return tensor
+            return data
+        os.truncate(path, size + (3 if how == "grown" else -1500))
+        return read(file, length, name)
 
-    monkeypatch.setattr(container, "_read_tensor", meddle)
+    monkeypatch.setattr(container, "_read_data", meddle)
     with pytest.raises(LoraFormatError, match=r"x.safetensors changed while it was read; wait"):
         merge_ops.load(path)
 
