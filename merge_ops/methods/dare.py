@@ -24,4 +24,5 @@ def dare_linear(
     overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
     """Drop entries of each LoRA at random, divide the rest by the density, and add them."""
-    return weighted_sum(drop_random(deltas, density, generator, overwrite), weights)
+    kept = drop_random(deltas, density, generator, overwrite)
+    return weighted_sum(kept, weights, overwrite or kept is not deltas)

@@ -8,10 +8,13 @@ from ..registry import Param, merge_method
 from ..sparsify import keep_largest
 
 
-def weighted_sum(deltas: Tensor, weights: Tensor) -> Tensor:
-    """Sum over dim 0 of ``weights[i] * deltas[i]``; ``(n, ..., out, in)`` to ``(..., out, in)``."""
+def weighted_sum(deltas: Tensor, weights: Tensor, overwrite: bool = False) -> Tensor:
+    """Sum over dim 0 of ``weights[i] * deltas[i]``; ``(n, ..., out, in)`` to ``(..., out, in)``.
+
+    With ``overwrite`` it is made in the place of the first delta.
+    """
     first, *others = weights.tolist()
-    total: Tensor = deltas[0] * first
+    total: Tensor = deltas[0].mul_(first) if overwrite else deltas[0] * first
     for delta, weight in zip(deltas[1:].unbind(), others, strict=True):
         total.add_(delta, alpha=weight)
     return total
@@ -39,4 +42,5 @@ def magnitude_prune(
     overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
     """Keep the largest entries of each LoRA, drop the rest, and add what is left."""
-    return weighted_sum(keep_largest(deltas, density, thresholds, overwrite), weights)
+    kept = keep_largest(deltas, density, thresholds, overwrite)
+    return weighted_sum(kept, weights, overwrite or kept is not deltas)
