@@ -70,19 +70,19 @@ def _mutate(data: bytes, rng: random.Random, pool: list[bytes], words: list[byte
 
 def _watch() -> None:
     """Note each line of merge_ops that runs: by sys.monitoring, or by sys.settrace before Python 3.12."""
-    if hasattr(sys, "monitoring"):
-        monitoring: Any = sys.monitoring
+    if sys.version_info >= (3, 12):
+        monitoring = sys.monitoring
+
+        def on_line(code: CodeType, line: int) -> Any:
+            if "merge_ops" in code.co_filename:
+                _LINES.add((code, line))
+            return monitoring.DISABLE  # each line is told once, which is all we ask
+
         monitoring.use_tool_id(_TOOL, "fuzz")
-        monitoring.register_callback(_TOOL, monitoring.events.LINE, _on_line)
+        monitoring.register_callback(_TOOL, monitoring.events.LINE, on_line)
         monitoring.set_events(_TOOL, monitoring.events.LINE)
     else:
         sys.settrace(_trace)
-
-
-def _on_line(code: CodeType, line: int) -> Any:
-    if "merge_ops" in code.co_filename:
-        _LINES.add((code, line))
-    return sys.monitoring.DISABLE  # type: ignore[attr-defined]  # each line is told once, which is all we ask
 
 
 def _trace(frame: FrameType, event: str, _: Any) -> Any:

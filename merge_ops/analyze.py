@@ -59,9 +59,7 @@ def describe(lora: Lora) -> dict[str, Any]:
         "kinds": dict(Counter(_kind(layer) for layer in lora.layers.values())),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
-        "dtypes": dict(
-            Counter(str(la.tensors[0].dtype).removeprefix("torch.") for la in lora.layers.values())
-        ),
+        "dtypes": dict(Counter(_dtype(layer) for layer in lora.layers.values())),
         "norm": lora_norm(lora),
         "sha256": lora.sha256,
         "unmerged": lora.unmerged,

@@ -13,8 +13,16 @@ from torch import Tensor
 from .types import Index, Layer, Layout, Rows
 
 
+class _MayBeFlat(Layer):
+    """Of a convolution, LyCORIS writes some factors flattened, and then only the model knows the kernel."""
+
+    @property
+    def knows_its_kernel(self) -> bool:
+        return bool(self.kernel)
+
+
 @dataclass(frozen=True, eq=False)
-class Hadamard(Layer):
+class Hadamard(_MayBeFlat):
     """LoHa: the entrywise product of two low-rank matrices, ``scale * (up_1 @ down_1) * (up_2 @ down_2)``."""
 
     up_1: Tensor  # (out, r)
@@ -38,10 +46,6 @@ class Hadamard(Layer):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.up_1, self.down_1, self.up_2, self.down_2
 
-    @property
-    def knows_its_kernel(self) -> bool:
-        return bool(self.kernel)
-
     def rows(self, device: torch.device | None) -> Rows:
         up_1, down_1, up_2, down_2 = (t.to(device=device, dtype=torch.float32) for t in self.tensors)
         up_1 = up_1 * self.scale
@@ -53,7 +57,7 @@ class Hadamard(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class Kronecker(Layer):
+class Kronecker(_MayBeFlat):
     """LoKr: ``scale * kron(left, right)``; a factor that the file decomposes is multiplied out when read."""
 
     left: Tensor  # (a, b)
@@ -76,10 +80,6 @@ class Kronecker(Layer):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self.left, self.right
-
-    @property
-    def knows_its_kernel(self) -> bool:
-        return bool(self.kernel)
 
     def rows(self, device: torch.device | None) -> Rows:
         left = self.left.to(device=device, dtype=torch.float32) * self.scale

@@ -21,7 +21,7 @@ from torch import Tensor
 from .registry import Method
 from .scratch import Scratch
 from .sparsify import MaskGenerator, mask_key
-from .thresholds import magnitude_threshold, product_thresholds
+from .thresholds import magnitude_thresholds, product_thresholds
 from .types import Layer, LowRank
 
 # Entries of one tile of one LoRA. On the CPU the buffers of a tile should stay in the cache, and the calls
@@ -144,8 +144,10 @@ def find_thresholds(
     pairs = [part.factors(device) for i in low if isinstance(part := stack.parts[i], LowRank)]
     for i, threshold in zip(low, product_thresholds(pairs, density, height), strict=True):
         known[i][keys[i]] = threshold
-    for i in set(new) - set(low):  # whatever is not low rank is formed as a whole
-        known[i][keys[i]] = magnitude_threshold(stack.parts[i].matrix(device), density)
+    others = [i for i in new if i not in low]  # formed as a whole
+    matrices = (stack.parts[i].matrix(device) for i in others)
+    for i, threshold in zip(others, magnitude_thresholds(matrices, density), strict=True):
+        known[i][keys[i]] = threshold
     return tuple(those[key] for those, key in zip(known, keys, strict=True))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .thresholds import magnitude_threshold
+from .thresholds import magnitude_thresholds
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -34,15 +34,13 @@ def keep_largest(
     if density >= 1:
         return deltas
     if thresholds is None:
-        found = [magnitude_threshold(matrix, density) for matrix in deltas.flatten(0, -3).unbind()]
-    else:
-        found = thresholds.flatten().tolist() if deltas.device.type == "cpu" else []
+        found = magnitude_thresholds(deltas.flatten(0, -3).unbind(), density)
+        thresholds = torch.tensor(found).view(*deltas.shape[:-2], 1, 1)
     if deltas.device.type != "cpu" or deltas.dtype != torch.float32:
-        limits = torch.tensor(found).view(*deltas.shape[:-2], 1, 1) if thresholds is None else thresholds
-        return deltas * (deltas.abs() >= limits.to(deltas.device))
+        return deltas * (deltas.abs() >= thresholds.to(deltas.device))
     kept = deltas if overwrite else torch.empty_like(deltas)
     matrices, places = deltas.flatten(0, -3).unbind(), kept.flatten(0, -3).unbind()
-    for matrix, limit, out in zip(matrices, found, places, strict=True):
+    for matrix, limit, out in zip(matrices, thresholds.flatten().tolist(), places, strict=True):
         # hardshrink is one pass without a mask, and drops what is equal: hence the next smaller limit
         below = float(np.nextafter(np.float32(limit), np.float32(0)))
         torch.ops.aten.hardshrink.out(matrix, below, out=out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,35 +15,35 @@ _SAMPLED = 256  # rows and columns of the sample that says where to look
 _MARGINS = (0.02, 0.08)  # on each side of the rank looked for, as a share of the entries
 
 
-def magnitude_threshold(values: Tensor, density: float) -> float:
-    """A magnitude that parts the ``int(density * numel)`` largest from the rest; inf when none is kept.
+def magnitude_thresholds(matrices: Iterable[Tensor], density: float) -> list[float]:
+    """Magnitudes that part the ``int(density * numel)`` largest entries of each matrix from the rest.
 
-    It lies midway between the smallest entry kept and the largest one dropped, so that a delta that is made
-    again in other tiles or on another device, and differs in its last bit, is cut at the same place; among
-    ties it is their own magnitude. On the CPU the bits of the magnitudes are selected as integers, whose
-    order is that of the values. ``values`` is float32 of any shape and is left as it is.
+    inf where none is kept. A threshold lies midway between the smallest entry kept and the largest one
+    dropped, so that a delta that is made again in other tiles or on another device, and differs in its last
+    bit, is cut at the same place; among ties it is their own magnitude. On the CPU the bits of the magnitudes
+    are selected as integers, whose order is that of the values. Another device is waited for once. The
+    matrices are float32 of one size and any shape, and are left as they are.
     """
-    dropped = _dropped(values.numel(), density)
-    if dropped in (0, values.numel()):
-        return math.inf if dropped else 0.0
-    if values.device.type == "cpu":
-        return _between(values.detach().abs().flatten().numpy(), dropped)
-    return _middle(*bounds(values, dropped).tolist())
+    found, waiting = [], []
+    for values in matrices:
+        dropped = _dropped(values.numel(), density)
+        if dropped in (0, values.numel()):
+            found.append(math.inf if dropped else 0.0)
+        elif values.device.type == "cpu":
+            found.append(_between(values.detach().abs().flatten().numpy(), dropped))
+        else:
+            waiting.append(bounds(values, dropped))
+    return found + [_middle(low, high) for low, high in (torch.stack(waiting).tolist() if waiting else ())]
 
 
 def product_thresholds(factors: list[tuple[Tensor, Tensor]], density: float, height: int) -> list[float]:
-    """``magnitude_threshold`` of each product ``up @ down``; all factors are on one device.
+    """``magnitude_thresholds`` of the products ``up @ down``; all factors are on one device.
 
-    On the CPU a product is formed ``height`` rows at a time. Elsewhere each is formed as a whole, and the
-    device is waited for once.
+    On the CPU a product is formed ``height`` rows at a time, elsewhere as a whole.
     """
     if not factors or factors[0][0].device.type == "cpu":
         return [_product_threshold(up, down, density, height) for up, down in factors]
-    dropped = [_dropped(up.shape[0] * down.shape[1], density) for up, down in factors]
-    if dropped[0] in (0, factors[0][0].shape[0] * factors[0][1].shape[1]):
-        return [math.inf if count else 0.0 for count in dropped]
-    found = [bounds(up @ down, count) for (up, down), count in zip(factors, dropped, strict=True)]
-    return [_middle(low, high) for low, high in torch.stack(found).tolist()]
+    return magnitude_thresholds((up @ down for up, down in factors), density)
 
 
 def bounds(values: Tensor, dropped: int) -> Tensor:
@@ -63,7 +63,7 @@ def _product_threshold(up: Tensor, down: Tensor, density: float, height: int) ->
     rows, columns = up.shape[0], down.shape[1]
     dropped = _dropped(rows * columns, density)
     if rows * columns <= _WHOLE or dropped in (0, rows * columns):
-        return magnitude_threshold(up @ down, density)
+        return magnitude_thresholds([up @ down], density)[0]
     sample = up[_spread(rows)] @ down[:, _spread(columns)]
     magnitudes = sample.abs_().flatten().numpy()
     for margin in _MARGINS:
@@ -73,7 +73,7 @@ def _product_threshold(up: Tensor, down: Tensor, density: float, height: int) ->
         below, between = _sift(up, down, low, high, height)
         if below < dropped < below + len(between):
             return _between(between, dropped - below)
-    return magnitude_threshold(up @ down, density)
+    return magnitude_thresholds([up @ down], density)[0]
 
 
 def product_tiles(up: Tensor, down: Tensor, height: int) -> Iterator[Tensor]:

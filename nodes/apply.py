@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..merge_ops.types import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .lora_model import as_merge
+from .merging import left_out
 from .patch import add_merge, not_applied
 from .targets import fit
 
@@ -58,9 +59,6 @@ class LoraAlloyApply(io.ComfyNode):
             add_merge(new_model, merged, fitted.unet, strength_model)
         if new_clip is not None and strength_clip:
             add_merge(new_clip, merged, fitted.clip, strength_clip)
-        lines = [f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"]
-        lines += [
-            f"{len(layers)} layers are not in it, such as {layers[0]}" for layers in fitted.missing.values()
-        ]
-        text = "\n".join([*lines, *not_applied(merged, clip)])
+        text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
+        text = "\n".join([text, *left_out(merged, fitted), *not_applied(merged, clip)])
         return io.NodeOutput(new_model, new_clip, ui=ui.PreviewText(text))

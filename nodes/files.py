@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
-from ..merge_ops.errors import LoraFormatError, ParameterError, did_you_mean
+from ..merge_ops.errors import ParameterError, did_you_mean
 from ..merge_ops.formats import load
 from ..merge_ops.formats.peft_config import CONFIG_NAME
 from ..merge_ops.types import Lora
@@ -65,10 +65,6 @@ def read(name: str) -> Lora:
         for stale in [other for other in list(_loaded) if other[0] == state[0]]:
             _loaded.pop(stale, None)
         lora = load(state[0])
-        if state_of(name) != state:
-            raise LoraFormatError(
-                f"{name} changed while it was read; wait until it is written, then try again"
-            )
     _loaded[state] = lora
     order = list(_loaded)
     while len(order) > 1 and sum(size for _, _, size in order) > _KEPT:

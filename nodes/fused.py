@@ -9,10 +9,10 @@ from ..merge_ops.formats.names import canonical_name
 from ..merge_ops.kinds import Full, Hadamard
 from ..merge_ops.types import Layer, Lora, LowRank
 
-Target = (
-    str | tuple[Any, ...]
-)  # a key, or (key, (dim, start, length)[, function]) for a slice of a fused weight
-Slices = dict[str, list[tuple[str, Target]]]  # key of a weight -> (layer name, target) of each of its slices
+# a key, or (key, (dim, start, length)[, function]) for a slice of a fused weight
+Target = str | tuple[Any, ...]
+# key of a weight -> ComfyUI's name and the target of each of its slices
+Slices = dict[str, list[tuple[str, Target]]]
 
 
 def slices_to_merge_by(
@@ -31,7 +31,7 @@ def slices_to_merge_by(
     names: dict[Target, str] = {}
     for spelling, target in key_map.items():
         if not isinstance(target, str) and target[0] in mixed and len(target) == 2 and target[1][0] == 0:
-            names.setdefault(target, canonical_name(spelling))
+            names.setdefault(target, spelling)
     slices: Slices = {}
     for key in mixed:
         parts = sorted((t for t in names if t[0] == key), key=lambda target: target[1][1])
@@ -49,16 +49,17 @@ def cut(lora: Lora, targets: dict[str, Target], slices: Slices) -> tuple[Lora, d
             cut_targets[name] = target
             continue
         layer = layers.pop(name)
-        for part_name, part in slices[target]:
-            layers[part_name] = _rows(layer, *part[1][1:])
+        for spelling, part in slices[target]:
+            part_name = canonical_name(spelling)
+            layers[part_name] = _rows(layer, *part[1][1:], spelling)
             cut_targets[part_name] = part
     return replace(lora, layers=layers), cut_targets
 
 
-def _rows(layer: Layer, start: int, length: int) -> Layer:
+def _rows(layer: Layer, start: int, length: int, key: str) -> Layer:
     rows = slice(start, start + length)
     if isinstance(layer, LowRank):
-        return replace(layer, up=layer.up[rows])
+        return replace(layer, up=layer.up[rows], key=key)
     if isinstance(layer, Hadamard):
-        return replace(layer, up_1=layer.up_1[rows], up_2=layer.up_2[rows])
-    return Full(layer.rows(None)(rows), 1.0, layer.layout, layer.kernel, layer.key)
+        return replace(layer, up_1=layer.up_1[rows], up_2=layer.up_2[rows], key=key)
+    return Full(layer.rows(None)(rows), 1.0, layer.layout, layer.kernel, key)

@@ -48,13 +48,7 @@ def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") ->
     ranks = "low rank" if all(layer.is_low_rank for layer in merged.results.values()) else "full rank"
     count = len(merged.loras)
     lines = [f"{how} of {count} LoRA{'s' * (count != 1)}, {len(merged.layers)} layers, {ranks}"]
-    for lora in merged.loras:
-        if lora.unmerged:
-            kinds = sorted(set(lora.unmerged.values()))
-            lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
-        lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
-    for name, layers in (fitted.missing if fitted else {}).items():
-        lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
+    lines += left_out(merged, fitted)
     if note:
         lines.append(note)
     if fitted and fitted.apart:
@@ -63,6 +57,19 @@ def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") ->
             "in slices by another; the two are merged apart"
         )
     return "\n".join(lines)
+
+
+def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
+    """A line for whatever of the LoRAs was not merged, or has no place in the model."""
+    lines = []
+    for lora in merged.loras:
+        if lora.unmerged:
+            kinds = sorted(set(lora.unmerged.values()))
+            lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
+        lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
+    for name, layers in fitted.missing if fitted else ():
+        lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
+    return lines
 
 
 def _merge(

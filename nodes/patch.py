@@ -66,7 +66,7 @@ class MergedAdapter(WeightAdapterBase):
     ) -> torch.Tensor:
         """Add ``strength * delta`` to the weight, which is a slice of it where ComfyUI says so."""
         layer = self.layer()
-        rows = weight.flatten(1)
+        rows = weight.reshape(weight.shape[0], -1)
         if self.weights[-1] or layer.template.stored_in_out or rows.data_ptr() != weight.data_ptr():
             delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
             weight += function((strength * delta).type(weight.dtype))

@@ -14,6 +14,7 @@ from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import save
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
 from .lora_model import as_merge
+from .merging import left_out
 
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
 
@@ -89,4 +90,4 @@ class LoraAlloySave(io.ComfyNode):
             f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
             f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
         )
-        return io.NodeOutput(relative, ui=ui.PreviewText(text))
+        return io.NodeOutput(relative, ui=ui.PreviewText("\n".join([text, *left_out(whole.merged)])))

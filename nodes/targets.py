@@ -26,11 +26,9 @@ class Fit:
     loras: list[Lora]  # with the layers of a part that is not connected, as they were
     unet: dict[str, Target]  # layer name -> weight of the diffusion model
     clip: dict[str, Target]  # layer name -> weight of the text encoders
-    missing: dict[str, list[str]]  # LoRA name -> layers that the model has not
+    missing: list[tuple[str, list[str]]]  # LoRA name, and its layers that the model has not
     stems: dict[str, str]  # layer name -> a spelling that ComfyUI's loader reads, for saving
-    apart: list[
-        str
-    ]  # fused weights whose slices and whole are merged apart, as the map does not say all slices
+    apart: list[str]  # weights whose slices and whole are merged apart: the map does not say all slices
 
 
 def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
@@ -47,10 +45,10 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     )
     found = [_targets(lora, key_map, shapes) for lora in loras]
     kept = [_of_the_absent(lora, model, clip) for lora in loras]
-    missing = {
-        lora.name: [layer for layer in lora.layers if layer not in targets and layer not in others]
+    missing = [
+        (lora.name, [layer for layer in lora.layers if layer not in targets and layer not in others])
         for lora, targets, others in zip(loras, found, kept, strict=True)
-    }
+    ]
     originals = loras
     slices, apart = slices_to_merge_by(found, key_map, shapes)
     if slices:
@@ -72,7 +70,7 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
         ],
         {name: target for target, name in names.items() if target in unet_targets},
         {name: target for target, name in names.items() if target not in unet_targets},
-        {name: layers for name, layers in missing.items() if layers},
+        [(name, layers) for name, layers in missing if layers],
         {name: _stem(name, spellings[target]) for target, name in names.items()},
         apart,
     )

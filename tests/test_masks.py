@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge_ops.sparsify import MaskGenerator, _below, hash_words, keep_largest, mask_key
-from merge_ops.thresholds import magnitude_threshold
+from merge_ops.thresholds import magnitude_thresholds
 
 _64 = (1 << 64) - 1
 
@@ -157,7 +157,7 @@ def test_threshold_keeps_the_largest_exactly_as_sorting_does(data):
     density = data.draw(st.floats(0, 1) | st.sampled_from([0.25, 0.5, 0.75]))
     found = torch.tensor(values, dtype=torch.float32)
     before = found.clone()
-    threshold = magnitude_threshold(found, density)
+    threshold = magnitude_thresholds([found], density)[0]
     assert torch.equal(found, before)
     kept = int(density * len(values))
     ordered = found.abs().sort(descending=True).values
@@ -167,16 +167,16 @@ def test_threshold_keeps_the_largest_exactly_as_sorting_does(data):
 
 def test_threshold_at_both_ends():
     values = torch.randn(7, 5)
-    assert magnitude_threshold(values, 0.0) == math.inf
-    assert magnitude_threshold(values, 0.02) == math.inf, "int(0.02 * 35) is 0"
-    assert magnitude_threshold(values, 1.0) == 0.0
-    assert magnitude_threshold(torch.zeros(4, 4), 0.5) == 0.0
+    assert magnitude_thresholds([values], 0.0)[0] == math.inf
+    assert magnitude_thresholds([values], 0.02)[0] == math.inf, "int(0.02 * 35) is 0"
+    assert magnitude_thresholds([values], 1.0)[0] == 0.0
+    assert magnitude_thresholds([torch.zeros(4, 4)], 0.5)[0] == 0.0
 
 
 def test_threshold_stands_clear_of_the_entries_it_parts():
     """A delta made again in other tiles differs in its last bits; the cut must not depend on them."""
     values = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
-    threshold = magnitude_threshold(values, 0.3)
+    threshold = magnitude_thresholds([values], 0.3)[0]
     shaken = values * (1 + 1e-7 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1)))
     assert int((values.abs() >= threshold).sum()) == 18000
     assert torch.equal(values.abs() >= threshold, shaken.abs() >= threshold)

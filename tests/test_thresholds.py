@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merge_ops import merge, spaces, thresholds
-from merge_ops.thresholds import bounds, magnitude_threshold, product_thresholds
+from merge_ops.thresholds import bounds, magnitude_thresholds, product_thresholds
 
 
 def factors(rows, columns, rank=8, seed=0):
@@ -27,7 +27,7 @@ def test_it_keeps_exactly_the_share(shape, density):
     threshold = product_threshold(up, down, density, height=64)
     magnitudes = (up.double() @ down.double()).abs()
     assert int((magnitudes >= threshold).sum()) == int(density * magnitudes.numel())
-    assert threshold == pytest.approx(magnitude_threshold(up @ down, density), rel=1e-5)
+    assert threshold == pytest.approx(magnitude_thresholds([up @ down], density)[0], rel=1e-5)
 
 
 def test_a_sample_that_misleads_is_noticed():
@@ -36,7 +36,7 @@ def test_a_sample_that_misleads_is_noticed():
     up[torch.linspace(0, 1279, 256).long()] *= 1e-4
     for density in (0.3, 0.95):
         threshold = product_threshold(up, down, density, height=64)
-        assert threshold == pytest.approx(magnitude_threshold(up @ down, density), rel=1e-5)
+        assert threshold == pytest.approx(magnitude_thresholds([up @ down], density)[0], rel=1e-5)
 
 
 def test_ties_and_zeros():
@@ -83,7 +83,7 @@ def test_what_is_remembered_is_forgotten_with_the_lora(make_lora):
 def test_a_whole_delta_is_formed_only_where_it_is_small(monkeypatch):
     """Else the pass over tiles is what runs, and no full matrix is made."""
     seen = []
-    monkeypatch.setattr(thresholds, "magnitude_threshold", lambda *args: seen.append(args) or 0.0)
+    monkeypatch.setattr(thresholds, "magnitude_thresholds", lambda *args: seen.append(args) or [0.0])
     up, down = factors(700, 900)
     assert product_threshold(up, down, 0.5, height=64) > 0
     assert not seen

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import struct
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise LoraFormatError(f"{path.name} cannot be read: {error.strerror or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise _changed(path.name)
+        raise changed(path.name)
     tensors = {entry.name: _tensor(data, entry, path.name) for entry in entries}
     damaged = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if damaged is not None:
@@ -98,7 +98,7 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_header(file: BinaryIO, name: str, size: int) -> tuple[list[Entry], dict[str, str]]:
+def _read_header(file: BufferedReader, name: str, size: int) -> tuple[list[Entry], dict[str, str]]:
     """Check the header against the size of the file before anything is believed of it."""
     start = file.read(64)
     refuse_by_bytes(name, start, size)
@@ -111,7 +111,7 @@ def _read_header(file: BinaryIO, name: str, size: int) -> tuple[list[Entry], dic
     file.seek(8)
     raw = file.read(length)
     if len(raw) != length:
-        raise _changed(name)
+        raise changed(name)
     entries, metadata = parse_header(raw, name)
     needed = 8 + length + (entries[-1].end if entries else 0)
     if needed != size:
@@ -121,14 +121,14 @@ def _read_header(file: BinaryIO, name: str, size: int) -> tuple[list[Entry], dic
     return entries, metadata
 
 
-def _read_data(file: BinaryIO, size: int, name: str) -> Tensor:
+def _read_data(file: BufferedReader, size: int, name: str) -> Tensor:
     """All bytes behind the header, in one piece of memory: the system gives that in large pages."""
     try:
         data = np.empty(size, np.uint8)
     except MemoryError as error:
         raise LoraFormatError(f"{name} does not fit into memory: it takes {size} bytes") from error
-    if size and file.readinto(data) != size:  # type: ignore[attr-defined]
-        raise _changed(name)
+    if size and file.readinto(data.data) != size:
+        raise changed(name)
     return torch.from_numpy(data)
 
 
@@ -146,5 +146,5 @@ def _tensor(data: Tensor, entry: Entry, name: str) -> Tensor:
     return raw.view(dtype).reshape(shape)
 
 
-def _changed(name: str) -> LoraFormatError:
+def changed(name: str) -> LoraFormatError:
     return LoraFormatError(f"{name} changed while it was read; wait until it is written, then try again")

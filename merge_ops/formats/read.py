@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import LoraFormatError
 from ..types import Layer, Lora
 from .adapters import group_by_module, layer_of, low_rank, reason_not_merged, reasons_on_the_side
-from .container import file_digest, read_container
+from .container import changed, file_digest, read_container
 from .module import RawModule
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
@@ -99,9 +99,7 @@ def _unchanged(*files: Path) -> Iterator[None]:
     before = [_state(file) for file in files]
     yield
     if [_state(file) for file in files] != before:
-        raise LoraFormatError(
-            f"{files[0].name} changed while it was read; wait until it is written, then try again"
-        )
+        raise changed(files[0].name)
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import LoraFormatError, ParameterError
 from ..formats import load
+from ..formats.container import file_digest
 from ..formats.peft_config import CONFIG_NAME
 from ..formats.read import WEIGHTS_NAME
 from ..types import Lora
@@ -52,14 +52,10 @@ class _File:
         Nothing if it cannot be read.
         """
         try:
-            with self.path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            found = {digest.hexdigest(): self.path}
+            found = {file_digest(self.path): self.path}
             if self.config is not None:
-                digest.update(self.config.read_bytes())
-                found[digest.hexdigest()] = self.path.parent if self.path.name == WEIGHTS_NAME else self.path
+                whole = self.path.parent if self.path.name == WEIGHTS_NAME else self.path
+                found[file_digest(self.path, self.config)] = whole
         except OSError:  # of no use as a source, and no reason to stop looking
             return {}
         return found

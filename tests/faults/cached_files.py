@@ -76,17 +76,6 @@ def main():
         os.utime(config, ns=(alpha, alpha))
         scales.append(files.read("peft").layers["q"].scale)
     said["scales"] = scales
-
-    load = files.load
-
-    def meddle(path):
-        lora = load(path)
-        os.utime(path, ns=(5, 5))
-        return lora
-
-    files.load = meddle
-    write(LORAS / "busy.safetensors")
-    said["busy"] = refused("busy")
     sys.stdout.write("\n" + json.dumps(said))
 
 

@@ -13,6 +13,8 @@ import merge_ops
 from merge_ops import COMBINATION_TYPES, METHODS, IncompatibleLoraError, LoraFormatError
 from merge_ops.formats.pti import pti_layers
 
+# Other people's files, which the repository must not hold: .ci/run names their folder where it has one. Files
+# of the same formats are made by the other tests, so without them only their being real is missing.
 FOLDER = os.environ.get("LORA_ALLOY_REAL_LORAS")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="LORA_ALLOY_REAL_LORAS names no folder of trained LoRAs")
 

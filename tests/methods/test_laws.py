@@ -12,7 +12,7 @@ import torch
 import merge_ops
 from merge_ops import METHODS, Lora, merge, spaces
 from merge_ops.sparsify import MaskGenerator, mask_key
-from merge_ops.thresholds import magnitude_threshold
+from merge_ops.thresholds import magnitude_thresholds
 
 
 def settings_of(method):
@@ -181,7 +181,7 @@ def test_batched_equals_layer_by_layer(name, settings, give_thresholds):
     keys = [mask_key(0, "layer", who) for who in "abc"]
     limits = None
     if give_thresholds and "density" in params:
-        found = [magnitude_threshold(m, params["density"]) for m in values.flatten(0, 1)]
+        found = [magnitude_thresholds([m], params["density"])[0] for m in values.flatten(0, 1)]
         limits = torch.tensor(found).view(3, 5, 1, 1)
 
     def call(some, thresholds, first):

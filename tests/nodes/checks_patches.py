@@ -59,6 +59,13 @@ def hooks_on_a_merged_model():
     assert_close({key: on[key] for key in merged}, patched(plain[0]), "hook of a merge", 1e-5)
 
 
+def merged_by_nodes(model, loras, chosen):
+    """LoRA Stack, Merge Method and Merge LoRAs, with the model to line up by."""
+    (method,) = run("LoraAlloyMethod", method=chosen)
+    stack = run("LoraAlloyStack", loras=loras)[0]
+    return run("LoraAlloyMerge", stack=stack, method=method, model=model)[0]
+
+
 @check
 def slices_meet_the_whole():
     """A LoRA on q, k and v of a fused weight and one on the whole of it are merged row by row."""
@@ -94,6 +101,12 @@ def slices_meet_the_whole():
         change = patched(ours)[key] - model.model.state_dict()[key]
         assert torch.allclose(change, expected, atol=1e-4), (change - expected).abs().max()
         assert {layer.split(".")[-1] for layer in lora.merged.layers} == {"to_q", "to_k", "to_v"}
+        for composed in (lora, merged_by_nodes(model, loras, chosen)):
+            again = run("LoraAlloyApply", model=model, lora=composed, strength_model=1.0, strength_clip=1.0)[
+                0
+            ]
+            change = patched(again)[key] - model.model.state_dict()[key]
+            assert torch.allclose(change, expected, atol=1e-4), (change - expected).abs().max()
     linear = run("LoraAlloyLoader", model=model, loras=text, method={"method": "linear"})[0]
     sums = 0.5 * a
     for i, name in enumerate(parts):

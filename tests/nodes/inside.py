@@ -7,25 +7,18 @@ Prints one JSON line a check: its name, and what is wrong, if anything.
 
 import importlib
 import json
-import traceback
+import unittest
 
 from comfy_inside import CHECKS, WANTED
 
-for name in (
-    "checks_weights",
-    "checks_nodes",
-    "checks_patches",
-    "checks_recipe",
-    "checks_kinds",
-):  # they register themselves, once ComfyUI can be imported
+MODULES = ("checks_weights", "checks_nodes", "checks_patches", "checks_recipe", "checks_kinds")
+
+for name in MODULES:  # they register themselves, once ComfyUI can be imported
     importlib.import_module(name)
 for function in CHECKS:
     label = function.__name__ + (f"[{function.__defaults__[0]}]" if function.__defaults__ else "")
-    if not any(part in label for part in (WANTED or [""])):
-        continue
-    wrong = ""
-    try:
-        function()
-    except Exception:  # whatever a check meets is the result: the test that reads the line fails with it
-        wrong = traceback.format_exc()
-    print(json.dumps({"check": label, "wrong": wrong}), flush=True)  # noqa: T201
+    if any(part in label for part in (WANTED or [""])):
+        result = unittest.TestResult()
+        unittest.FunctionTestCase(function).run(result)
+        wrong = "".join(text for _, text in result.errors + result.failures)
+        print(json.dumps({"check": label, "wrong": wrong}), flush=True)  # noqa: T201
