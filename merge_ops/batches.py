@@ -12,21 +12,21 @@ import torch
 
 from .linalg import svds_of_products
 from .merged import MergedLayer
-from .spaces import LayerStack, Recipe, concatenated, merge_factors
+from .spaces import LayerStack, Settings, concatenated, merge_factors
 
 _ENTRIES = 1 << 24  # of all factors of a batch
 _ENTRIES_ON_CPU = 1 << 18
 
 
 def batches(
-    stacks: list[LayerStack], recipe: Recipe, device: torch.device | None
+    stacks: list[LayerStack], settings: Settings, device: torch.device | None
 ) -> Iterator[list[LayerStack]]:
     """Every layer once, alone or with others of its shape."""
     where = device or stacks[0].parts[0].device if stacks else torch.device("cpu")
     in_factors = (
-        recipe.space == "factors" and recipe.rank is None and "generator" not in recipe.method.supplied
+        settings.space == "factors" and settings.rank is None and "generator" not in settings.method.supplied
     )
-    truncated_sum = recipe.space == "delta" and recipe.method.linear and recipe.rank is not None
+    truncated_sum = settings.space == "delta" and settings.method.linear and settings.rank is not None
     if not in_factors and (where.type == "cpu" or not truncated_sum):
         yield from ([stack] for stack in stacks)
         return
@@ -42,18 +42,18 @@ def batches(
 
 
 def merge_batch(
-    group: list[LayerStack], recipe: Recipe, device: torch.device | None, dtype: torch.dtype
+    group: list[LayerStack], settings: Settings, device: torch.device | None, dtype: torch.dtype
 ) -> list[MergedLayer]:
     """Merge layers that ``batches`` put together."""
-    if recipe.space == "factors":
-        ups, downs = merge_factors(group, recipe, device)
+    if settings.space == "factors":
+        ups, downs = merge_factors(group, settings, device)
         return [
-            MergedLayer(stack, recipe).pinned(up, down, dtype)
+            MergedLayer(stack, settings).pinned(up, down, dtype)
             for stack, up, down in zip(group, ups.unbind(), downs.unbind(), strict=True)
         ]
-    assert recipe.rank is not None
-    pairs = [concatenated(stack, recipe.scale, device) for stack in group]
+    assert settings.rank is not None
+    pairs = [concatenated(stack, settings.scale, device) for stack in group]
     found = svds_of_products(
-        torch.stack([u for u, _ in pairs]), torch.stack([d for _, d in pairs]), recipe.rank
+        torch.stack([u for u, _ in pairs]), torch.stack([d for _, d in pairs]), settings.rank
     )
-    return [MergedLayer(stack, recipe).kept(svd, dtype) for stack, svd in zip(group, found, strict=True)]
+    return [MergedLayer(stack, settings).kept(svd, dtype) for stack, svd in zip(group, found, strict=True)]

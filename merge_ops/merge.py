@@ -16,7 +16,7 @@ from .lineup import line_up
 from .merged import Merged, MergedLayer
 from .registry import get_method
 from .scratch import Scratch
-from .spaces import LayerStack, Recipe, find_thresholds, merge_factors
+from .spaces import LayerStack, Settings, find_thresholds, merge_factors
 from .types import Lora, LowRank
 
 Progress = Callable[[int, int, str], None]
@@ -69,50 +69,54 @@ def merge(
     if combination_type is None:
         if svd_rank is not None or svd_clamp is not None:
             raise ParameterError("svd_rank and svd_clamp belong to combination_type; use rank with a method")
-        recipe = _recipe(method or "linear", params, space, rank, scale, seed)
+        settings = _settings(method or "linear", params, space, rank, scale, seed)
     else:
         _refuse_mixture(method, space, rank)
-        recipe = _peft_recipe(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
+        settings = _peft_settings(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
     where = torch.device(device) if device is not None else None
-    stacks = line_up(loras, weights, text_weights, needs_identity="generator" in recipe.method.supplied)
+    stacks = line_up(loras, weights, text_weights, needs_identity="generator" in settings.method.supplied)
     results: dict[str, MergedLayer] = {}
     scratch = Scratch()
-    for group in batches(stacks, recipe, where):
+    for group in batches(stacks, settings, where):
         if progress is not None:
             progress(len(results), len(stacks), group[0].name)
-        for layer in _merge_group(group, recipe, where, dtype or torch.float32, scratch):
+        for layer in _merge_group(group, settings, where, dtype or torch.float32, scratch):
             results[layer.stack.name] = layer
     results = {stack.name: results[stack.name] for stack in stacks}
     if progress is not None:
         progress(len(stacks), len(stacks), "")
     return Merged(
-        results, loras, weights, text_weights, recipe, where, dtype or torch.float32, combination_type
+        results, loras, weights, text_weights, settings, where, dtype or torch.float32, combination_type
     )
 
 
 def _merge_group(
-    group: list[LayerStack], recipe: Recipe, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
+    group: list[LayerStack],
+    settings: Settings,
+    device: torch.device | None,
+    dtype: torch.dtype,
+    scratch: Scratch,
 ) -> list[MergedLayer]:
-    if recipe.space == "factors":
+    if settings.space == "factors":
         for stack in group:
             _check_factors(stack)
     if len(group) > 1:
-        return merge_batch(group, recipe, device, dtype)
-    return [_merge_layer(group[0], recipe, device, dtype, scratch)]
+        return merge_batch(group, settings, device, dtype)
+    return [_merge_layer(group[0], settings, device, dtype, scratch)]
 
 
 def _merge_layer(
-    stack: LayerStack, recipe: Recipe, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
+    stack: LayerStack, settings: Settings, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
 ) -> MergedLayer:
-    if recipe.space == "factors":
-        ups, downs = merge_factors([stack], recipe, device)
+    if settings.space == "factors":
+        ups, downs = merge_factors([stack], settings, device)
         # a rank is cut from what was computed, not from what its dtype keeps of it
-        kept = dtype if recipe.rank is None else torch.float32
-        layer = MergedLayer(stack, recipe).pinned(ups[0], downs[0], kept)
+        kept = dtype if settings.rank is None else torch.float32
+        layer = MergedLayer(stack, settings).pinned(ups[0], downs[0], kept)
     else:
-        thresholds = None if recipe.method.linear else find_thresholds(stack, recipe, device)
-        layer = MergedLayer(stack, recipe, thresholds)
-    return layer if recipe.rank is None else layer.truncated(recipe.rank, device, dtype, scratch)
+        thresholds = None if settings.method.linear else find_thresholds(stack, settings, device)
+        layer = MergedLayer(stack, settings, thresholds)
+    return layer if settings.rank is None else layer.truncated(settings.rank, device, dtype, scratch)
 
 
 def _check_factors(stack: LayerStack) -> None:
@@ -142,10 +146,10 @@ def _checked_weights(loras: list[Lora], weights: Sequence[float] | None) -> list
     return [float(weight) for weight in weights]
 
 
-def _recipe(
+def _settings(
     method: str, params: dict[str, Any], space: str, rank: int | None, scale: float, seed: int,
     svd_clamp: float | None = None,
-) -> Recipe:  # fmt: skip
+) -> Settings:  # fmt: skip
     if space not in SPACES:
         raise ParameterError(f"unknown space {space!r}{did_you_mean(str(space), SPACES)}")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
@@ -157,7 +161,7 @@ def _recipe(
     if svd_clamp is not None and not 0 <= svd_clamp <= 1:
         raise ParameterError(f"svd_clamp {svd_clamp} is outside [0, 1]")
     found = get_method(method)
-    return Recipe(found, found.resolve(params), space, rank, float(scale), int(seed), svd_clamp)
+    return Settings(found, found.resolve(params), space, rank, float(scale), int(seed), svd_clamp)
 
 
 def _refuse_mixture(method: str | None, space: str, rank: int | None) -> None:
@@ -169,10 +173,10 @@ def _refuse_mixture(method: str | None, space: str, rank: int | None) -> None:
         raise ParameterError("with combination_type, give the rank as svd_rank")
 
 
-def _peft_recipe(
+def _peft_settings(
     loras: list[Lora], name: str, svd_rank: int | None, svd_clamp: float | None, params: dict[str, Any],
     scale: float, seed: int,
-) -> Recipe:  # fmt: skip
+) -> Settings:  # fmt: skip
     row = get_combination_type(name)
     for param in params:
         if param not in ("density", "majority_sign_method"):
@@ -183,4 +187,4 @@ def _peft_recipe(
     known = {p.name for p in get_method(row.method).params}
     used = {param: value for param, value in params.items() if param in known and value is not None}
     rank = (svd_rank or max(lora.rank for lora in loras)) if row.truncated else None
-    return _recipe(row.method, used, row.space, rank, scale, seed, svd_clamp if row.truncated else None)
+    return _settings(row.method, used, row.space, rank, scale, seed, svd_clamp if row.truncated else None)

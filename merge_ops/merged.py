@@ -13,7 +13,7 @@ from .errors import MergeError, did_you_mean
 from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
 from .report import LayerReport, MergeReport, sign_conflict
 from .scratch import Scratch
-from .spaces import LayerStack, Recipe, concatenated, merge_deltas
+from .spaces import LayerStack, Settings, concatenated, merge_deltas
 from .types import Layer, Lora, LowRank
 
 
@@ -25,14 +25,14 @@ class MergedLayer:
     """
 
     stack: LayerStack
-    recipe: Recipe
+    settings: Settings
     thresholds: tuple[float, ...] | None = None
     fixed: LowRank | None = None
     energy_kept: float = 1.0
 
     @property
     def is_low_rank(self) -> bool:
-        return self.fixed is not None or (self.recipe.method.linear and self.stack.is_low_rank)
+        return self.fixed is not None or (self.settings.method.linear and self.stack.is_low_rank)
 
     @property
     def template(self) -> Layer:
@@ -43,7 +43,7 @@ class MergedLayer:
         """The merged delta as a float32 matrix ``(out, in)``."""
         pair = self.factors(device)
         if pair is None:
-            return merge_deltas(self.stack, self.recipe, self.thresholds, device, scratch)
+            return merge_deltas(self.stack, self.settings, self.thresholds, device, scratch)
         return pair[0] @ pair[1]
 
     def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor] | None:
@@ -52,7 +52,7 @@ class MergedLayer:
             up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
             return up if self.fixed.scale == 1 else up * self.fixed.scale, down
         if self.is_low_rank:
-            return concatenated(self.stack, self.recipe.scale, device)
+            return concatenated(self.stack, self.settings.scale, device)
         return None
 
     def value(
@@ -65,7 +65,7 @@ class MergedLayer:
         """The layer truncated to ``rank``; ``value`` is its factors where it has them, else its matrix."""
         if isinstance(value, tuple):
             return svd_of_product(*value, rank)
-        linear = concatenated(self.stack, self.recipe.scale, value.device)
+        linear = concatenated(self.stack, self.settings.scale, value.device)
         return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
 
     def truncated(
@@ -77,7 +77,7 @@ class MergedLayer:
     def kept(self, found: TruncatedSVD, dtype: torch.dtype) -> MergedLayer:
         """The same layer as what a truncated SVD keeps of it."""
         up, down = (
-            found.balanced() if self.recipe.svd_clamp is None else _clamped(found, self.recipe.svd_clamp)
+            found.balanced() if self.settings.svd_clamp is None else _clamped(found, self.settings.svd_clamp)
         )
         energy = self.energy_kept * found.energy_kept
         return replace(self.pinned(up, down, dtype), energy_kept=energy)
@@ -94,14 +94,14 @@ class Merged:
 
     def __init__(
         self, results: dict[str, MergedLayer], loras: list[Lora], weights: list[float],
-        text_weights: list[float], recipe: Recipe, device: torch.device | None, dtype: torch.dtype,
+        text_weights: list[float], settings: Settings, device: torch.device | None, dtype: torch.dtype,
         combination_type: str | None = None,
     ) -> None:  # fmt: skip
         self.results = results
         self.loras = loras
         self.weights = weights
         self.text_weights = text_weights
-        self.recipe = recipe
+        self.settings = settings
         self.combination_type = combination_type
         self._device = device
         self._dtype = dtype

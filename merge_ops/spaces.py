@@ -37,7 +37,7 @@ _thresholds: WeakKeyDictionary[Layer, dict[tuple[float, ...], float]] = WeakKeyD
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Settings:
     """How to merge, with every parameter resolved."""
 
     method: Method
@@ -106,7 +106,7 @@ def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -
 
 
 def merge_factors(
-    group: list[LayerStack], recipe: Recipe, device: torch.device | None
+    group: list[LayerStack], settings: Settings, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
     """Apply the method to the ups and to the downs separately, as PEFT and LoRAX do; all ranks are equal.
 
@@ -117,23 +117,23 @@ def merge_factors(
     split = [_split(w * p.scale) for w, p in zip(group[0].weights, parts[0], strict=True)]
     ups = _stacked([[layer[i].up for layer in parts] for i in range(len(split))], device)
     downs = _stacked([[layer[i].down for layer in parts] for i in range(len(split))], device)
-    up = _apply(recipe, group[0], ups, [b for b, _ in split], "up")
-    down = _apply(recipe, group[0], downs, [a for _, a in split], "down")
-    if recipe.scale == 1.0:
+    up = _apply(settings, group[0], ups, [b for b, _ in split], "up")
+    down = _apply(settings, group[0], downs, [a for _, a in split], "down")
+    if settings.scale == 1.0:
         return up, down
-    on_up, on_down = _split(recipe.scale)
+    on_up, on_down = _split(settings.scale)
     return up * on_up, down * on_down
 
 
 def find_thresholds(
-    stack: LayerStack, recipe: Recipe, device: torch.device | None
+    stack: LayerStack, settings: Settings, device: torch.device | None
 ) -> tuple[float, ...] | None:
     """The magnitude below which each LoRA's delta is dropped, if the method drops by magnitude.
 
     It does not depend on the weights, so it is found once for each LoRA and density.
     """
-    density = recipe.params.get("density", 1.0)
-    if "thresholds" not in recipe.method.supplied or density >= 1:
+    density = settings.params.get("density", 1.0)
+    if "thresholds" not in settings.method.supplied or density >= 1:
         return None
     known = [_thresholds.setdefault(part, {}) for part in stack.parts]
     keys = [(density, *_versions(part)) for part in stack.parts]
@@ -153,7 +153,7 @@ def find_thresholds(
 
 def merge_deltas(
     stack: LayerStack,
-    recipe: Recipe,
+    settings: Settings,
     thresholds: tuple[float, ...] | None,
     device: torch.device | None,
     scratch: Scratch | None = None,
@@ -161,19 +161,19 @@ def merge_deltas(
     """The merged delta ``(out, in)`` of one layer in float32."""
     where = device or stack.parts[0].device
     merged = (scratch or Scratch()).matrix(*stack.parts[0].matrix_shape, where)
-    for start, tile in merged_tiles(stack, recipe, thresholds, where):
-        torch.mul(tile, recipe.scale, out=merged[start : start + tile.shape[0]])
+    for start, tile in merged_tiles(stack, settings, thresholds, where):
+        torch.mul(tile, settings.scale, out=merged[start : start + tile.shape[0]])
     return merged
 
 
 def merged_tiles(
-    stack: LayerStack, recipe: Recipe, thresholds: tuple[float, ...] | None, device: torch.device
+    stack: LayerStack, settings: Settings, thresholds: tuple[float, ...] | None, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``recipe.scale``."""
+    """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``settings.scale``."""
     limits = None if thresholds is None else torch.tensor(thresholds).view(-1, 1, 1)
     columns = stack.parts[0].matrix_shape[1]
     for start, tile in _delta_tiles(stack, device):
-        yield start, _apply(recipe, stack, tile, stack.weights, "delta", start * columns, limits)
+        yield start, _apply(settings, stack, tile, stack.weights, "delta", start * columns, limits)
 
 
 def tile_height(columns: int, device: torch.device) -> int:
@@ -212,7 +212,7 @@ def _stacked(factors: list[list[Tensor]], device: torch.device | None) -> Tensor
 
 
 def _apply(
-    recipe: Recipe,
+    settings: Settings,
     stack: LayerStack,
     values: Tensor,
     weights: tuple[float, ...] | list[float],
@@ -221,13 +221,13 @@ def _apply(
     thresholds: Tensor | None = None,
 ) -> Tensor:
     supplied: dict[str, Any] = {}
-    if "thresholds" in recipe.method.supplied:
+    if "thresholds" in settings.method.supplied:
         supplied["thresholds"] = thresholds
-    if "generator" in recipe.method.supplied:
-        supplied["generator"] = stack.generator(recipe.seed, part, first)
-    if "overwrite" in recipe.method.supplied:
+    if "generator" in settings.method.supplied:
+        supplied["generator"] = stack.generator(settings.seed, part, first)
+    if "overwrite" in settings.method.supplied:
         supplied["overwrite"] = True
-    result = recipe.method.fn(values, torch.tensor(weights), **recipe.params, **supplied)
+    result = settings.method.fn(values, torch.tensor(weights), **settings.params, **supplied)
     assert isinstance(result, Tensor)
     return result
 

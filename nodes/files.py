@@ -57,7 +57,7 @@ def read(name: str) -> Lora:
     """The LoRA with that name; the file is read again only if it has changed.
 
     Raises:
-        LoraFormatError: if it cannot be read as a LoRA, or somebody writes it just now.
+        LoraFormatError: if it cannot be read as a LoRA, or somebody writes it meanwhile.
     """
     state = state_of(name)
     lora = _loaded.pop(state, None)

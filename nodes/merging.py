@@ -44,7 +44,7 @@ def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") ->
     """A few lines for the node: what was merged, how, and what was left out."""
     if merged is None:
         return "No LoRA is on: model and CLIP are unchanged."
-    how = merged.combination_type or merged.recipe.method.name
+    how = merged.combination_type or merged.settings.method.name
     ranks = "low rank" if all(layer.is_low_rank for layer in merged.results.values()) else "full rank"
     count = len(merged.loras)
     lines = [f"{how} of {count} LoRA{'s' * (count != 1)}, {len(merged.layers)} layers, {ranks}"]

@@ -13,7 +13,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from ..merge_ops.kinds import Full, Hadamard, Kronecker
 from ..merge_ops.merged import Merged, MergedLayer
 from ..merge_ops.registry import get_method
-from ..merge_ops.spaces import LayerStack, Recipe, merged_tiles
+from ..merge_ops.spaces import LayerStack, Settings, merged_tiles
 from ..merge_ops.types import LowRank
 from .memory import tiles_or_on_cpu
 from .targets import Target
@@ -37,11 +37,17 @@ class MergedAdapter(WeightAdapterBase):
     @classmethod
     def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
         """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
-        stack, recipe = layer.stack, layer.recipe
+        stack, settings = layer.stack, layer.settings
         parts = tuple(
             (type(part).__name__, *(getattr(part, f.name) for f in fields(part))) for part in stack.parts
         )
-        how = (recipe.method.name, tuple(recipe.params.items()), recipe.space, recipe.scale, recipe.seed)
+        how = (
+            settings.method.name,
+            tuple(settings.params.items()),
+            settings.space,
+            settings.scale,
+            settings.seed,
+        )
         return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how, whole))
 
     def layer(self) -> MergedLayer:
@@ -50,8 +56,8 @@ class MergedAdapter(WeightAdapterBase):
         method, params, space, scale, seed = how
         layers = tuple(_KINDS[kind](*values) for kind, *values in parts)
         stack = LayerStack(name, layers, tuple(weights), tuple(identities))
-        recipe = Recipe(get_method(method), dict(params), space, None, scale, seed)
-        return MergedLayer(stack, recipe, thresholds)
+        settings = Settings(get_method(method), dict(params), space, None, scale, seed)
+        return MergedLayer(stack, settings, thresholds)
 
     def calculate_weight(
         self,
@@ -73,10 +79,10 @@ class MergedAdapter(WeightAdapterBase):
             return weight
 
         def tiles(device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-            return merged_tiles(layer.stack, layer.recipe, layer.thresholds, device)
+            return merged_tiles(layer.stack, layer.settings, layer.thresholds, device)
 
         for start, tile in tiles_or_on_cpu(tiles, weight.device):
-            scaled = tile.mul_(strength * layer.recipe.scale)
+            scaled = tile.mul_(strength * layer.settings.scale)
             rows[start : start + tile.shape[0]] += scaled.type(weight.dtype)
         return weight
 
@@ -93,7 +99,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         for name, target in targets.items()
         if (layer := layers.get(name)) is not None
         and layer.fixed is None
-        and layer.recipe.method.linear
+        and layer.settings.method.linear
         and layer.stack.is_low_rank
     }
     for index in range(len(merged.loras) if plain else 0):
@@ -125,7 +131,7 @@ def _add_one_lora(
             weight = merged.text_weights[index] if text else merged.weights[index]
             by_weight.setdefault(weight, {})[target] = _lora_adapter(layer)
     for weight, patches in by_weight.items():
-        patcher.add_patches(patches, weight * merged.recipe.scale * strength)
+        patcher.add_patches(patches, weight * merged.settings.scale * strength)
 
 
 def _adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:

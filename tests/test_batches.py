@@ -6,7 +6,7 @@ import torch
 from merge_ops import Lora, merge
 from merge_ops.batches import batches, merge_batch
 from merge_ops.lineup import line_up
-from merge_ops.merge import _recipe
+from merge_ops.merge import _settings
 
 ELSEWHERE = torch.device("meta")  # any device that is not the CPU
 SHAPES = {f"layer.{i}": (40, 30) if i % 3 else (24, 50) for i in range(8)}
@@ -31,9 +31,9 @@ def _only(lora, name):
 def test_together_as_alone(case, loras):
     method, params, space, rank = CASES[case]
     weights = [0.7, -0.4, 1.2]
-    recipe = _recipe(method, params, space, rank, 1.5, 0)
+    settings = _settings(method, params, space, rank, 1.5, 0)
     stacks = line_up(loras, weights)
-    groups = list(batches(stacks, recipe, ELSEWHERE))
+    groups = list(batches(stacks, settings, ELSEWHERE))
     assert sorted(len(group) for group in groups) == [3, 5]
     assert sorted(s.name for group in groups for s in group) == sorted(SHAPES)
     alone = [
@@ -52,7 +52,7 @@ def test_together_as_alone(case, loras):
     ]
     wanted = {name: merged for each in alone for name, merged in each.items()}
     for group in groups:
-        for layer in merge_batch(group, recipe, torch.device("cpu"), torch.float32):
+        for layer in merge_batch(group, settings, torch.device("cpu"), torch.float32):
             exact = wanted[layer.stack.name].delta(layer.stack.name)
             torch.testing.assert_close(layer.matrix(), exact, rtol=1e-4, atol=1e-5)
             assert layer.energy_kept == pytest.approx(
@@ -70,12 +70,12 @@ def test_what_is_not_batched(loras, make_lora):
         ("linear", {}, "delta", 3, torch.device("cpu")),
         ("linear", {}, "delta", 3, None),
     ):
-        recipe = _recipe(name, params, space, rank, 1.0, 0)
-        assert [len(group) for group in batches(stacks, recipe, device)] == [1] * 8
+        settings = _settings(name, params, space, rank, 1.0, 0)
+        assert [len(group) for group in batches(stacks, settings, device)] == [1] * 8
     other = make_lora("d", shapes={"layer.1": (40, 30)}, rank=4, alpha=1, seed=9)
-    recipe = _recipe("linear", {}, "factors", None, 1.0, 0)
+    settings = _settings("linear", {}, "factors", None, 1.0, 0)
     mixed = line_up([*loras, other], [*weights, 1.0])
-    assert sorted(len(g) for g in batches(mixed, recipe, ELSEWHERE)) == [1, 3, 4]
+    assert sorted(len(g) for g in batches(mixed, settings, ELSEWHERE)) == [1, 3, 4]
 
 
 def test_the_order_of_the_layers_stays(loras):

@@ -191,7 +191,7 @@ def _print_plan(merged: Merged, as_json: bool) -> None:
 
 
 def _title(merged: Merged) -> str:
-    how: Any = merged.combination_type or merged.recipe.method.name
+    how: Any = merged.combination_type or merged.settings.method.name
     names: list[Lora] = merged.loras
     return f"{how} of " + " + ".join(
         f"{w:g} x {lora.name}" for lora, w in zip(names, merged.weights, strict=True)

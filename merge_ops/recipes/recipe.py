@@ -102,7 +102,7 @@ class Recipe:
     @classmethod
     def of(cls, merged: Merged, rank: int | None = None) -> Recipe:
         """The recipe of a merge. ``rank`` is that of saving; the rank of the merge wins over it."""
-        how = merged.recipe
+        how = merged.settings
         sources = tuple(
             Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight)
             for lora, weight, text_weight in zip(

@@ -12,11 +12,6 @@ from merge_ops import COMBINATION_TYPES, METHODS, MergeError, ParameterError, Re
 from merge_ops.recipes import Source, recipe_of
 from merge_ops.recipes.checked import is_plain_name
 
-SHAPES = {
-    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (24, 20),
-    "unet.down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2": (16, 40),
-    "text_encoder.text_model.encoder.layers.0.mlp.fc1": (32, 12),
-}
 WRITTEN_BY_0_1_0 = """{"recipe": 1, "version": "0.1.0", "sources": [{"name": "a", "sha256": "%s", "weight":
 0.7}, {"name": "b", "sha256": null, "weight": 0.3, "text_weight": 0.1}], "method": "ties", "space": "delta",
 "rank": 3, "params": {"density": 0.4, "majority_sign_method": "total"}, "scale": 1.5, "seed": 8}"""
@@ -49,30 +44,6 @@ def recipes(draw):
         own["svd_rank"] = draw(st.none() | st.integers(1, 64))
         own["svd_clamp"] = draw(st.none() | st.floats(0, 1))
     return Recipe(draw(sources), **own)
-
-
-@pytest.fixture
-def folder(tmp_path, make_lora):
-    """A folder with two LoRA files of the same layers, and the same two as PEFT folders, of UNet layers."""
-    home = tmp_path / "loras"
-    home.mkdir()
-    for seed, name in enumerate(("ink", "mia")):
-        merged = merge_ops.merge([make_lora(name, shapes=SHAPES, rank=4, alpha=6, seed=seed)])
-        merge_ops.save(merged, home / f"{name}.safetensors", dtype=torch.float32)
-        own = make_lora(name, shapes=dict(list(SHAPES.items())[:2]), rank=4, alpha=6, seed=seed + 10)
-        merge_ops.save(merge_ops.merge([own]), home / f"{name}_peft", format="peft", dtype=torch.float32)
-    return home
-
-
-@pytest.fixture
-def pair(folder):
-    return [merge_ops.load(folder / f"{name}.safetensors") for name in ("ink", "mia")]
-
-
-def same(a, b):
-    """Bit for bit."""
-    assert a.layers == b.layers
-    return all(torch.equal(a.delta(name), b.delta(name)) for name in a.layers)
 
 
 @given(recipes())
@@ -117,7 +88,7 @@ def test_any_text_is_a_recipe_or_a_merge_error(text):
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers", "peft"])
-def test_a_saved_file_is_made_again_from_its_recipe(form, folder, pair, tmp_path):
+def test_a_saved_file_is_made_again_from_its_recipe(form, folder, pair, tmp_path, same):
     """The recipe of the merge is in the file; run on its sources it gives the merge bit for bit."""
     if form == "peft":
         pair = [merge_ops.load(folder / f"{name}_peft") for name in ("ink", "mia")]
@@ -137,7 +108,7 @@ def test_a_saved_file_is_made_again_from_its_recipe(form, folder, pair, tmp_path
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("space", ["delta", "factors"])
-def test_every_method_runs_again(name, space, folder, pair):
+def test_every_method_runs_again(name, space, folder, pair, same):
     """With other than default parameters."""
     params = {p.name: "frequency" if p.choices else 0.3 for p in METHODS[name].params}
     merged = merge_ops.merge(pair, [1.0, 0.5], name, space=space, **params)
@@ -146,7 +117,7 @@ def test_every_method_runs_again(name, space, folder, pair):
 
 
 @pytest.mark.parametrize("name", COMBINATION_TYPES)
-def test_every_combination_type_runs_again(name, folder, pair):
+def test_every_combination_type_runs_again(name, folder, pair, same):
     """With PEFT's keywords, which some types ignore."""
     merged = merge_ops.merge(pair, [1.0, 0.5], combination_type=name, svd_rank=3, svd_clamp=0.9, density=0.4)
     recipe = Recipe.parse(Recipe.of(merged).to_json())

@@ -13,12 +13,6 @@ import merge_ops
 from merge_ops import LoraFormatError, MergeError, ParameterError, Recipe
 from merge_ops.recipes import Source
 
-SHAPES = {
-    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (24, 20),
-    "unet.down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2": (16, 40),
-    "text_encoder.text_model.encoder.layers.0.mlp.fc1": (32, 12),
-}
-
 
 class Trap:
     """Makes a file when it is unpickled."""
@@ -28,30 +22,6 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def folder(tmp_path, make_lora):
-    """A folder with two LoRA files of the same layers, and the same two as PEFT folders, of UNet layers."""
-    home = tmp_path / "loras"
-    home.mkdir()
-    for seed, name in enumerate(("ink", "mia")):
-        merged = merge_ops.merge([make_lora(name, shapes=SHAPES, rank=4, alpha=6, seed=seed)])
-        merge_ops.save(merged, home / f"{name}.safetensors", dtype=torch.float32)
-        own = make_lora(name, shapes=dict(list(SHAPES.items())[:2]), rank=4, alpha=6, seed=seed + 10)
-        merge_ops.save(merge_ops.merge([own]), home / f"{name}_peft", format="peft", dtype=torch.float32)
-    return home
-
-
-@pytest.fixture
-def pair(folder):
-    return [merge_ops.load(folder / f"{name}.safetensors") for name in ("ink", "mia")]
-
-
-def same(a, b):
-    """Bit for bit."""
-    assert a.layers == b.layers
-    return all(torch.equal(a.delta(name), b.delta(name)) for name in a.layers)
 
 
 def test_by_content_wherever_it_is_and_whatever_it_is_called(folder, pair, tmp_path):
@@ -139,7 +109,7 @@ def test_a_name_of_several_files(folder):
     assert merge_ops.find_sources(recipe, [folder])
 
 
-def test_one_file_as_two_sources(folder, pair):
+def test_one_file_as_two_sources(folder, pair, same):
     """With two weights."""
     merged = merge_ops.merge([pair[0], pair[0]], [0.5, 0.25])
     recipe = Recipe.of(merged)
