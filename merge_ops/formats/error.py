@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -26,12 +28,15 @@ def rounding_error(up: Tensor, down: Tensor, stored: LowRank) -> tuple[float, fl
     terms = (over.diagonal()[:rank] * under.diagonal()[:rank]).clamp(min=0).sqrt().sum()
     if norm <= _CANCELLED * float(terms) ** 2:
         return truncation_error((up * stored.scale, down), stored)
-    # (up + d_up) @ (down + d_down) - up @ down, as one product of stacked factors
-    mixed = torch.eye(2 * rank, dtype=torch.float64)
-    mixed[:rank, :rank] = 0
-    mixed[:rank, rank:] = mixed[rank:, :rank] = mixed[rank:, rank:] = torch.eye(rank)
-    error = float((over * (mixed @ under @ mixed.T)).sum())
+    mixing = _mixing(rank)
+    error = float((over * (mixing @ under @ mixing.T)).sum())
     return max(error, 0.0) * stored.scale**2, norm * stored.scale**2
+
+
+@cache
+def _mixing(rank: int) -> Tensor:
+    """(up + d_up) @ (down + d_down) - up @ down is [up, d_up] @ this @ [down, d_down]."""
+    return torch.kron(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.eye(rank)).to(torch.float64)
 
 
 def _gram(first: Tensor, second: Tensor) -> Tensor:

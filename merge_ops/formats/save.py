@@ -180,7 +180,8 @@ def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
     That is exact, and it keeps half precision away from its smallest numbers.
     """
-    sizes_up, sizes_down = up.norm(dim=0), down.norm(dim=1)
+    # for columns, torch's own norm takes several times as long
+    sizes_up, sizes_down = up.square().sum(dim=0).sqrt(), down.norm(dim=1)
     ratio = torch.where((sizes_up > 0) & (sizes_down > 0), sizes_down / sizes_up, torch.ones_like(sizes_up))
     factor = torch.exp2((ratio.log2() / 2).round())
     return up * factor, down / factor[:, None]
