@@ -1,6 +1,7 @@
 """The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` a line, ``#`` switches a line off.
 
-Needs neither ComfyUI nor torch.
+``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives strengths block by block. Needs neither
+ComfyUI nor torch.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from ..merge_ops.errors import ParameterError
 
 MAX_STRENGTH = 100.0
 _TAG = re.compile(r"<lora:([^<>\n]+)>")
+_BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRow:
-    """One line of the list. ``strength_clip`` None means the same as ``strength``."""
+    """One line of the list. ``strength_clip`` None means ``strength``; ``blocks`` is as written."""
 
     lora_name: str
     strength: float = 1.0
     strength_clip: float | None = None
     enabled: bool = True
+    blocks: str = ""
 
     @property
     def clip(self) -> float:
@@ -55,7 +58,9 @@ def format_rows(rows: list[LoraRow]) -> str:
 
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
     """Strengths are read from the right, since a name may hold colons."""
-    parts = tag.split(":")
+    found = _BLOCKS.search(tag)
+    blocks = found[1].strip() if found else ""
+    parts = (tag[: found.start()] if found else tag).split(":")
     strengths: list[float] = []
     while len(parts) > 1 and len(strengths) < 2 and (value := _number(parts[-1])) is not None:
         strengths.insert(0, value)
@@ -67,7 +72,11 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
         if not abs(value) <= MAX_STRENGTH:
             raise ParameterError(f"line {number} of the LoRA list: strength {value} is outside [-100, 100]")
     return LoraRow(
-        name, strengths[0] if strengths else 1.0, strengths[1] if len(strengths) > 1 else None, enabled
+        name,
+        strengths[0] if strengths else 1.0,
+        strengths[1] if len(strengths) > 1 else None,
+        enabled,
+        blocks,
     )
 
 
@@ -82,5 +91,6 @@ def _line(row: LoraRow) -> str:
     strengths = [row.strength] if row.strength_clip is None else [row.strength, row.strength_clip]
     if not all(map(math.isfinite, strengths)):
         raise ParameterError(f"the strength of {row.lora_name} is not a finite number")
-    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths)))
+    blocks = [f"blocks={row.blocks}"] if row.blocks else []
+    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *blocks))
     return f"<lora:{tag}>" if row.enabled else f"# <lora:{tag}>"

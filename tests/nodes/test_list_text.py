@@ -28,6 +28,8 @@ Row = lora_text.LoraRow
         ("<lora:a:1> <lora:b:2>,<lora:c:3>", [Row("a", 1.0), Row("b", 2.0), Row("c", 3.0)]),
         ("<lora:odd:name:0.5>", [Row("odd:name", 0.5)]),
         ("<lora:a:1:2:3>", [Row("a:1", 2.0, 3.0)]),
+        ("<lora:a:1:blocks=down:0.5 mid:1>", [Row("a", 1.0, blocks="down:0.5 mid:1")]),
+        ("<lora:a:1:0.5:lbw=1,0,0.5>", [Row("a", 1.0, 0.5, blocks="1,0,0.5")]),
     ],
 )
 def test_reading(text, rows):
@@ -57,7 +59,10 @@ names = st.text(
 strengths = st.integers(-1000, 1000).map(lambda n: n / 10)
 
 
-@given(st.lists(st.builds(Row, names, strengths, st.none() | strengths, st.booleans()), max_size=6))
+blocks = st.sampled_from(["", "down:0.5 mid:1", "1,0,0.5,1"])
+
+
+@given(st.lists(st.builds(Row, names, strengths, st.none() | strengths, st.booleans(), blocks), max_size=6))
 def test_writing_and_reading_back(rows):
     """``parse(format(rows)) == rows``."""
     assert lora_text.parse_rows(lora_text.format_rows(rows)) == rows
