@@ -33,7 +33,8 @@ def batches(
     groups: dict[Hashable, list[LayerStack]] = {}
     for stack in stacks:
         alike = (stack.weights, *((p.matrix_shape, p.rank, p.scale) for p in stack.parts))
-        groups.setdefault(alike if stack.is_low_rank else stack.name, []).append(stack)
+        by_factors = stack.is_low_rank and stack.parts[0].layout != "vector"
+        groups.setdefault(alike if by_factors else stack.name, []).append(stack)
     for group in groups.values():
         (rows, columns), inner = group[0].parts[0].matrix_shape, sum(group[0].ranks)
         entries = _ENTRIES_ON_CPU if where.type == "cpu" else _ENTRIES

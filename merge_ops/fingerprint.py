@@ -24,7 +24,7 @@ def fingerprint(lora: Lora) -> int:
     """
     lora = lora.origin or lora
     names = sorted(lora.layers)
-    step = -(-len(names) // _MAX_LAYERS)
+    step = -(-len(names) // _MAX_LAYERS) or 1
     total = torch.zeros(_BITS, dtype=torch.float64)
     for name in names[::step]:
         layer = lora.layers[name]
@@ -37,6 +37,11 @@ def fingerprint(lora: Lora) -> int:
         else:
             seen = left.to(torch.float32).T @ layer.matrix(torch.device("cpu"))  # (bits, columns)
             total += _signs(name, 1)[0] * (seen.to(torch.float64) * right.T).sum(dim=1)
+    for name in sorted(lora.based):  # what these add is only known beside a model
+        for tensor in lora.based[name].tensors:
+            matrix = tensor.to("cpu", torch.float64).reshape(len(tensor) if tensor.ndim else 1, -1)
+            seen = _signs("up", matrix.shape[0]).T @ matrix
+            total += _signs(name, 1)[0] * (seen * _signs("down", matrix.shape[1]).T).sum(dim=1)
     return sum(1 << bit for bit, value in enumerate(total.tolist()) if value > 0)
 
 

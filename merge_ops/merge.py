@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
+from .base import BaseWeights, agreed, bind
 from .batches import batches, merge_batch
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
@@ -35,6 +37,9 @@ def merge(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    base: Any = None,
+    reader: str = "peft",
+    keep: str | None = None,
     combination_type: str | None = None,
     svd_rank: int | None = None,
     svd_clamp: float | None = None,
@@ -55,13 +60,20 @@ def merge(
         device: where to compute, by torch's name; None is where the tensors are. What is kept stays there.
         dtype: of the result; float32 by default. Computation is in float32.
         progress: called as ``progress(done, total, layer)``; an exception from it ends the merge.
+        base: the base model, for adapters whose change depends on its weights (DoRA, GLoRA, OFT, BOFT,
+            (IA)3): a safetensors file, a folder of diffusers or transformers, of which only the weights that
+            are needed are read; a model or pipeline; or a function from a layer's name to its weight.
+        reader: whose arithmetic such adapters follow where programs differ: ``peft`` (and the trainers), or
+            ``comfyui``, which takes the norms of a DoRA from the weight without the LoRA.
+        keep: name of the LoRA whose heads and other whole weights are kept where the LoRAs differ in them.
         combination_type: a name of PEFT's ``add_weighted_adapter`` instead of ``method``, with PEFT's
             keywords ``svd_rank``, ``svd_clamp``, ``density`` and ``majority_sign_method``; as in PEFT, those
             that a type has no use for are ignored, and a single LoRA is merged as ``linear``.
 
     Raises:
         UnknownMethodError, ParameterError: for what was asked.
-        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
+        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer or about a whole weight, or
+            an adapter needs the base model and it is not given.
     """
     loras = list(loras)
     weights = _checked_weights(loras, weights)
@@ -74,6 +86,8 @@ def merge(
         _refuse_mixture(method, space, rank)
         settings = _peft_settings(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
     where = torch.device(device) if device is not None else None
+    loras = bind(loras, _base_weights(base), reader)
+    replaced = agreed(loras, keep)
     stacks = line_up(loras, weights, text_weights, needs_identity="generator" in settings.method.supplied)
     results: dict[str, MergedLayer] = {}
     scratch = Scratch()
@@ -86,8 +100,26 @@ def merge(
     if progress is not None:
         progress(len(stacks), len(stacks), "")
     return Merged(
-        results, loras, weights, text_weights, settings, where, dtype or torch.float32, combination_type
-    )
+        results, loras, weights, text_weights, settings, where, dtype or torch.float32, combination_type,
+        replaced, reader, keep,
+    )  # fmt: skip
+
+
+def _base_weights(base: Any) -> BaseWeights | None:
+    """What ``base`` stands for; only the code for that kind of base is imported."""
+    if base is None or (callable(base) and not isinstance(base, torch.nn.Module) and not _is_pipeline(base)):
+        return base
+    if isinstance(base, str | os.PathLike):
+        from .formats.checkpoint import open_base
+
+        return open_base(base)
+    from .models.base import weights_of
+
+    return weights_of(base)
+
+
+def _is_pipeline(base: Any) -> bool:
+    return isinstance(getattr(base, "components", None), dict)
 
 
 def _merge_group(
@@ -108,7 +140,7 @@ def _merge_group(
 def _merge_layer(
     stack: LayerStack, settings: Settings, device: torch.device | None, dtype: torch.dtype, scratch: Scratch
 ) -> MergedLayer:
-    if settings.space == "factors":
+    if settings.space == "factors" and stack.parts[0].layout != "vector":
         ups, downs = merge_factors([stack], settings, device)
         # a rank is cut from what was computed, not from what its dtype keeps of it
         kept = dtype if settings.rank is None else torch.float32
@@ -121,6 +153,8 @@ def _merge_layer(
 
 def _check_factors(stack: LayerStack) -> None:
     for part in stack.parts:
+        if part.layout == "vector":
+            continue  # it has one factor, itself
         if not isinstance(part, LowRank):
             raise IncompatibleLoraError(
                 f"{stack.name} is a {type(part).__name__} adapter, which has no up and down factors; "

@@ -14,7 +14,7 @@ from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_o
 from .report import LayerReport, MergeReport, sign_conflict
 from .scratch import Scratch
 from .spaces import LayerStack, Settings, concatenated, merge_deltas
-from .types import Layer, Lora, LowRank
+from .types import Layer, Lora, LowRank, Replacement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +38,11 @@ class MergedLayer:
     def template(self) -> Layer:
         """The part that says most about the weight: some kinds do not know the kernel of a convolution."""
         return next((part for part in self.stack.parts if part.knows_its_kernel), self.stack.parts[0])
+
+    @property
+    def padded_to(self) -> tuple[int, ...]:
+        """The shape that the base weight is padded to with zeros; the parts agree on it, or have none."""
+        return next((p.padded_to for p in self.stack.parts if isinstance(p, LowRank) and p.padded_to), ())
 
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """The merged delta as a float32 matrix ``(out, in)``."""
@@ -95,7 +100,8 @@ class Merged:
     def __init__(
         self, results: dict[str, MergedLayer], loras: list[Lora], weights: list[float],
         text_weights: list[float], settings: Settings, device: torch.device | None, dtype: torch.dtype,
-        combination_type: str | None = None,
+        combination_type: str | None = None, replaced: dict[str, Replacement] | None = None,
+        reader: str = "peft", keep: str | None = None,
     ) -> None:  # fmt: skip
         self.results = results
         self.loras = loras
@@ -103,6 +109,9 @@ class Merged:
         self.text_weights = text_weights
         self.settings = settings
         self.combination_type = combination_type
+        self.replaced = replaced or {}  # weights that take the place of the base model's
+        self.reader = reader
+        self.keep = keep
         self._device = device
         self._dtype = dtype
 
@@ -158,6 +167,7 @@ class Merged:
             )
             for name, layer in self.results.items()
         ]
+        rows += [LayerReport(name, "passed", weight.why) for name, weight in self.replaced.items()]
         return MergeReport.of(rows, self.loras)
 
 

@@ -80,5 +80,5 @@ def _strangers(loras: list[Lora]) -> list[str]:
         f"{a.name} and {b.name} share no layer, so nothing is merged between them"
         for i, a in enumerate(loras)
         for b in loras[i + 1 :]
-        if a.layers.keys().isdisjoint(b.layers)
+        if a.layers and b.layers and a.layers.keys().isdisjoint(b.layers)
     ]

@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding"]
+Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding", "vector"]
 Index = slice | Tensor
 Rows = Callable[..., Tensor]  # rows(index, out=None): float32 rows of a delta, with its scale
 
@@ -20,7 +20,8 @@ Rows = Callable[..., Tensor]  # rows(index, out=None): float32 rows of a delta, 
 class Layer(ABC):
     """The delta of one layer, of any kind: a matrix ``(out, in)``, made a few rows at a time.
 
-    A convolution's kernel is folded into the columns, and remembered in ``kernel`` where the file says it.
+    A convolution's kernel is folded into the columns, and remembered in ``kernel`` where the file says it. A
+    bias, or the weight of a norm, is a matrix of one column.
     """
 
     scale: float
@@ -66,6 +67,8 @@ class Layer(ABC):
         rows, columns = self.matrix_shape
         if self.stored_in_out:
             return columns, rows
+        if self.layout == "vector":
+            return (rows,)
         return (rows, columns // math.prod(self.kernel), *self.kernel)
 
     @property
@@ -99,6 +102,7 @@ class LowRank(Layer):
     layout: Layout = "linear"
     kernel: tuple[int, ...] = ()  # (kh, kw) of a convolution
     key: str = ""  # the module's name as the file spells it
+    padded_to: tuple[int, ...] = ()  # the shape that the base weight is padded to with zeros, if it is
 
     @property
     def rank(self) -> int:
@@ -125,12 +129,46 @@ class LowRank(Layer):
         return replace(self, scale=self.scale * factor)
 
 
+class BaseDependent(ABC):
+    """An adapter of one weight whose change depends on the weight itself. The kinds are in ``based``."""
+
+    kind: ClassVar[str]
+    layout: Layout
+    key: str
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it is made of."""
+
+    @abstractmethod
+    def change(self, weight: Tensor, reader: str) -> Tensor:
+        """What is added to a float32 weight ``(out, in, *kernel)`` or ``(out,)`` at strength 1, likewise.
+
+        ``reader`` is the program whose arithmetic is followed where programs differ, one of ``READERS``.
+        """
+
+
+READERS = ("peft", "comfyui")
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A weight that is put in place of that of the base model: a head, a set patch, a trained bias."""
+
+    value: Tensor
+    why: str
+    key: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Lora:
     """One LoRA: its layers by canonical name, and whatever else its file held.
 
-    ``unmerged`` names what was found but cannot take part in a merge, with the reason, so that nothing
-    disappears without a word.
+    A layer is named like its module, and stands for the module's weight; ``module.bias`` is its bias.
+    ``based`` holds the adapters whose change depends on the weight of the base model, and ``replaced`` the
+    weights that are put in place of those of the base. ``unmerged`` names what was found but cannot take part
+    in a merge, with the reason, so that nothing disappears without a word.
     """
 
     name: str
@@ -143,8 +181,10 @@ class Lora:
     sha256: str | None = None
     config: dict[str, Any] | None = None  # adapter_config.json of a PEFT folder
     origin: Lora | None = None  # what this was cut from or renamed; random masks are drawn by that
+    based: dict[str, BaseDependent] = field(default_factory=dict)
+    replaced: dict[str, Replacement] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
-        """The largest rank of any layer."""
-        return max(layer.rank for layer in self.layers.values())
+        """The largest rank of any layer; 1 without layers."""
+        return max((layer.rank for layer in self.layers.values()), default=1)

@@ -11,10 +11,11 @@ from ..formats import load, save
 from ..merge import merge
 from ..merged import Merged
 from ..registry import METHODS, Param, get_method
-from ..types import Lora
+from ..types import READERS, Lora
 from .options import (
     DTYPES,
     Commands,
+    add_base,
     add_output,
     add_param,
     chosen_device,
@@ -63,6 +64,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     how.add_argument(
         "--svd-clamp", type=float, help="quantile at which PEFT's *svd types clamp their factors"
     )
+    how.add_argument("--keep", metavar="NAME", help="LoRA whose heads and other whole weights are kept")
+    how.add_argument(
+        "--reader",
+        choices=READERS,
+        default="peft",
+        help="whose arithmetic DoRA and OFT follow where programs differ (default: peft)",
+    )
+    add_base(how)
     for param in _params_of(argv).values():
         add_param(how, param)
     add_output(parser)
@@ -92,6 +101,9 @@ def run(args: argparse.Namespace) -> None:
             svd_rank=args.svd_rank,
             svd_clamp=args.svd_clamp,
             progress=progress,
+            base=args.base,
+            reader=args.reader,
+            keep=args.keep,
             **params,
         )
     finish(args, merged, args.rank)

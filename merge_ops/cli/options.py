@@ -32,6 +32,15 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--device", help="where to compute: cpu, cuda, mps, xpu (default: cpu)")
 
 
+def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option for the base model, which some kinds of adapters need."""
+    parser.add_argument(
+        "--base",
+        metavar="PATH",
+        help="the base model (a .safetensors file or a folder), needed for DoRA, GLoRA, OFT, BOFT and (IA)3",
+    )
+
+
 def add_param(parser: argparse._ArgumentGroup, param: Param) -> None:
     """Add the flag of one parameter of a method; its value is checked where all surfaces are checked."""
     flag = f"--{param.name.replace('_', '-')}"

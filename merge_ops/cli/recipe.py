@@ -11,7 +11,7 @@ from ..analyze import printable
 from ..errors import ParameterError
 from ..recipes import Recipe, find_sources, read_recipe
 from .merge import finish
-from .options import Commands, add_output, chosen_device, print_json, progress_bar, table
+from .options import Commands, add_base, add_output, chosen_device, print_json, progress_bar, table
 
 _EXAMPLES = """examples:
   lora-alloy recipe show both.safetensors
@@ -43,6 +43,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         help="where the sources are, or below it (default: the folder of FILE); by SHA-256, then by name",
     )  # fmt: skip
     runs.add_argument("--rank", type=int, help="truncate to this rank (default: as the recipe says)")
+    add_base(runs)
     add_output(runs)
     runs.set_defaults(run=run, parser=runs)
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         recipe = replace(recipe, rank=args.rank)
     loras = find_sources(recipe, args.folder or [Path(args.recipe).parent])
     with progress_bar("merging") as progress:
-        merged = recipe.run(loras, device=chosen_device(args.device), progress=progress)
+        merged = recipe.run(loras, device=chosen_device(args.device), progress=progress, base=args.base)
     finish(args, merged, recipe.rank)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraFormatError
-from ..types import Layer, Layout, LowRank
+from ..types import BaseDependent, Layer, Layout, LowRank, Replacement
+from .based import KINDS as BASED
+from .based import based, dora
 from .container import is_packed
-from .lycoris import full, loha, lokr
+from .lycoris import full, loha, lokr, vector
 from .module import RawModule, alpha_of
 
 # suffix of a key -> role; the longest suffix that fits wins
@@ -37,35 +42,59 @@ _ROLES = {
     ".lora_embedding_B.default": "embedding_up",
     ":down": "down",
     ":up": "up",
+    ".lora_up.bias": "up_bias",
+    ".lora.up.bias": "up_bias",
+    ".lora_B.bias": "up_bias",
+    ".lora_B.default.bias": "up_bias",
+    ".reshape_weight": "reshape",
     ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "w_norm",
+    ".b_norm": "b_norm",
+    ".set_weight": "set",
+    ".dora_scale": "magnitude",
+    **{
+        f".lora_magnitude_vector{end}": "peft_magnitude"
+        for end in ("", ".weight", ".default", ".default.weight")
+    },
+    **{f".{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
+    ".oft_blocks": "oft_blocks",
+    ".rescale": "rescale",
+    ".oft_R.weight": "oft_R",
+    ".oft_R.default.weight": "oft_R",
+    ".boft_R": "boft_R",
+    ".boft_R.default": "boft_R",
+    ".boft_s": "boft_s",
+    ".boft_s.default": "boft_s",
+    ".ia3_l": "ia3",
+    ".ia3_l.default": "ia3",
+    ".on_input": "on_input",
     **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
 }
 
-# suffix of a key -> the kind of adapter that it shows, for those that cannot be merged from factors yet
+# suffix of a key -> the kind of adapter that it shows, for those that cannot be merged
 _OTHER_KINDS = {
-    ".dora_scale": "DoRA",
-    ".lora_magnitude_vector": "DoRA",
-    ".lora_magnitude_vector.weight": "DoRA",
-    **{f".{part}.weight": "GLoRA" for part in ("a1", "a2", "b1", "b2", "bm")},
-    ".oft_blocks": "OFT",
-    ".oft_diag": "OFT",
-    ".oft_R.weight": "OFT",
-    ".boft_R": "BOFT",
-    ".boft_s": "BOFT",
-    ".ia3_l": "(IA)3",
-    ".on_input": "(IA)3",
-    ".diff_b": "bias difference",
-    ".w_norm": "norm difference",
-    ".b_norm": "norm difference",
-    ".set_weight": "replaced weight",
-    ".reshape_weight": "reshaped weight",
-    ".lora_B.bias": "bias of a LoRA",
-    ".lora_up.bias": "bias of a LoRA",
+    ".oft_diag": "OFT of an early trainer",
+    ".lambda_layer": "T-LoRA",
+    ".q_layer.weight": "T-LoRA",
+    ".p_layer.weight": "T-LoRA",
 }
-# these add to a module and leave its other tensors as they are
-_ON_THE_SIDE = {"bias of a LoRA", "bias difference"}
 _SUFFIXES = sorted((*_ROLES, *_OTHER_KINDS), key=len, reverse=True)
+
+# what the roles of a module's weight say about its kind; those of other roles go with any kind
+_KIND_OF_ROLE = {
+    **dict.fromkeys(("down", "up", "mid", "embedding_down", "embedding_up"), "LoRA"),
+    **{role: "LoHa" for role in _ROLES.values() if role.startswith("hada_")},
+    **{role: "LoKr" for role in _ROLES.values() if role.startswith("lokr_")},
+    **dict.fromkeys(("a1", "a2", "b1", "b2", "bm"), "GLoRA"),
+    **dict.fromkeys(("diff", "w_norm"), "full difference"),
+    **dict.fromkeys(("oft_blocks", "rescale"), "OFT"),
+    "oft_R": "OFT of PEFT",
+    **dict.fromkeys(("boft_R", "boft_s"), "BOFT of PEFT"),
+    **dict.fromkeys(("ia3", "on_input"), "(IA)3"),
+    "set": "replaced weight",
+}
 
 
 def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, RawModule], list[str]]:
@@ -74,6 +103,9 @@ def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, Ra
     unknown: list[str] = []
     for key, tensor in tensors.items():
         suffix = _suffix_of(key)
+        if suffix is None and f"{key.removesuffix('.weight')}.on_input" in tensors:
+            modules.setdefault(key[:-7], RawModule(key[:-7])).tensors["ia3"] = tensor
+            continue
         if suffix is None:
             unknown.append(key)
             continue
@@ -96,44 +128,79 @@ def _suffix_of(key: str) -> str | None:
 
 
 def reason_not_merged(module: RawModule) -> str | None:
-    """Why a module cannot be merged yet, or None if it can."""
-    if module.other_kinds - _ON_THE_SIDE or (module.other_kinds and not module.tensors):
-        return f"{' + '.join(sorted(module.other_kinds))} is not merged yet"
-    if set(module.tensors) == {"alpha"}:
+    """Why a module cannot be merged, or None if it can."""
+    if module.other_kinds:
+        return f"{' + '.join(sorted(module.other_kinds))}, which is not merged"
+    lonely = set(module.tensors) - {"alpha"}
+    if not lonely:
         return "an alpha without the factors it belongs to"
-    if "diff" in module.tensors and module.tensors["diff"].ndim < 2:
-        return "full difference of a vector is not merged yet"
+    if lonely in ({"magnitude"}, {"peft_magnitude"}):
+        return "the magnitudes of a DoRA without the factors they belong to"
     return None
 
 
-def reasons_on_the_side(module: RawModule) -> dict[str, str]:
-    """What stands beside a module that is merged and is left out itself, by the last part of its name."""
-    kinds = sorted(module.other_kinds & _ON_THE_SIDE)
-    return {"bias": f"{' + '.join(kinds)} is not merged yet"} if kinds else {}
+def kind_of(module: RawModule, file: str) -> str | None:
+    """The kind of adapter that a module's weight has; None if only its bias is adapted.
 
-
-def layer_of(module: RawModule, scale: float | None, file: str, transposed: bool = False) -> Layer:
-    """The module as a layer; ``scale`` None: as the file's own alpha says."""
-    kinds = {_kind_of(role) for role in module.tensors} - {"alpha"}
+    Raises:
+        LoraFormatError: if it is of two kinds at once.
+    """
+    kinds = {_KIND_OF_ROLE[role] for role in module.tensors if role in _KIND_OF_ROLE}
     if len(kinds) > 1:
         raise LoraFormatError(
             f"{file}: {module.stem} is of two kinds at once ({', '.join(sorted(kinds))}); keep one of them"
         )
-    if kinds == {"LoHa"}:
+    return kinds.pop() if kinds else None
+
+
+def adapters_of(
+    module: RawModule, scale: float | None, config: dict[str, Any], file: str
+) -> Iterator[tuple[str, Layer | BaseDependent | Replacement]]:
+    """What a module holds, each with what follows the module's name: ``""`` or ``.bias``.
+
+    ``scale`` None: as the file's own alpha says. ``config`` is that of a PEFT folder.
+    """
+    kind = kind_of(module, file)
+    transposed = bool(config.get("fan_in_fan_out"))
+    if kind == "replaced weight":
+        yield "", Replacement(module.tensors["set"], "a weight that is set (set_weight)", module.stem)
+    elif kind in BASED:
+        for place, adapter in based(module, kind, config, file).items():
+            turned = transposed and not place
+            yield place, replace(adapter, layout="fan_in_fan_out") if turned else adapter  # type: ignore[type-var]
+    elif kind is not None:
+        layer = _additive(module, kind, scale, file, transposed)
+        is_dora = not module.tensors.keys().isdisjoint(("magnitude", "peft_magnitude"))
+        yield "", dora(layer, module, file) if is_dora else layer
+    bias = _bias_of(module, scale, file)
+    if bias is not None:
+        yield ".bias", bias
+
+
+def _additive(module: RawModule, kind: str, scale: float | None, file: str, transposed: bool) -> Layer:
+    if kind == "LoHa":
         return loha(module, scale, file)
-    if kinds == {"LoKr"}:
+    if kind == "LoKr":
         return lokr(module, scale, file)
-    if kinds == {"full difference"}:
+    if kind == "full difference":
         return full(module, file)
     return low_rank(module, scale, file, transposed)
 
 
-def _kind_of(role: str) -> str:
-    if role.startswith("hada_"):
-        return "LoHa"
-    if role.startswith("lokr_"):
-        return "LoKr"
-    return {"diff": "full difference", "alpha": "alpha"}.get(role, "LoRA")
+def _bias_of(module: RawModule, scale: float | None, file: str) -> LowRank | None:
+    """What a module adds to its bias, if it does: a trained difference, or the bias of a LoRA's ``up``."""
+    t = module.tensors
+    found = [role for role in ("up_bias", "diff_b", "b_norm") if role in t]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise LoraFormatError(
+            f"{file}: {module.stem} changes its bias twice ({', '.join(found)}); keep one of them"
+        )
+    factor = 1.0
+    if found == ["up_bias"] and "down" in t:  # the factors of such a pair are scaled with it
+        factor = alpha_of(module, file, t["down"].shape[0]) if scale is None else scale
+    return vector(t[found[0]], factor, module, file)
 
 
 def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool = False) -> LowRank:
@@ -156,7 +223,8 @@ def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool
     if scale is None:
         scale = alpha_of(module, file, rank)
     flat = down.flatten(1) if "mid" not in t else _with_core(t["mid"], down)
-    return LowRank(up.flatten(1), flat, scale, layout, kernel, module.stem)
+    padded_to = tuple(int(size) for size in t["reshape"].flatten().tolist()) if "reshape" in t else ()
+    return LowRank(up.flatten(1), flat, scale, layout, kernel, module.stem, padded_to)
 
 
 def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, stem: str, file: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..kinds import Full, Hadamard, Kronecker
-from ..types import Layout
+from ..types import Layout, LowRank
 from .module import RawModule, alpha_of, check_factors
 
 
@@ -18,7 +18,7 @@ def loha(module: RawModule, scale: float | None, file: str) -> Hadamard:
         _needed(module, f"hada_{name}", file) for name in ("w1_a", "w1_b", "w2_a", "w2_b")
     )
     core_1, core_2 = t.get("hada_t1"), t.get("hada_t2")
-    check_factors(module, [tensor for role, tensor in t.items() if role != "alpha"], file)
+    check_factors(module, [tensor for role, tensor in t.items() if role.startswith("hada_")], file)
     rank = down_1.shape[0]
     kernel: tuple[int, ...] = ()
     if core_1 is not None and core_2 is not None:
@@ -51,12 +51,27 @@ def lokr(module: RawModule, scale: float | None, file: str) -> Kronecker:
     return Kronecker(left, right, nominal, scale, layout, kernel, module.stem)
 
 
-def full(module: RawModule, file: str) -> Full:
-    """The tensor as it is; alpha has no meaning for it."""
-    change = _needed(module, "diff", file)
+def full(module: RawModule, file: str) -> Full | LowRank:
+    """The tensor as it is; alpha has no meaning for it. That of a norm's weight is a vector."""
+    change = module.tensors.get("diff", module.tensors.get("w_norm"))
+    if change is None:
+        raise LoraFormatError(f"{file}: {module.stem} has no diff; the file is incomplete")
+    if change.ndim == 1:
+        return vector(change, 1.0, module, file)
     check_factors(module, (change,), file)
     kernel = tuple(change.shape[2:])
     return Full(change.flatten(1), 1.0, "conv" if kernel else "linear", kernel, module.stem)
+
+
+def vector(change: Tensor, scale: float, module: RawModule, file: str) -> LowRank:
+    """The change of a bias or of a norm's weight: a matrix of one column, which has rank 1."""
+    if change.ndim != 1:
+        raise LoraFormatError(
+            f"{file}: the change of a bias of {module.stem} has the shape {tuple(change.shape)}, which is "
+            "no vector"
+        )
+    check_factors(module, (change[:, None],), file)
+    return LowRank(change[:, None], change.new_ones(1, 1), scale, "vector", (), module.stem)
 
 
 def _kronecker_factor(module: RawModule, name: str, file: str) -> tuple[Tensor, int | None, tuple[int, ...]]:

@@ -14,11 +14,12 @@ from .header import shown
 CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
 _MAX_REPEATS = 3  # each adds a power of the name's length to the time that matching may take
-_PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say
+_PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say, and for the rank too
+_KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a PEFT folder; only plain LoRA is read."""
+    """The configuration of a PEFT folder, of a kind that is merged."""
     if not path.is_file():
         raise LoraFormatError(
             f"{path.parent.name} is a folder without {CONFIG_NAME}; give a PEFT adapter folder"
@@ -38,9 +39,10 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME} is not a JSON object")
     kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
+    if kind not in _KINDS:
         raise LoraFormatError(
-            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which is not merged yet"
+            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which is not merged; "
+            f"{', '.join(_KINDS)} are"
         )
     if not isinstance(config.get("auto_mapping") or {}, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
@@ -50,23 +52,26 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def check_scales(config: dict[str, Any], where: str) -> None:
     """Refuse a configuration whose alphas are not numbers or whose patterns are not regular expressions."""
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise LoraFormatError(f"{where}: alpha_pattern is not an object")
-    alphas = {"lora_alpha": config.get("lora_alpha", _PEFT_ALPHA), **patterns}
+    patterns, ranks = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
+    if not isinstance(patterns, dict) or not isinstance(ranks, dict):
+        raise LoraFormatError(f"{where}: alpha_pattern or rank_pattern is not an object")
+    alphas = {"lora_alpha": _alpha(config), **patterns}
     for name, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
             raise LoraFormatError(f"{where}: the alpha {shown(name)} is {shown(alpha)}, not a finite number")
-        try:
-            re.compile(name)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise LoraFormatError(
-                f"{where}: {shown(name)} in alpha_pattern is not a pattern: {error}"
-            ) from error
-        if _may_take_forever(name):
-            raise LoraFormatError(
-                f"{where}: {shown(name)} in alpha_pattern repeats too much to be matched; write the names out"
-            )
+    for name in (*patterns, *ranks):
+        _check_pattern(name, where)
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise LoraFormatError(f"{where}: {shown(pattern)} is not a pattern: {error}") from error
+    if _may_take_forever(pattern):
+        raise LoraFormatError(
+            f"{where}: {shown(pattern)} repeats too much to be matched; write the names out"
+        )
 
 
 def _may_take_forever(pattern: str) -> bool:
@@ -75,13 +80,24 @@ def _may_take_forever(pattern: str) -> bool:
     return bool(re.search(r"\)[*+{]", plain)) or len(re.findall(r"[*+{]", plain)) > _MAX_REPEATS
 
 
-def scale_from_config(config: dict[str, Any], module: str, rank: int) -> float:
+def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> float:
     """``alpha / rank``, or ``alpha / sqrt(rank)`` with rsLoRA; patterns are matched as PEFT matches them.
 
-    ``rank`` is that of the tensors, which wins over the configuration.
+    ``rank`` is that of the tensors, which wins over the configuration; None where they have none.
     """
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", _PEFT_ALPHA))
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, _alpha(config))
+    if rank is None:
+        rank = _by_pattern(config.get("rank_pattern") or {}, module, config.get("r", _PEFT_ALPHA))
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise LoraFormatError(
+                f"{CONFIG_NAME}: the rank of {module} is {shown(rank)}, not a number from 1"
+            )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _alpha(config: dict[str, Any]) -> Any:
+    name = "alpha" if config.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
+    return config.get(name, _PEFT_ALPHA)
 
 
 def _by_pattern(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:

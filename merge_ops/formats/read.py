@@ -14,22 +14,26 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LoraFormatError
-from ..types import Layer, Lora
-from .adapters import group_by_module, layer_of, low_rank, reason_not_merged, reasons_on_the_side
+from ..types import BaseDependent, Layer, Lora, Replacement
+from .adapters import adapters_of, group_by_module, low_rank, reason_not_merged
 from .container import changed, file_digest, read_container
 from .module import RawModule
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
 from .pti import is_pti, pti_layers, pti_role
+from .whole import whole_weights
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 _MAX_CONFIG = 2 << 20  # characters; real ones have a few thousand
+UNRECOGNISED = "unrecognised key"
 _COMPONENT_OF_CLASS = {
     "UNet2DConditionModel": "unet",
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder_2",
 }
+
+_RANK_ROLES = ("down", "embedding_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # rows of it are the rank
 
 Digest = Callable[..., str] | None
 ScaleOf = Callable[[RawModule], float | None]
@@ -127,11 +131,13 @@ def _read_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
         return canonical_name(f"{component}.{path}" if component else path)
 
     def scale_of(module: RawModule) -> float | None:
-        down = module.tensors.get("down", module.tensors.get("embedding_down"))
         path = module.stem.removeprefix("base_model.model.")
-        return None if down is None else scale_from_config(config, path, down.shape[0])
+        shapes = [t.shape for role in _RANK_ROLES if (t := module.tensors.get(role)) is not None]
+        if not shapes and module.tensors.keys().isdisjoint(("lokr_w1", "lokr_w1_a")):
+            return None
+        return scale_from_config(config, path, shapes[0][0] if shapes and shapes[0] else None)
 
-    lora = _build(folder.name, tensors, name_of, scale_of, bool(config.get("fan_in_fan_out")))
+    lora = _build(folder.name, tensors, name_of, scale_of, config)
     lora = replace(lora, dialect="peft", metadata=metadata, config=config)
     return _located(lora, folder, digest, file, folder / CONFIG_NAME)
 
@@ -146,9 +152,7 @@ def _from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[s
     for key, tensor in tensors.items():
         role = pti_role(key)
         if role is None:
-            unmerged[key] = (
-                "textual-inversion embedding, not a LoRA" if key.startswith("<") else "unrecognised key"
-            )
+            unmerged[key] = "textual-inversion embedding, not a LoRA" if key.startswith("<") else UNRECOGNISED
             continue
         component, index, half = role
         names = pti_layers(component, metadata, file)
@@ -164,34 +168,44 @@ def _build(
     tensors: dict[str, Tensor],
     name_of: Callable[[str], str],
     scale_of: ScaleOf,
-    transposed: bool = False,
+    config: dict[str, Any] | None = None,
 ) -> Lora:
-    """The layers of a file, and what is in it besides; ``file`` is for messages."""
+    """The layers of a file, and what is in it besides; ``config`` is that of a PEFT folder."""
     modules, unknown = group_by_module(tensors, file)
+    whole = {} if config is None else whole_weights(unknown, tensors, config)
+    unmerged = {key: UNRECOGNISED for key in unknown if key not in whole}
+    replaced = {name_of(stem): weight for stem, weight in whole.values()}
     layers: dict[str, Layer] = {}
-    unmerged = dict.fromkeys(unknown, "unrecognised key")
+    based: dict[str, BaseDependent] = {}
     for stem, module in modules.items():
         name, reason = name_of(stem), reason_not_merged(module)
         if reason is not None:
             unmerged[name] = reason
             continue
-        if name in layers:
-            raise LoraFormatError(
-                f"{file}: {layers[name].key} and {stem} are one layer in two spellings; keep one of them"
-            )
-        layers[name] = layer_of(module, scale_of(module), file, transposed)
-        unmerged |= {f"{name}.{part}": reason for part, reason in reasons_on_the_side(module).items()}
-    if not layers:
+        for place, found in adapters_of(module, scale_of(module), config or {}, file):
+            other = layers.get(name + place) or based.get(name + place) or replaced.get(name + place)
+            if other is not None and not (isinstance(other, Replacement) and isinstance(found, Layer)):
+                raise LoraFormatError(
+                    f"{file}: {other.key} and {stem} are one layer in two spellings; keep one of them"
+                )
+            if isinstance(found, Layer):
+                layers[name + place] = found
+            elif isinstance(found, BaseDependent):
+                based[name + place] = found
+            else:
+                replaced[name + place] = found
+    if not (layers or based or replaced):
         raise LoraFormatError(_nothing_usable(file, list(modules) + unknown, unmerged))
     doubled = any(map(is_doubled, modules))
     warnings = ("the prefix 'unet' is doubled in the keys; it was read as one",) if doubled else ()
-    return Lora(file, layers, unmerged=unmerged, warnings=warnings)
+    return Lora(file, layers, unmerged=unmerged, warnings=warnings, based=based, replaced=replaced)
 
 
 def _nothing_usable(file: str, keys: list[str], unmerged: dict[str, str]) -> str:
-    kinds = sorted({reason for reason in unmerged.values() if reason.endswith("is not merged yet")})
-    if kinds:
-        return f"{file} holds no plain LoRA layer: {'; '.join(kinds)}"
+    reasons = {reason: name for name, reason in unmerged.items() if reason != UNRECOGNISED}
+    if reasons:
+        listed = "; ".join(f"{name} is {reason}" for reason, name in sorted(reasons.items()))
+        return f"{file} holds nothing that can be merged: {listed}"
     shown = ", ".join(repr(key) for key in keys[:3]) or "none"
     return (
         f"{file} holds no LoRA: its keys are {shown}, and keys such as 'lora_unet_….lora_down.weight' "

@@ -19,9 +19,10 @@ from ..recipes import recipe_of
 from ..scratch import Scratch
 from ..types import LowRank
 from .container import is_finite
+from .described import file_metadata, peft_config
 from .error import rounding_error, truncation_error
 from .verified import EXISTS, write_verified
-from .write import FORMATS, file_metadata, file_tensors, module_names, peft_config, resolve_format
+from .write import FORMATS, file_tensors, module_names, replaced_tensors, resolve_format
 
 _HALF = (torch.float16, torch.bfloat16)
 _DTYPES = (*_HALF, torch.float32)
@@ -88,7 +89,7 @@ def save(
     """
     target, form = Path(path), resolve_format(format, merged.loras[0])
     _check_request(target, form, rank, dtype, overwrite)
-    stems = stems or module_names(merged.layers, form, merged.loras)
+    stems = stems or module_names((*merged.layers, *merged.replaced), form, merged.loras)
     alpha = _common_rank(merged, rank) if form == "kohya" else None
     layers: dict[str, LowRank] = {}
     scratch = Scratch()
@@ -100,13 +101,13 @@ def save(
         saved.append(line)
         squares = [squares[0] + error, squares[1] + norm]
     recipe = recipe_of(merged, rank)
-    tensors = file_tensors(layers, stems, form)
+    tensors = file_tensors(layers, stems, form) | replaced_tensors(merged.replaced, stems, form)
     metadata = file_metadata(layers, form, merged.loras, recipe, target.stem, tensors)
-    config = peft_config(layers, stems, merged.loras) if form == "peft" else None
-    size = write_verified(target, tensors, metadata, config, layers, stems, overwrite)
+    config = peft_config(layers, stems, merged.loras, merged.replaced) if form == "peft" else None
+    size = write_verified(target, tensors, metadata, config, layers, stems, merged.replaced, overwrite)
     if progress is not None:
         progress(len(merged.layers), len(merged.layers), "")
-    largest = max(line.error for line in saved)
+    largest = max((line.error for line in saved), default=0.0)
     total = math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0
     return SaveReport(str(target), form, tuple(saved), largest, total, size)
 
@@ -143,7 +144,8 @@ def _limit(layer: MergedLayer, rank: int | None) -> int:
 
 
 def _common_rank(merged: Merged, rank: int | None) -> int:
-    return Counter(_limit(layer, rank) for layer in merged.results.values()).most_common(1)[0][0]
+    matrices = [layer for layer in merged.results.values() if layer.template.layout != "vector"]
+    return Counter(_limit(layer, rank) for layer in matrices).most_common(1)[0][0] if matrices else 1
 
 
 def _round(
@@ -158,6 +160,8 @@ def _round(
 
     Its scale is alpha over rank, or 1 without alpha.
     """
+    if layer.template.layout == "vector":
+        return _round_vector(name, layer, dtype)
     exact, limit, kept = layer.value(scratch=scratch), _limit(layer, rank), 1.0
     whole = isinstance(exact, tuple) and exact[1].shape[0] <= limit
     if isinstance(exact, tuple) and whole:
@@ -167,12 +171,31 @@ def _round(
         (up, down), kept = found.balanced(), found.energy_kept
     scale = 1.0 if alpha is None else alpha / down.shape[0]
     up, down = _balance(up / scale, down)
-    stored = LowRank(up.to(dtype), down.to(dtype), scale, layer.template.layout, layer.template.kernel)
-    if not (is_finite(stored.up) and is_finite(stored.down)):
-        raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
+    model = layer.template
+    stored = LowRank(
+        up.to(dtype), down.to(dtype), scale, model.layout, model.kernel, padded_to=layer.padded_to
+    )
+    _check_finite(name, stored, dtype)
     error, norm = rounding_error(up, down, stored) if whole else truncation_error(exact, stored)
     relative = math.sqrt(error / norm) if norm else 0.0
     return stored, SavedLayer(name, stored.rank, layer.energy_kept * kept, relative), error, norm
+
+
+def _round_vector(
+    name: str, layer: MergedLayer, dtype: torch.dtype
+) -> tuple[LowRank, SavedLayer, float, float]:
+    """A bias or the weight of a norm, which is stored as it is."""
+    exact = layer.matrix().cpu()
+    stored = LowRank(exact.to(dtype), torch.ones(1, 1, dtype=dtype), 1.0, "vector")
+    _check_finite(name, stored, dtype)
+    difference = stored.up.to(torch.float64) - exact
+    error, norm = float(difference.square().sum()), float(exact.to(torch.float64).square().sum())
+    return stored, SavedLayer(name, 1, 1.0, math.sqrt(error / norm) if norm else 0.0), error, norm
+
+
+def _check_finite(name: str, stored: LowRank, dtype: torch.dtype) -> None:
+    if not (is_finite(stored.up) and is_finite(stored.down)):
+        raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
 
 
 def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

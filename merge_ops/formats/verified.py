@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import MergeError, ParameterError
-from ..types import LowRank
+from ..types import LowRank, Replacement
 from .container import sort_metadata
 from .peft_config import CONFIG_NAME
 from .read import WEIGHTS_NAME, read_back
@@ -28,7 +28,7 @@ EXISTS = "{} exists already; choose another name, or ask to overwrite it"
 
 def write_verified(
     target: Path, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any] | None,
-    layers: dict[str, LowRank], stems: dict[str, str], overwrite: bool,
+    layers: dict[str, LowRank], stems: dict[str, str], replaced: dict[str, Replacement], overwrite: bool,
 ) -> int:  # fmt: skip
     """Write next to the target, verify, rename; return the size in bytes.
 
@@ -53,7 +53,7 @@ def write_verified(
             _sync(temporary / CONFIG_NAME)
             _sync_names(temporary)
         whole = file if config is None else temporary
-        _verify(whole, layers, stems)
+        _verify(whole, layers, stems, replaced)
         size = file.stat().st_size
         _put_in_place(whole, target, overwrite)
         _sync_names(target.parent)
@@ -65,15 +65,28 @@ def write_verified(
     return size
 
 
-def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> None:
+def _verify(
+    path: Path, layers: dict[str, LowRank], stems: dict[str, str], replaced: dict[str, Replacement]
+) -> None:
     """Read the file as anybody would, and require every layer, its bits and its scale."""
-    read = {layer.key: layer for layer in read_back(path).layers.values() if isinstance(layer, LowRank)}
-    if read.keys() != set(stems.values()):
+    whole = read_back(path)
+    read = {
+        (layer.key, _is_bias(name)): layer
+        for name, layer in whole.layers.items()
+        if isinstance(layer, LowRank)
+    }
+    if len(read) != len(layers) or len(whole.replaced) != len(replaced):
         raise MergeError(
-            f"the file read back has {len(read)} layers instead of {len(stems)}; nothing was saved"
+            f"the file read back has {len(read)} layers instead of {len(layers)}; nothing was saved"
         )
+    values = [weight.value for weight in whole.replaced.values()]
+    for name, weight in replaced.items():
+        if not any(_same_bits(value, weight.value.cpu()) for value in values):
+            raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
     for name, layer in layers.items():
-        found = read[stems[name]]
+        found = read.get((stems[name], _is_bias(name)))
+        if found is None:
+            raise MergeError(f"{name} is not in the file read back; nothing was saved")
         same = _same_bits(found.up, layer.up.cpu()) and _same_bits(found.down, layer.down.cpu())
         if (
             not same
@@ -83,11 +96,15 @@ def _verify(path: Path, layers: dict[str, LowRank], stems: dict[str, str]) -> No
             raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
 
 
+def _is_bias(name: str) -> bool:
+    return name.endswith(".bias")
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     """Compared as bytes, which is many times faster than as half precision numbers."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    one, other = (t.contiguous().view(torch.uint8).numpy() for t in (a, b))
+    one, other = (t.contiguous().flatten().view(torch.uint8).numpy() for t in (a, b))
     return np.array_equal(one, other)
 
 

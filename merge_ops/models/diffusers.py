@@ -34,7 +34,7 @@ def patched(target: Any, merged: Merged, strength: float = 1.0) -> Patch:
     Raises:
         IncompatibleLoraError: if no layer fits, or shapes disagree.
     """
-    return Patch(_finder(_components(target)), merged, strength)
+    return Patch(finder(target), merged, strength)
 
 
 def _components(target: Any) -> dict[str, nn.Module]:
@@ -54,13 +54,16 @@ def _components(target: Any) -> dict[str, nn.Module]:
     return {"text_encoder": target}
 
 
-def _finder(components: dict[str, nn.Module]) -> FindModule:
-    modules = {name: dict(component.named_modules()) for name, component in components.items()}
+def finder(target: Any) -> FindModule:
+    """A function from a layer's name to its module in a pipeline or model; None where there is none."""
+    modules = {name: dict(component.named_modules()) for name, component in _components(target).items()}
+    # layers of a text model that is no part of a pipeline are named by their paths in it
+    alone = dict(target.named_modules()) if isinstance(target, nn.Module) else {}
 
     def find(layer: str) -> nn.Module | None:
         component, _, path = layer.partition(".")
         own = modules.get(component, {})
         # transformers 5 dropped the level "text_model" that older versions and all files have
-        return own.get(path) or own.get(path.removeprefix("text_model."))
+        return own.get(path) or own.get(path.removeprefix("text_model.")) or alone.get(layer)
 
     return find

@@ -32,20 +32,30 @@ class Patch:
     def replace(self, merged: Merged, strength: float = 1.0) -> None:
         """Take the present merge out and add another one, without reading any file again.
 
+        Weights that the merge holds whole (heads, set weights) are put in place of the model's, whatever the
+        strength.
+
         Raises:
             IncompatibleLoraError: if no layer, or a layer of another shape, is found; the weights are then as
                 they were before the call.
         """
-        modules = {name: found for name in merged.layers if (found := self._find(name)) is not None}
+        names = dict.fromkeys((*merged.replaced, *merged.layers))
+        modules = {name: found for name in names if (found := self._module(name)) is not None}
         _check(merged, modules)
         self.restore()
-        self.matched = tuple(modules)
-        self.unmatched = tuple(name for name in merged.layers if name not in modules)
+        self.matched = tuple(name for name in merged.layers if name in modules)
+        self.unmatched = tuple(name for name in names if name not in modules)
         try:
-            for name, module in modules.items():
-                weight = _weight(module)
-                delta = merged.delta(name, device=weight.device) * strength
-                self._add(name, weight, delta.T if _is_turned(merged, name, module) else delta)
+            for name, weight in merged.replaced.items():
+                if name in modules:
+                    self._put(name, parameter(modules[name], name), weight.value)
+            for name in self.matched:
+                module = modules[name]
+                weight_now = parameter(module, name)
+                delta = merged.delta(name, device=weight_now.device) * strength
+                delta = delta.T if _is_turned(merged, name, module) else delta
+                changed = weight_now.detach().to(torch.float32) + delta.reshape(weight_now.shape)
+                self._put(name, weight_now, changed)
         except BaseException:
             self.restore()
             raise
@@ -54,13 +64,18 @@ class Patch:
         """Put the original weights back; calling it again does nothing."""
         with torch.no_grad():
             for name, original in self._originals.items():
-                _weight(self._find(name)).copy_(original)
+                module = self._module(name)
+                if module is not None:
+                    parameter(module, name).copy_(original)
         self._originals = {}
 
-    def _add(self, name: str, weight: Tensor, delta: Tensor) -> None:
+    def _module(self, name: str) -> nn.Module | None:
+        return self._find(name.removesuffix(".bias"))
+
+    def _put(self, name: str, weight: Tensor, value: Tensor) -> None:
         with torch.no_grad():
-            self._originals[name] = weight.to("cpu", copy=True)
-            weight.copy_(weight.to(torch.float32) + delta.reshape(weight.shape))
+            self._originals.setdefault(name, weight.to("cpu", copy=True))
+            weight.copy_(value)
 
     def __enter__(self) -> Patch:
         return self
@@ -71,12 +86,19 @@ class Patch:
         self.restore()
 
 
-def _weight(module: nn.Module | None) -> Tensor:
-    """The weight of a module; of the base layer where PEFT has wrapped it."""
-    weight = getattr(getattr(module, "base_layer", module), "weight", None)
-    if not isinstance(weight, Tensor):
-        raise IncompatibleLoraError(f"{type(module).__name__} has no weight that a LoRA could be added to")
-    return weight
+def parameter(module: nn.Module, layer: str) -> Tensor:
+    """The weight of a module, or its bias for ``layer.bias``; of the base layer where PEFT has wrapped it.
+
+    Raises:
+        IncompatibleLoraError: if it has none.
+    """
+    name = "bias" if layer.endswith(".bias") else "weight"
+    found = getattr(getattr(module, "base_layer", module), name, None)
+    if not isinstance(found, Tensor):
+        raise IncompatibleLoraError(
+            f"{layer} is a {type(module).__name__} without a {name} that a LoRA could be added to"
+        )
+    return found
 
 
 def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
@@ -99,16 +121,23 @@ def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
             "the LoRAs are for another base model"
         )
     for name, module in modules.items():
-        weight, shape = _weight(module), merged.layer(name).template.weight_shape
+        weight = parameter(module, name)
         if not weight.is_floating_point() or weight.is_meta:
             state = "is not loaded (meta device)" if weight.is_meta else f"is quantised ({weight.dtype})"
             raise IncompatibleLoraError(f"the weight of {name} {state}; a merge cannot be added to it")
-        expected = shape[::-1] if _is_turned(merged, name, module) else shape
-        if not _fits(expected, tuple(weight.shape)):
-            raise IncompatibleLoraError(
-                f"{name} has the shape {expected} in the LoRA and {tuple(weight.shape)} in the model; "
-                "the LoRA is for another base model"
-            )
+        if name in merged.results:
+            shape = merged.layer(name).template.weight_shape
+            _check_shape(name, shape[::-1] if _is_turned(merged, name, module) else shape, weight)
+        if name in merged.replaced:
+            _check_shape(name, tuple(merged.replaced[name].value.shape), weight)
+
+
+def _check_shape(name: str, shape: tuple[int, ...], weight: Tensor) -> None:
+    if not _fits(shape, tuple(weight.shape)):
+        raise IncompatibleLoraError(
+            f"{name} has the shape {shape} in the LoRA and {tuple(weight.shape)} in the model; "
+            "the LoRA is for another base model"
+        )
 
 
 def _fits(delta: tuple[int, ...], weight: tuple[int, ...]) -> bool:

@@ -15,7 +15,7 @@ from ..errors import ParameterError, did_you_mean
 from ..merge import Progress, merge
 from ..merged import Merged
 from ..registry import Method, get_method
-from ..types import Lora
+from ..types import READERS, Lora
 from ..version import __version__
 from . import checked
 from .imports import own_layout, parsed_text
@@ -24,7 +24,7 @@ RECIPE_VERSION = 1
 _PEFT_PARAMS = ("density", "majority_sign_method")
 _KEYS = (
     "recipe", "version", "sources", "method", "combination_type", "svd_rank", "svd_clamp", "params", "space",
-    "rank", "scale", "seed",
+    "rank", "scale", "seed", "reader", "keep",
 )  # fmt: skip
 _MAX_RANK = 2**31
 _MAX_SEED = 10**100
@@ -63,9 +63,9 @@ class Source:
 class Recipe:
     """Which LoRAs a merge is made from, and every setting of it. Holds no path, and is always valid.
 
-    ``params``, ``space``, ``scale`` and ``seed`` mean what they mean to ``merge``; ``rank`` is the rank of
-    the result, whether it was asked for when merging or when saving. ``warnings`` say what an import from
-    another program left out.
+    ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` mean what they mean to ``merge``;
+    ``rank`` is the rank of the result, whether it was asked for when merging or when saving. ``warnings`` say
+    what an import from another program left out.
 
     Raises:
         UnknownMethodError, ParameterError: when it is made, for a value that ``merge`` would refuse too.
@@ -81,6 +81,8 @@ class Recipe:
     rank: int | None = None
     scale: float = 1.0
     seed: int = 0
+    reader: str = "peft"
+    keep: str | None = None
     version: str = __version__  # of the program that wrote it
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -93,6 +95,12 @@ class Recipe:
         object.__setattr__(self, "scale", checked.number(self.scale, "scale"))
         checked.whole(self.seed, "seed", -_MAX_SEED, _MAX_SEED)
         checked.text(self.version, "version")
+        if checked.text(self.reader, "reader") not in READERS:
+            raise ParameterError(
+                f"unknown reader {checked.shown(self.reader)}{did_you_mean(self.reader, READERS)}"
+            )
+        if self.keep is not None:
+            checked.plain_name(self.keep, "keep")
         for what, rank in (("rank", self.rank), ("svd_rank", self.svd_rank)):
             if rank is not None:
                 checked.whole(rank, what, 1, _MAX_RANK)
@@ -109,7 +117,10 @@ class Recipe:
                 merged.loras, merged.weights, merged.text_weights, strict=True
             )
         )
-        shared: dict[str, Any] = {"params": how.params, "scale": how.scale, "seed": how.seed}
+        shared: dict[str, Any] = {
+            "params": how.params, "scale": how.scale, "seed": how.seed, "reader": merged.reader,
+            "keep": None if merged.keep is None else checked.made_plain(merged.keep),
+        }  # fmt: skip
         if merged.combination_type is None:
             return cls(sources, how.method.name, space=how.space, rank=how.rank or rank, **shared)
         peft: dict[str, Any] = {
@@ -155,6 +166,8 @@ class Recipe:
             "params": dict(self.params),
             "scale": self.scale,
             "seed": self.seed,
+            **({} if self.reader == "peft" else {"reader": self.reader}),
+            **({} if self.keep is None else {"keep": self.keep}),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -179,13 +192,15 @@ class Recipe:
             else {"combination_type": self.combination_type, "svd_rank": self.svd_rank,
                   "svd_clamp": self.svd_clamp}
         )  # fmt: skip
-        return {**own, "seed": self.seed, **self.params}
+        return {**own, "seed": self.seed, "reader": self.reader, "keep": self.keep, **self.params}
 
     def run(
         self, loras: Sequence[Lora], *, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None, progress: Progress | None = None,
+        dtype: torch.dtype | None = None, progress: Progress | None = None, base: Any = None,
     ) -> Merged:  # fmt: skip
         """Merge the LoRAs, which are in the order of ``sources``, as the recipe says.
+
+        ``base`` is the base model, which some adapters need; see ``merge``.
 
         Raises:
             ParameterError: if the number of LoRAs is not that of the sources.
@@ -195,7 +210,7 @@ class Recipe:
             raise ParameterError(f"the recipe has {len(self.sources)} sources, but {len(loras)} were given")
         merged = merge(
             loras, self.weights, text_weights=self.text_weights, scale=self.scale, device=device, dtype=dtype,
-            progress=progress, **self.keywords(),
+            progress=progress, base=base, **self.keywords(),
         )  # fmt: skip
         return self.cut(merged)
 

@@ -125,29 +125,46 @@ def test_missing_file(tmp_path):
 def test_no_usable_key_lists_some(write):
     path = write({"model.weight": torch.ones(2), "model.bias": torch.ones(2)})
     refuse(path, "'model.bias', 'model.weight'", "lora_down.weight", "lora_A.weight")
-    refuse(write({f"{STEM}.alpha": torch.tensor(1.0)}), STEM)
+    refuse(write({f"{STEM}.alpha": torch.tensor(1.0)}), "proj_in", "an alpha without the factors")
 
 
 OTHERS = {
-    "GLoRA": [".a1.weight", ".b2.weight"],
-    "OFT": [".oft_blocks"],
-    "(IA)3": [".ia3_l"],
-    "bias difference": [".diff_b"],
-    "norm difference": [".w_norm", ".b_norm"],
-    "DoRA": [".lora_up.weight", ".lora_down.weight", ".dora_scale"],
+    "OFT of an early trainer": [".oft_diag"],
+    "T-LoRA": [".q_layer.weight", ".p_layer.weight", ".lambda_layer"],
+    "the magnitudes of a DoRA without the factors they belong to": [".dora_scale"],
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_kinds_alone_are_refused_and_beside_layers_listed(kind, write):
     others = {f"lora_unet_conv_in{suffix}": torch.ones(2, 2) for suffix in OTHERS[kind]}
-    refuse(write(others), kind, "is not merged yet")
+    refuse(write(others), kind)
     lora = merge_ops.load(write(GOOD | others | {"stray": torch.ones(1)}))
     assert list(lora.layers) == ["unet.mid_block.attentions.0.proj_in"]
     assert kind in lora.unmerged["unet.conv_in"]
     assert lora.unmerged["stray"] == "unrecognised key"
     skipped = [row for row in merge_ops.merge([lora]).report.layers if row.status == "skipped"]
     assert {row.name for row in skipped} == {"unet.conv_in", "stray"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"a1.weight": (5, 2), "a2.weight": (2, 5), "b1.weight": (6, 2)}, "no b2"),
+        ({"a1.weight": (5,), "a2.weight": (2, 5), "b1.weight": (6, 2), "b2.weight": (2, 5)}, "no matrix"),
+        ({"oft_blocks": (3, 2)}, "not square blocks"),
+        ({"oft_blocks": (3, 2, 4)}, "not square blocks"),
+        ({"rescale": (3,)}, "no oft_blocks"),
+        ({"diff_b": (3, 2)}, "no vector"),
+        ({"diff_b": (3,), "b_norm": (3,)}, "changes its bias twice"),
+        ({"lora_up.weight": (6, 2), "lora_down.weight": (2, 5), "dora_scale": (6, 5)}, "not one axis"),
+        ({"lora_up.weight": (6, 2), "lora_down.weight": (2, 5), "oft_blocks": (3, 2, 2)}, "two kinds"),
+        ({"boft_R": (1, 3, 2, 2)}, "no boft_s"),
+        ({"oft_R.weight": (3, 4)}, "has the shape (3, 4)"),
+    ],
+)
+def test_other_kinds_that_make_no_sense(tensors, says, write):
+    refuse(write({f"{STEM}.{key}": torch.ones(shape) for key, shape in tensors.items()}), STEM, says)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

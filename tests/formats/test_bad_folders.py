@@ -49,10 +49,10 @@ def test_without_weights(folder):
     refuse(folder, "adapter_model.bin is a pickle: convert it")
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "VERA", "PROMPT_TUNING", None, 7])
+@pytest.mark.parametrize("kind", ["VERA", "PROMPT_TUNING", None, 7])
 def test_other_kinds_of_adapters(kind, folder):
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"peft_type": kind}))
-    refuse(folder, str(kind), "is not merged yet")
+    refuse(folder, str(kind), "is not merged")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,12 @@ def test_configurations_that_are_no_configuration(content, message, folder):
         ({"lora_alpha": float("nan")}, "not a finite number"),
         ({"lora_alpha": float("inf")}, "not a finite number"),
         ({"lora_alpha": 10**400}, "not a finite number"),
-        ({"alpha_pattern": [1]}, "alpha_pattern is not an object"),
+        ({"alpha_pattern": [1]}, "alpha_pattern or rank_pattern is not an object"),
         ({"alpha_pattern": {"q_proj": "a"}}, "'q_proj' is 'a', not a finite number"),
-        ({"alpha_pattern": {"(": 1}}, "'(' in alpha_pattern is not a pattern"),
-        ({"alpha_pattern": {"(a+)+b": 1}}, "'(a+)+b' in alpha_pattern repeats too much"),
+        ({"alpha_pattern": {"(": 1}}, "'(' is not a pattern"),
+        ({"alpha_pattern": {"(a+)+b": 1}}, "'(a+)+b' repeats too much"),
+        ({"rank_pattern": {"(": 1}}, "'(' is not a pattern"),
+        ({"peft_type": "LOKR", "alpha": "8"}, "not a finite number"),
         ({"lora_alpha": "x" * 5000}, "xxx..., not a finite number"),
         ({"auto_mapping": "UNet2DConditionModel"}, "auto_mapping is not an object"),
     ],
@@ -102,6 +104,7 @@ def test_damaged_weights_in_a_folder(folder):
 def test_what_is_no_low_rank_layer_is_listed(folder):
     extra = {
         "base_model.model.score.weight": torch.ones(2, 2),
+        "base_model.model.odd": torch.ones(2, 2),
         f"{STEM.replace('q_proj', 'k_proj')}.lora_A.weight": torch.ones(2, 5),
         f"{STEM.replace('q_proj', 'k_proj')}.lora_B.weight": torch.ones(6, 2),
         f"{STEM.replace('q_proj', 'k_proj')}.lora_magnitude_vector": torch.ones(6),
@@ -109,8 +112,9 @@ def test_what_is_no_low_rank_layer_is_listed(folder):
     save_file(TENSORS | extra, folder / "adapter_model.safetensors")
     lora = merge_ops.load(folder)
     assert list(lora.layers) == ["model.layers.0.self_attn.q_proj"]
-    assert lora.unmerged["base_model.model.score.weight"] == "unrecognised key"
-    assert lora.unmerged["model.layers.0.self_attn.k_proj"] == "DoRA is not merged yet"
+    assert list(lora.replaced) == ["score"]
+    assert list(lora.based) == ["model.layers.0.self_attn.k_proj"]
+    assert lora.unmerged == {"base_model.model.odd": "unrecognised key"}
 
 
 @pytest.mark.parametrize(

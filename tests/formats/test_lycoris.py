@@ -133,7 +133,7 @@ def test_masks_do_not_depend_on_how_a_delta_is_stored(made):
 
 
 def test_a_full_difference(tmp_path):
-    """``.diff`` of a linear layer and of a convolution; alpha does not touch it, and a bias is reported."""
+    """``.diff`` of a linear layer and of a convolution; alpha does not touch it; and of a bias."""
     weight, kernel = torch.randn(6, 5), torch.randn(4, 3, 3, 3)
     stem = "lora_unet_conv_in"
     save_file(
@@ -148,7 +148,8 @@ def test_a_full_difference(tmp_path):
     first, conv = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "unet.conv_in"
     assert torch.equal(merged.delta(first), 2 * weight)
     assert torch.equal(merged.delta(conv), 2 * kernel)
-    assert lora.unmerged == {f"{conv}.bias": "bias difference is not merged yet"}
+    assert torch.allclose(merged.delta(f"{conv}.bias"), torch.full((4,), 2.0))
+    assert not lora.unmerged
 
 
 @pytest.mark.parametrize(

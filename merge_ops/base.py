@@ -1,0 +1,121 @@
+"""The base model's part in a merge: adapters that need its weights, and weights that take their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .based import Bound, Scaling, Trained
+from .errors import IncompatibleLoraError, ParameterError, did_you_mean
+from .kinds import Hadamard, Kronecker
+from .types import READERS, BaseDependent, Layer, Lora, Replacement
+
+# the base model's weight of a layer (``module.bias``: the module's bias), or None if it has none
+BaseWeights = Callable[[str], Tensor | None]
+
+
+def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]:
+    """The LoRAs with their base-dependent adapters made layers; a trained bias then becomes a difference.
+
+    Raises:
+        ParameterError: for an unknown reader.
+        IncompatibleLoraError: if a weight is needed that is not there.
+    """
+    if reader not in READERS:
+        raise ParameterError(f"unknown reader {reader!r}{did_you_mean(str(reader), READERS)}")
+    return [_bound(lora, base, reader) for lora in loras]
+
+
+def agreed(loras: list[Lora], keep: str | None) -> dict[str, Replacement]:
+    """The weights that take the place of the base model's, where the LoRAs agree on them or one is kept.
+
+    ``keep`` names the LoRA whose weights win.
+
+    Raises:
+        ParameterError: if no LoRA of that name has such weights.
+        IncompatibleLoraError: if LoRAs differ, or one adapts what another replaces, and none is named.
+    """
+    kept = [lora for lora in loras if lora.name == keep and lora.replaced]
+    if keep is not None and not kept:
+        names = [lora.name for lora in loras if lora.replaced]
+        raise ParameterError(
+            f"no LoRA called {keep!r} holds whole weights{did_you_mean(keep, names) if names else ''}"
+        )
+    found: dict[str, Replacement] = {}
+    owners: dict[str, Lora] = {}
+    for lora in (*kept, *loras):
+        for name, weight in lora.replaced.items():
+            other = found.setdefault(name, weight)
+            owner = owners.setdefault(name, lora)
+            if not (kept or _alike(other.value, weight.value)):
+                raise _disagreement(name, weight, owner, lora)
+    for name, owner in owners.items():
+        stranger = next((lora for lora in loras if name in lora.layers and name not in lora.replaced), None)
+        if stranger is not None and not kept:
+            raise IncompatibleLoraError(
+                f"{owner.name} replaces {name} ({found[name].why}), and {stranger.name} was trained on the "
+                f"base model's; say whose to keep with keep={owner.name!r}, or merge without one of them"
+            )
+    return found
+
+
+def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
+    if base is None:
+        if lora.based:
+            raise IncompatibleLoraError(_needs_base(lora))
+        return lora
+    shaped = {
+        name: _with_kernel(layer, base(name))
+        for name, layer in lora.layers.items()
+        if not layer.knows_its_kernel
+    }
+    needing: dict[str, BaseDependent] = dict(lora.based)
+    for name, weight in lora.replaced.items():
+        if name.endswith(".bias") and name not in lora.layers:
+            needing[name] = Trained(weight.value, "vector", weight.key)
+    layers: dict[str, Layer] = {}
+    for name, adapter in needing.items():
+        weight_of_base = base(name)
+        if weight_of_base is not None:
+            layers[name] = Bound(adapter, weight_of_base, reader)
+        elif name in lora.based and not (isinstance(adapter, Scaling) and name.endswith(".bias")):
+            raise IncompatibleLoraError(
+                f"{lora.name}: the base model has no weight for {name}, which its {adapter.kind} changes; "
+                "it is for another model, or the base is only a part of the model"
+            )
+    if not (layers or any(layer is not lora.layers[name] for name, layer in shaped.items())):
+        return lora
+    rest = {name: weight for name, weight in lora.replaced.items() if name not in layers}
+    return replace(
+        lora, layers=lora.layers | shaped | layers, based={}, replaced=rest, origin=lora.origin or lora
+    )
+
+
+def _with_kernel(layer: Layer, weight: Tensor | None) -> Layer:
+    """Of a convolution whose factors were flattened, only the model knows the kernel."""
+    if weight is None or weight.ndim < 3 or not isinstance(layer, Hadamard | Kronecker):
+        return layer
+    return replace(layer, layout="conv", kernel=tuple(weight.shape[2:]))
+
+
+def _needs_base(lora: Lora) -> str:
+    kinds = sorted({adapter.kind for adapter in lora.based.values()})
+    name = next(iter(lora.based))
+    return (
+        f"{lora.name} holds {len(lora.based)} layers of {' and '.join(kinds)}, such as {name}: what they "
+        "change depends on the weights of the base model; give it as base="
+    )
+
+
+def _disagreement(name: str, weight: Replacement, first: Lora, second: Lora) -> IncompatibleLoraError:
+    return IncompatibleLoraError(
+        f"{first.name} and {second.name} hold different weights for {name} ({weight.why}), which cannot be "
+        f"merged; say whose to keep with keep={first.name!r}"
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to("cpu", torch.float32), b.to("cpu", torch.float32))

@@ -1,0 +1,38 @@
+"""Weights that a PEFT folder holds as a whole: heads, resized embeddings, and trained biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..types import Replacement
+
+HEAD = "a module that is saved whole (modules_to_save)"
+BIAS = "a trained bias"
+EMBEDDING = "an embedding that is saved whole"
+
+
+def whole_weights(
+    keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any]
+) -> dict[str, tuple[str, Replacement]]:
+    """Of the keys that play no role in an adapter those of plain weights: key to the stem of the module.
+
+    The stem of a bias ends in ``.bias``, since it is a layer of its own.
+    """
+    found = {}
+    for key in keys:
+        stem, _, last = key.rpartition(".")
+        if last in ("weight", "bias") and stem.startswith("base_model.model."):
+            place = stem.removesuffix(".base_layer")
+            why = _why(place, last, tensors[key], config)
+            found[key] = (place if last == "weight" else f"{place}.bias", Replacement(tensors[key], why, key))
+    return found
+
+
+def _why(module: str, last: str, tensor: Tensor, config: dict[str, Any]) -> str:
+    saved = config.get("modules_to_save") or []
+    is_head = any(module.endswith(str(name)) for name in saved if isinstance(saved, list))
+    if last == "bias" and not is_head and config.get("bias", "none") != "none":
+        return BIAS
+    return EMBEDDING if "embed" in module.rpartition(".")[2] or module.endswith(("wte", "lm_head")) else HEAD
