@@ -6,17 +6,16 @@ files) are brought to a spelling that the maps know.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.lora
 from comfy.model_patcher import ModelPatcher
 
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.types import Layer, Lora
-from .fused import Target, cut, slices_to_merge_by
+from .fused import Target, cut, in_its_order, join, key_of, slices_to_merge_by
+from .key_maps import KeyMaps, Shapes, key_maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +36,20 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     Raises:
         IncompatibleLoraError: if a LoRA has no layer in common with the model, or one of another shape.
     """
-    unet_map = comfy.lora.model_lora_keys_unet(model.model, {}) if model is not None else {}
-    clip_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
-    key_map = unet_map | clip_map
-    shapes = _shapes(model.model if model is not None else None) | _shapes(
-        clip.patcher.model if clip else None
-    )
-    found = [_targets(lora, key_map, shapes) for lora in loras]
+    maps = key_maps(model, clip)
+    key_map, shapes = maps.both, maps.shapes
+    found = [maps.targets(lora) for lora in loras]
+    for lora, targets in zip(loras, found, strict=True):
+        _check_fits(lora, targets, shapes, clip is None)
     kept = [_of_the_absent(lora, model, clip) for lora in loras]
     missing = [
         (lora.name, [layer for layer in lora.layers if layer not in targets and layer not in others])
         for lora, targets, others in zip(loras, found, kept, strict=True)
     ]
     originals = loras
-    slices, apart = slices_to_merge_by(found, key_map, shapes)
-    if slices:
-        pairs = [cut(lora, targets, slices) for lora, targets in zip(loras, found, strict=True)]
-        loras, found = [lora for lora, _ in pairs], [targets for _, targets in pairs]
-    names = _common_names(loras, found, shapes, clip is None)
-    unet_targets = set(unet_map.values())
+    loras, found, apart = _in_like_pieces(loras, found, maps)
+    names = _common_names(loras, found)
+    unet_targets = {key_of(target) for target in maps.unet.values()}
     spellings: dict[Target, list[str]] = {}
     for spelling, target in key_map.items():
         spellings.setdefault(target, []).append(spelling)
@@ -68,12 +62,24 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
             )
             for lora, targets, others, origin in zip(loras, found, kept, originals, strict=True)
         ],
-        {name: target for target, name in names.items() if target in unet_targets},
-        {name: target for target, name in names.items() if target not in unet_targets},
+        {name: target for target, name in names.items() if key_of(target) in unet_targets},
+        {name: target for target, name in names.items() if key_of(target) not in unet_targets},
         [(name, layers) for name, layers in missing if layers],
         {name: _stem(name, spellings[target]) for target, name in names.items()},
         apart,
     )
+
+
+def _in_like_pieces(
+    loras: list[Lora], found: list[dict[str, Target]], maps: KeyMaps
+) -> tuple[list[Lora], list[dict[str, Target]], list[str]]:
+    """The LoRAs with layers on the same pieces of each weight, and the weights where that cannot be."""
+    whole = {target for targets in found for target in targets.values() if isinstance(target, str)}
+    pairs = [in_its_order(lora, targets, maps, whole) for lora, targets in zip(loras, found, strict=True)]
+    pairs = [join(lora, targets, maps.unsliced, maps.shapes) for lora, targets in pairs]
+    slices, apart = slices_to_merge_by([targets for _, targets in pairs], maps.both, maps.shapes)
+    pairs = [cut(lora, targets, slices, maps.shapes) for lora, targets in pairs]
+    return [lora for lora, _ in pairs], [targets for _, targets in pairs], apart
 
 
 def _of_the_absent(lora: Lora, model: ModelPatcher | None, clip: Any | None) -> dict[str, Layer]:
@@ -86,21 +92,25 @@ def _of_the_absent(lora: Lora, model: ModelPatcher | None, clip: Any | None) -> 
     }
 
 
-def _common_names(
-    loras: list[Lora],
-    found: list[dict[str, Target]],
-    shapes: dict[str, tuple[int, ...]],
-    no_clip: bool,
-) -> dict[Target, str]:
-    """One name for each weight, the first of those that the LoRAs give it; refuses what does not fit."""
+def _check_fits(lora: Lora, targets: dict[str, Target], shapes: Shapes, no_clip: bool) -> None:
+    """Refuse a LoRA that has nothing in common with the model, or a layer of another shape."""
+    if not targets:
+        raise IncompatibleLoraError(_stranger(lora, no_clip))
+    if len(set(targets.values())) < len(targets):
+        raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
+    for layer, target in targets.items():
+        _check_shape(lora, layer, target, shapes)
+
+
+def _common_names(loras: list[Lora], found: list[dict[str, Target]]) -> dict[Target, str]:
+    """One name for each weight, the first of those that the LoRAs give it."""
     names: dict[Target, str] = {}
     for lora, targets in zip(loras, found, strict=True):
-        if not targets:
-            raise IncompatibleLoraError(_stranger(lora, no_clip))
         if len(set(targets.values())) < len(targets):
-            raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
+            raise IncompatibleLoraError(
+                f"{lora.name} changes one weight of this model as a whole and in slices; keep one"
+            )
         for layer, target in targets.items():
-            _check_shape(lora, layer, target, shapes)
             names[target] = min(names.get(target, layer), layer)
     if len(set(names.values())) < len(names):
         raise IncompatibleLoraError(
@@ -109,59 +119,14 @@ def _common_names(
     return names
 
 
-def _targets(lora: Lora, key_map: dict[str, Target], shapes: dict[str, tuple[int, ...]]) -> dict[str, Target]:
-    """Layer name to target, for the layers that the model has.
-
-    They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums then
-    round alike.
-    """
-    places = {spelling: place for place, spelling in enumerate(key_map)}
-    found: dict[str, str] = {}
-    for name, layer in lora.layers.items():
-        for spelling in _spellings(name, layer):
-            if spelling in key_map and _key(key_map[spelling]) in shapes:
-                found[name] = spelling
-                break
-    return {name: key_map[found[name]] for name in sorted(found, key=lambda name: places[found[name]])}
-
-
-def _spellings(name: str, layer: Layer) -> Iterator[str]:
-    """How ComfyUI's maps may spell a layer: as in the file first, then as other tools would write it."""
-    yield layer.key
-    yield name
-    component, _, path = name.partition(".")
-    if component in ("unet", "transformer", "diffusion_model"):
-        yield f"lora_unet_{path.replace('.', '_')}"
-        yield f"diffusion_model.{path}"
-        yield f"transformer.{path}"
-    elif component.startswith("text_encoder"):
-        yield kohya_name(name)
-        yield kohya_name(name, single_text_encoder=True)
-    else:
-        yield f"diffusion_model.{name}"
-        yield f"transformer.{name}"
-        yield f"base_model.model.{name}"
-
-
 def _stem(name: str, known: list[str]) -> str:
     """Among the spellings that ComfyUI knows, the one that most other tools know too."""
     usual = (kohya_name(name, single_text_encoder=True), kohya_name(name), name)
     return next((spelling for spelling in usual if spelling in known), known[0])
 
 
-def _shapes(model: Any | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights; a GGUF weight says its true shape in ``tensor_shape``."""
-    if model is None:
-        return {}
-    return {key: tuple(getattr(w, "tensor_shape", w.shape)) for key, w in model.state_dict().items()}
-
-
-def _key(target: Target) -> str:
-    return target if isinstance(target, str) else str(target[0])
-
-
-def _check_shape(lora: Lora, layer: str, target: Target, shapes: dict[str, tuple[int, ...]]) -> None:
-    shape = list(shapes[_key(target)])
+def _check_shape(lora: Lora, layer: str, target: Target, shapes: Shapes) -> None:
+    shape = list(shapes[key_of(target)])
     if not isinstance(target, str) and target[1] is not None:
         dim, _, length = target[1]
         shape[dim] = length

@@ -26,6 +26,7 @@ _ROLES = {
     ".alpha": "alpha",
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
+    **{f"_lora{stream}.{half}.weight": half for stream in (1, 2) for half in ("down", "up")},  # XLabs
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
@@ -109,7 +110,7 @@ def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, Ra
         if suffix is None:
             unknown.append(key)
             continue
-        stem = key[: -len(suffix)] + ("_lora" if suffix.startswith("_lora.") else "")
+        stem = key[: -len(suffix)] + (suffix.partition(".")[0] if suffix.startswith("_lora") else "")
         module = modules.setdefault(stem, RawModule(stem))
         if suffix in _OTHER_KINDS:
             module.other_kinds.add(_OTHER_KINDS[suffix])

@@ -55,6 +55,16 @@ _COMFYUI_CLIP = {
 }
 _OLD_PROCESSOR = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
+# XLabs' attention processors of Flux, by the layer of the original model that they change
+_XLABS = {
+    "qkv_lora1": "img_attn.qkv",
+    "qkv_lora2": "txt_attn.qkv",
+    "proj_lora1": "img_attn.proj",
+    "proj_lora2": "txt_attn.proj",
+    "qkv_lora": "linear1_qkv",
+    "proj_lora": "linear2",
+}
+_DENOISERS = ("unet", "transformer", "diffusion_model")
 _LDM_HEADS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
 _LDM_RESNET = {
     "in_layers.0": "norm1",
@@ -98,12 +108,17 @@ def canonical_name(stem: str) -> str:
     """The canonical name of a module, from the part of a key before its role (``.lora_down.weight``, ...)."""
     for prefix, component in KOHYA_COMPONENTS.items():
         if stem.startswith(prefix):
-            flat = stem[len(prefix) :].removeprefix("unet_") if component == "unet" else stem[len(prefix) :]
+            flat = stem[len(prefix) :].removeprefix("_")  # Wan-Fun has one underscore too many
+            flat = flat.removeprefix("unet_") if component == "unet" else flat
             dotted = _unflatten(flat, component)
             return f"{component}.{_tidy(dotted, component) if dotted else flat}"
     path = stem.removeprefix("base_model.model.")
     if path.startswith("model.diffusion_model."):
         path = path.removeprefix("model.")
+    if path.removeprefix("diffusion_model.").startswith(("double_blocks.", "single_blocks.")):
+        block, processor, layer = path.partition(".processor.")
+        if processor and layer in _XLABS:
+            return f"diffusion_model.{block.removeprefix('diffusion_model.')}.{_XLABS[layer]}"
     for prefix, component in _COMFYUI_CLIP.items():
         if path.startswith(f"{prefix}text_model.encoder.layers."):
             path = component + path.removeprefix(prefix)
@@ -134,6 +149,12 @@ def kohya_name(canonical: str, ldm: bool = False, single_text_encoder: bool = Fa
         "diffusion_model": "lora_unet_",
     }.get(component)
     return f"{prefix}{path.replace('.', '_')}" if prefix else canonical.replace(".", "_")
+
+
+def flat_name(canonical: str) -> str:
+    """A name without dots and without the denoiser's component: alike in all spellings of a path."""
+    component, _, path = canonical.partition(".")
+    return (path if component in _DENOISERS else canonical).replace(".", "_")
 
 
 def to_ldm(path: str) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.architectures.configs import COMFYUI
+
 FILES = (
     "comfy_inside.py",
     "checks_weights.py",
@@ -12,13 +14,15 @@ FILES = (
     "checks_patches.py",
     "checks_kinds.py",
     "checks_recipe.py",
+    "checks_architectures.py",
 )
 SOURCE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in FILES)
 MODELS = re.search(r"^MODELS = \((.*)\)", SOURCE, re.MULTILINE)[1].replace('"', "").split(", ")
+EACH = {"name": MODELS, "architecture": list(COMFYUI), "": []}
 CHECKS = [
     label
-    for indent, name in re.findall(r"^( *)@check\n *def (\w+)", SOURCE, re.MULTILINE)
-    for label in ([f"{name}[{model}]" for model in MODELS] if indent else [name])
+    for name, each in re.findall(r"^ *@check\n *def (\w+)\((\w*)", SOURCE, re.MULTILINE)
+    for label in ([f"{name}[{value}]" for value in EACH[each]] or [name])
 ]
 
 
