@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..merge_ops.formats.names import flat_name, kohya_name
 from ..merge_ops.formats.original import diffusers_names, is_swapped, pieces
-from ..merge_ops.types import Layer, Lora
+from ..merge_ops.types import BaseDependent, Layer, Replacement
 from .fused import Target, key_of
 
 Shapes = dict[str, tuple[int, ...]]
@@ -35,24 +35,49 @@ class KeyMaps:
     def both(self) -> dict[str, Target]:
         return self.unet | self.clip
 
-    def targets(self, lora: Lora) -> dict[str, Target]:
-        """Layer name to target, for the layers that the model has.
+    def targets(self, held: Mapping[str, Layer | BaseDependent | Replacement]) -> dict[str, Target]:
+        """Layer name to target, for what of a LoRA the model has.
 
         They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums
-        then round alike.
+        then round alike. The target of ``module.bias`` is found by that of the module.
         """
         both = self.both
         places = {spelling: place for place, spelling in enumerate(both)}
         found: dict[str, tuple[int, Target]] = {}
-        for name, layer in lora.layers.items():
-            for spelling in _spellings(name, layer):
+        for name, part in held.items():
+            module = name.removesuffix(".bias")
+            for spelling in _spellings(module, part.key):
                 if spelling in both and key_of(both[spelling]) in self.shapes:
                     found[name] = places[spelling], both[spelling]
                     break
             else:
-                if (target := self.flat.get(flat_name(name))) is not None:
+                if (target := self.flat.get(flat_name(module))) is not None:
                     found[name] = len(places), target
+            if name != module and name in found:
+                place, target = found.pop(name)
+                bias = _bias_of(target)
+                if key_of(bias) in self.shapes:
+                    found[name] = place, bias
         return {name: found[name][1] for name in sorted(found, key=lambda name: found[name][0])}
+
+
+def is_denoiser(target: Target) -> bool:
+    """True for a weight of the diffusion model, False for one of a text encoder."""
+    return key_of(target).startswith(_PREFIX)
+
+
+def weight_of(target: Target) -> Target:
+    """The weight that a bias belongs to; a weight itself."""
+    key = key_of(target)
+    weight = f"{key.removesuffix('.bias')}.weight" if key.endswith(".bias") else key
+    return weight if isinstance(target, str) else (weight, *target[1:])
+
+
+def _bias_of(target: Target) -> Target:
+    """The bias of a weight, or the same rows of it."""
+    if isinstance(target, str):
+        return f"{target.removesuffix('.weight')}.bias"
+    return (f"{target[0].removesuffix('.weight')}.bias", *target[1:])
 
 
 def key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
@@ -75,9 +100,9 @@ def key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
     return KeyMaps(unet, text, flat, frozenset(unsliced), shapes)
 
 
-def _spellings(name: str, layer: Layer) -> Iterator[str]:
+def _spellings(name: str, key: str) -> Iterator[str]:
     """How ComfyUI's maps may spell a layer: as in the file first, then as other tools would write it."""
-    yield layer.key
+    yield key
     yield name
     component, _, path = name.partition(".")
     if component in ("unet", "transformer", "diffusion_model"):

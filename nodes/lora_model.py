@@ -29,8 +29,13 @@ class MergedLoraModel(dict[str, Tensor]):
         self.stems = {
             name: known.get(name) or _stem(merged, name) for name in (merged.layers if merged else ())
         }
-        self._layers = {f"{stem}.{role}": name for name, stem in self.stems.items() for role in _ROLES}
+        self._layers = {
+            f"{stem}.{role}": name for name, stem in self.stems.items() for role in _roles(merged, name)
+        }
         super().__init__(dict.fromkeys(self._layers))  # None: not made yet
+        for name, weight in (merged.replaced if merged else {}).items():
+            self.stems[name] = known.get(name) or name
+            super().__setitem__(f"{self.stems[name]}.set_weight", weight.value)
 
     def __getitem__(self, key: str) -> Tensor:
         value = super().__getitem__(key)
@@ -54,6 +59,9 @@ class MergedLoraModel(dict[str, Tensor]):
     def _make(self, name: str) -> None:
         assert self.merged is not None
         layer = self.merged.layer(name)
+        if layer.template.layout == "vector":
+            self[f"{self.stems[name]}.{_roles(self.merged, name)[0]}"] = layer.matrix().flatten().cpu()
+            return
         if not layer.is_low_rank:
             layer = layer.truncated(sum(layer.stack.ranks), None, torch.float32)
         pair = layer.factors()
@@ -67,6 +75,12 @@ class MergedLoraModel(dict[str, Tensor]):
             self[f"{self.stems[name]}.{role}"] = value
 
 
+def _roles(merged: Merged | None, name: str) -> tuple[str, ...]:
+    if merged is not None and merged.layer(name).template.layout == "vector":
+        return ("diff_b",) if name.endswith(".bias") else ("diff",)
+    return _ROLES
+
+
 def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
     """A LORA_MODEL of any node; a plain state dict is a merge of one LoRA."""
     return lora if isinstance(lora, MergedLoraModel) else MergedLoraModel(merge([from_tensors("lora", lora)]))
@@ -74,8 +88,9 @@ def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
 
 def _stem(merged: Merged, name: str) -> str:
     """Without a model to ask: the spelling that ComfyUI most likely knows."""
-    component = name.partition(".")[0]
+    component, key = name.partition(".")[0], merged.layer(name).template.key
+    name = name.removesuffix(".bias")
     if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
-    return merged.layer(name).template.key or name
+    return key or name

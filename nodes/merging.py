@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
 from ..merge_ops.types import Lora
@@ -29,6 +30,12 @@ def run_merge(
 
     What the result holds is in CPU memory.
     """
+    needing = next((lora for lora in loras if lora.based), None)
+    if needing is not None:
+        kinds = " and ".join(sorted({adapter.kind for adapter in needing.based.values()}))
+        raise IncompatibleLoraError(
+            f"{needing.name} holds {kinds}: what it changes depends on the base model; connect model and clip"
+        )
     device = comfy.model_management.get_torch_device()
     if on_cpu or device.type == "mps":  # MPS shares the CPU's memory and lacks what decompositions need
         device = torch.device("cpu")
@@ -93,7 +100,6 @@ def _merge(
 
 
 def _memory_needed(loras: list[Lora]) -> int:
-    largest = max(
-        rows * columns for lora in loras for rows, columns in (la.matrix_shape for la in lora.layers.values())
-    )
+    shapes = [layer.matrix_shape for lora in loras for layer in lora.layers.values()]
+    largest = max((rows * columns for rows, columns in shapes), default=0)
     return largest * 4 * _BUFFERS

@@ -7,18 +7,23 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from comfy.weight_adapter.base import WeightAdapterBase
+from comfy.weight_adapter.base import WeightAdapterBase, pad_tensor_to_shape
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from ..merge_ops.based import Bound, Dora, Glora, Scaling, Trained
 from ..merge_ops.kinds import Full, Hadamard, Kronecker
 from ..merge_ops.merged import Merged, MergedLayer
 from ..merge_ops.registry import get_method
+from ..merge_ops.rotations import InputRotation, Oft
 from ..merge_ops.spaces import LayerStack, Settings, merged_tiles
 from ..merge_ops.types import LowRank
 from .memory import tiles_or_on_cpu
 from .targets import Target
 
-_KINDS = {kind.__name__: kind for kind in (LowRank, Hadamard, Kronecker, Full)}
+_KINDS = {
+    kind.__name__: kind
+    for kind in (LowRank, Hadamard, Kronecker, Full, Bound, Dora, Glora, Oft, InputRotation, Scaling, Trained)
+}
 
 
 class MergedAdapter(WeightAdapterBase):
@@ -38,9 +43,7 @@ class MergedAdapter(WeightAdapterBase):
     def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
         """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
         stack, settings = layer.stack, layer.settings
-        parts = tuple(
-            (type(part).__name__, *(getattr(part, f.name) for f in fields(part))) for part in stack.parts
-        )
+        parts = tuple(map(_packed, stack.parts))
         how = (
             settings.method.name,
             tuple(settings.params.items()),
@@ -50,11 +53,12 @@ class MergedAdapter(WeightAdapterBase):
         )
         return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how, whole))
 
-    def layer(self) -> MergedLayer:
-        """Unpack the merged layer."""
+    def layer(self, weight: torch.Tensor) -> MergedLayer:
+        """Unpack the merged layer; adapters that depend on the base weight get a copy of ``weight``."""
         name, parts, weights, identities, thresholds, how, _ = self.weights
         method, params, space, scale, seed = how
-        layers = tuple(_KINDS[kind](*values) for kind, *values in parts)
+        base = weight.clone() if any(part[0] == Bound.__name__ for part in parts) else weight
+        layers = tuple(_unpacked(part, base) for part in parts)
         stack = LayerStack(name, layers, tuple(weights), tuple(identities))
         settings = Settings(get_method(method), dict(params), space, None, scale, seed)
         return MergedLayer(stack, settings, thresholds)
@@ -71,7 +75,9 @@ class MergedAdapter(WeightAdapterBase):
         original_weight: Any = None,
     ) -> torch.Tensor:
         """Add ``strength * delta`` to the weight, which is a slice of it where ComfyUI says so."""
-        layer = self.layer()
+        layer = self.layer(weight)
+        if layer.padded_to:
+            weight = pad_tensor_to_shape(weight, list(layer.padded_to))
         rows = weight.reshape(weight.shape[0], -1)
         if self.weights[-1] or layer.template.stored_in_out or rows.data_ptr() != weight.data_ptr():
             delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
@@ -87,12 +93,36 @@ class MergedAdapter(WeightAdapterBase):
         return weight
 
 
+def _packed(value: Any) -> Any:
+    """A layer as a tuple of its kind and its fields; a base weight is left out, ComfyUI brings it."""
+    if type(value).__name__ not in _KINDS:
+        return value
+    return (
+        type(value).__name__,
+        *(None if f.name == "base" else _packed(getattr(value, f.name)) for f in fields(value)),
+    )
+
+
+def _unpacked(value: Any, base: torch.Tensor) -> Any:
+    if not (isinstance(value, tuple) and value and value[0] in _KINDS):
+        return value
+    kind, *values = value
+    if kind == Bound.__name__:
+        return Bound(_unpacked(values[0], base), base, *values[2:])
+    return _KINDS[kind](*(_unpacked(v, base) for v in values))
+
+
 def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:
     """Add a merge to a (cloned) ModelPatcher or CLIP.
 
     A linear merge becomes ComfyUI's own LoRA adapters, one a LoRA and in the order of the list, so that it is
     the same, bit for bit, as loading them one after the other.
     """
+    whole: dict[Target, Any] = {
+        targets[name]: ("set", (weight.value,)) for name, weight in merged.replaced.items() if name in targets
+    }
+    if whole:
+        patcher.add_patches(whole, strength)
     layers = {name: merged.layer(name) for name in merged.layers if name in targets}
     plain = {  # in the order of the map: where slices overlap, sums round as in ComfyUI's own loader
         name: target
@@ -142,4 +172,5 @@ def _adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
 
 def _lora_adapter(layer: LowRank) -> LoRAAdapter:
     """ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
-    return LoRAAdapter(set(), (layer.up, layer.down, layer.scale * layer.rank, None, None, None))
+    padded = list(layer.padded_to) or None
+    return LoRAAdapter(set(), (layer.up, layer.down, layer.scale * layer.rank, None, None, padded))

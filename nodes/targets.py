@@ -13,9 +13,10 @@ from comfy.model_patcher import ModelPatcher
 
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
-from ..merge_ops.types import Layer, Lora
+from ..merge_ops.types import Layer, Lora, LowRank
+from .base_model import bound_to
 from .fused import Target, cut, in_its_order, join, key_of, slices_to_merge_by
-from .key_maps import KeyMaps, Shapes, key_maps
+from .key_maps import KeyMaps, Shapes, is_denoiser, key_maps, weight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,12 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     """
     maps = key_maps(model, clip)
     key_map, shapes = maps.both, maps.shapes
-    found = [maps.targets(lora) for lora in loras]
+    loras = bound_to(loras, maps, model, clip)
+    found = [maps.targets(lora.layers) for lora in loras]
+    whole = [maps.targets(lora.replaced) for lora in loras]
     for lora, targets in zip(loras, found, strict=True):
         _check_fits(lora, targets, shapes, clip is None)
+    _check_whole(loras, whole, shapes)
     kept = [_of_the_absent(lora, model, clip) for lora in loras]
     missing = [
         (lora.name, [layer for layer in lora.layers if layer not in targets and layer not in others])
@@ -49,7 +53,8 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     originals = loras
     loras, found, apart = _in_like_pieces(loras, found, maps)
     names = _common_names(loras, found)
-    unet_targets = {key_of(target) for target in maps.unet.values()}
+    for targets in whole:
+        names |= {target: names.get(target, name) for name, target in targets.items()}
     spellings: dict[Target, list[str]] = {}
     for spelling, target in key_map.items():
         spellings.setdefault(target, []).append(spelling)
@@ -58,14 +63,17 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
             replace(
                 lora,
                 layers={names[t]: lora.layers[layer] for layer, t in targets.items()} | others,
-                origin=origin,
+                replaced={names[t]: lora.replaced[name] for name, t in set_targets.items()},
+                origin=origin.origin or origin,
             )
-            for lora, targets, others, origin in zip(loras, found, kept, originals, strict=True)
+            for lora, targets, set_targets, others, origin in zip(
+                loras, found, whole, kept, originals, strict=True
+            )
         ],
-        {name: target for target, name in names.items() if key_of(target) in unet_targets},
-        {name: target for target, name in names.items() if key_of(target) not in unet_targets},
+        {name: target for target, name in names.items() if is_denoiser(target)},
+        {name: target for target, name in names.items() if not is_denoiser(target)},
         [(name, layers) for name, layers in missing if layers],
-        {name: _stem(name, spellings[target]) for target, name in names.items()},
+        {name: _stem(name, spellings.get(weight_of(target), [])) for target, name in names.items()},
         apart,
     )
 
@@ -94,12 +102,24 @@ def _of_the_absent(lora: Lora, model: ModelPatcher | None, clip: Any | None) -> 
 
 def _check_fits(lora: Lora, targets: dict[str, Target], shapes: Shapes, no_clip: bool) -> None:
     """Refuse a LoRA that has nothing in common with the model, or a layer of another shape."""
-    if not targets:
+    if not targets and lora.layers:
         raise IncompatibleLoraError(_stranger(lora, no_clip))
     if len(set(targets.values())) < len(targets):
         raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
     for layer, target in targets.items():
         _check_shape(lora, layer, target, shapes)
+
+
+def _check_whole(loras: list[Lora], whole: list[dict[str, Target]], shapes: Shapes) -> None:
+    """Refuse weights that take the place of others and have another shape."""
+    for lora, targets in zip(loras, whole, strict=True):
+        for name, target in targets.items():
+            found, expected = tuple(lora.replaced[name].value.shape), shapes[key_of(target)]
+            if isinstance(target, str) and found != expected:
+                raise IncompatibleLoraError(
+                    f"{lora.name}: {name} has the shape {found}, and the model's weight {expected}; "
+                    "the LoRA was made for another base model"
+                )
 
 
 def _common_names(loras: list[Lora], found: list[dict[str, Target]]) -> dict[Target, str]:
@@ -121,8 +141,9 @@ def _common_names(loras: list[Lora], found: list[dict[str, Target]]) -> dict[Tar
 
 def _stem(name: str, known: list[str]) -> str:
     """Among the spellings that ComfyUI knows, the one that most other tools know too."""
+    name = name.removesuffix(".bias")
     usual = (kohya_name(name, single_text_encoder=True), kohya_name(name), name)
-    return next((spelling for spelling in usual if spelling in known), known[0])
+    return next((spelling for spelling in usual if spelling in known), (*known, name)[0])
 
 
 def _check_shape(lora: Lora, layer: str, target: Target, shapes: Shapes) -> None:
@@ -130,11 +151,14 @@ def _check_shape(lora: Lora, layer: str, target: Target, shapes: Shapes) -> None
     if not isinstance(target, str) and target[1] is not None:
         dim, _, length = target[1]
         shape[dim] = length
-    rows, columns = lora.layers[layer].matrix_shape
+    held = lora.layers[layer]
+    if isinstance(held, LowRank) and held.padded_to:
+        return  # the weight is widened to the LoRA's shape
+    rows, columns = held.matrix_shape
     expected = shape[0], _product(shape[1:])
-    if lora.layers[layer].weight_shape != tuple(shape) and (rows, columns) != expected:
+    if held.weight_shape != tuple(shape) and (rows, columns) != expected:
         raise IncompatibleLoraError(
-            f"{lora.name}: {layer} has the shape {lora.layers[layer].weight_shape}, and the model's weight "
+            f"{lora.name}: {layer} has the shape {held.weight_shape}, and the model's weight "
             f"{tuple(shape)}; the LoRA was made for another base model"
         )
 

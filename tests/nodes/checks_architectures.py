@@ -120,7 +120,7 @@ for _name in COMFYUI:
             by_layer = {
                 layer: next(s for s in stems if s == found.key) for layer, found in lora.layers.items()
             }
-            ours = {stems[by_layer[layer]][0]: target for layer, target in maps.targets(lora).items()}
+            ours = {stems[by_layer[layer]][0]: target for layer, target in maps.targets(lora.layers).items()}
             for module, target in stock.items():
                 assert key_of(ours[module]) == key_of(target), (spelling.label, module)
                 assert isinstance(target, str) or ours[module][1:2] == target[1:2], (spelling.label, module)

@@ -17,6 +17,7 @@ MODULES = (
     "checks_patches",
     "checks_recipe",
     "checks_kinds",
+    "checks_based",
     "checks_architectures",
 )
 

@@ -13,6 +13,7 @@ FILES = (
     "checks_nodes.py",
     "checks_patches.py",
     "checks_kinds.py",
+    "checks_based.py",
     "checks_recipe.py",
     "checks_architectures.py",
 )

@@ -1,0 +1,58 @@
+"""Adapters whose change depends on the base weight, beside the weights of a ComfyUI model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..merge_ops.base import bind
+from ..merge_ops.types import Lora
+from .fused import Target, key_of
+from .key_maps import KeyMaps
+
+Weights = Callable[[Target], torch.Tensor]
+
+
+def bound_to(loras: list[Lora], maps: KeyMaps, model: ModelPatcher | None, clip: Any | None) -> list[Lora]:
+    """The LoRAs with their base-dependent adapters as layers of this model, as ComfyUI computes them.
+
+    Those of a part that is not connected, or that the model has not, are listed as unmerged.
+    """
+    if not any(lora.based or lora.replaced for lora in loras):
+        return loras
+    weights = _weights(
+        [patcher for patcher in (model, clip.patcher if clip is not None else None) if patcher]
+    )
+    return [_bound(lora, maps, weights) for lora in loras]
+
+
+def _bound(lora: Lora, maps: KeyMaps, weights: Weights) -> Lora:
+    targets = maps.targets({**lora.layers, **lora.replaced, **lora.based})
+    reason = "needs the weight of a part that is not connected, or that this model has not"
+    absent = {
+        name: f"{adapter.kind}, which {reason}" for name, adapter in lora.based.items() if name not in targets
+    }
+    present = {name: adapter for name, adapter in lora.based.items() if name in targets}
+    left = replace(lora, based=present, unmerged=lora.unmerged | absent)
+    (found,) = bind([left], lambda name: weights(targets[name]) if name in targets else None, "comfyui")
+    return found
+
+
+def _weights(patchers: list[ModelPatcher]) -> Weights:
+    """The unpatched weight of a target, dequantised where the model has a way to do it."""
+    known: dict[str, list[Any]] = {}
+    for patcher in patchers:
+        known |= patcher.get_key_patches()
+
+    def weight(target: Target) -> torch.Tensor:
+        stored, convert = known[key_of(target)][0]
+        found: torch.Tensor = convert(stored, inplace=False)
+        if isinstance(target, str) or target[1] is None:
+            return found.detach()
+        return found.detach().narrow(*target[1])
+
+    return weight

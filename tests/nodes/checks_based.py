@@ -1,0 +1,203 @@
+"""Checks of adapters that depend on the base weight, and of biases, norms, set and widened weights."""
+
+import math
+import sys
+
+import torch
+from comfy_inside import (
+    BASE,
+    LORAS,
+    assert_close,
+    chained,
+    check,
+    key_names,
+    load_model,
+    merge_ops,
+    run,
+    text_of,
+    weights_of,
+    write_lora,
+)
+from safetensors.torch import save_file
+
+SIZE = 0.1
+
+
+def lora(shape, made):
+    return {
+        "lora_up.weight": made(shape[0], 4, *(1 for _ in shape[2:])),
+        "lora_down.weight": made(4, *shape[1:]),
+    }
+
+
+def dora(shape, made):
+    ones = (1,) * (len(shape) - 1)
+    return lora(shape, made) | {"dora_scale": 1 + made(shape[0], *ones)}
+
+
+def dora_by_inputs(shape, made):
+    return lora(shape, made) | {"dora_scale": 1 + made(1, shape[1], *(1 for _ in shape[2:]))}
+
+
+def glora(shape, made):
+    a1, a2, b1 = made(shape[1], 3), made(3, shape[1]), made(shape[0], 3)
+    return {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": made(3, *shape[1:])}
+
+
+def oft(shape, made):
+    size = math.gcd(shape[0], 8)
+    return {"oft_blocks": made(shape[0] // size, size, size)}
+
+
+def boft(shape, made):
+    return {
+        "oft_blocks": made(1, shape[0] // 2, 2, 2),
+        "rescale": 1 + made(shape[0], *(1 for _ in shape[1:])),
+    }
+
+
+KINDS = (dora, dora_by_inputs, glora, oft, boft)
+
+
+def write_based(name, model_name, seed, kinds=KINDS):
+    """A file with one adapter on every weight, of the kinds in turn."""
+    random, tensors = torch.Generator().manual_seed(seed), {}
+
+    def made(*shape):
+        return torch.randn(shape, generator=random) * SIZE
+
+    named = sorted(key_names(*load_model(model_name)).values())
+    # the tiny CLIP's projection is not loaded, and holds whatever was in memory
+    for i, (stem, shape) in enumerate(pair for pair in named if "text_projection" not in pair[0]):
+        kind = kinds[i % len(kinds)]
+        tensors |= {f"{stem}.{role}": tensor for role, tensor in kind(shape, made).items()}
+        tensors[f"{stem}.alpha"] = torch.tensor(0.0 if kind in (oft, boft) else 2.0)
+    save_file(tensors, LORAS / f"{name}.safetensors")
+    return f"{name}.safetensors"
+
+
+@check
+def based_kinds_are_load_lora():
+    """One such LoRA at strength 1 is Load LoRA; at other strengths too, but for OFT, which stock squares."""
+    for model_name in ("sd15", "flux", "sd3"):
+        for strength, kinds in ((1.0, KINDS), (-0.6, (dora, dora_by_inputs, glora))):
+            model, clip = load_model(model_name)
+            rows = [(write_based("based", model_name, 3, kinds), strength, strength)]
+            chosen = {"method": "linear"}
+            ours = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method=chosen)
+            stock = weights_of(*chained(model, clip, rows))
+            assert_close(weights_of(*ours[:2]), stock, f"{model_name} {strength}", 2e-5)
+
+
+@check
+def based_kinds_under_every_method():
+    """The patch adds what the library merges against the same base, also on a model that is loaded."""
+    model, _ = load_model("sd15")
+    files = [write_lora("plain", "sd15", 4, 2, 1), write_based("based", "sd15", 2)]
+    loras = [merge_ops.load(LORAS / name) for name in files]
+    rows = [(name, strength, strength) for name, strength in zip(files, (0.7, -0.6), strict=True)]
+    base = {key: weight.float() for key, weight in model.model.state_dict().items()}
+    by_name = {stem: target for target, (stem, _) in key_names(model, None).items()}
+    by_layer = {
+        name: by_name[a.key] for x in loras for name, a in (x.layers | x.based).items() if a.key in by_name
+    }
+    unet = {name for name in by_layer if not name.startswith("text")}
+    loras = [
+        merge_ops.Lora(
+            x.name,
+            {n: a for n, a in x.layers.items() if n in unet},
+            based={n: a for n, a in x.based.items() if n in unet},
+        )
+        for x in loras
+    ]
+    for method in ("linear", "ties", "magnitude_prune"):
+        chosen = {"method": method, "density": 0.4} if method != "linear" else {"method": method}
+        ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=chosen)[0]
+        density = {} if method == "linear" else {"density": 0.4}
+        merged = merge_ops.merge(
+            loras,
+            [0.7, -0.6],
+            method,
+            base=lambda name: base.get(by_layer[name]),
+            reader="comfyui",
+            **density,
+        )
+        for key, weight in weights_of(ours, None).items():
+            (layer,) = (n for n in merged.layers if by_layer[n] == key)
+            wanted = base[key] + merged.delta(layer).reshape(base[key].shape)
+            off = float((weight - wanted).abs().max())
+            assert off <= 2e-5 * float(wanted.abs().max()), (method, key, off)
+
+
+@check
+def biases_norms_and_set_weights():
+    """``diff_b``, ``w_norm``, ``b_norm`` and ``set_weight`` are the chain, bit for bit where it is linear."""
+    model, clip = load_model("sd15")
+    shapes = {key: tuple(weight.shape) for key, weight in model.model.state_dict().items()}
+    names = key_names(model, None)
+    for seed, name in enumerate(("vectors_a", "vectors_b")):
+        random, tensors = torch.Generator().manual_seed(seed), {}
+        for key, (stem, shape) in names.items():
+            bias = shapes.get(f"{key.removesuffix('.weight')}.bias") if isinstance(key, str) else None
+            tensors[f"{stem}.lora_up.weight"] = torch.randn(
+                shape[0], 2, *(1 for _ in shape[2:]), generator=random
+            )
+            tensors[f"{stem}.lora_down.weight"] = torch.randn(2, *shape[1:], generator=random)
+            if bias:
+                tensors[f"{stem}.diff_b"] = torch.randn(bias, generator=random)
+        norms = [key for key, shape in shapes.items() if key.endswith("norm1.weight") and len(shape) == 1]
+        for key in norms:
+            stem = key.removesuffix(".weight")
+            tensors[f"{stem}.w_norm"] = torch.randn(shapes[key], generator=random)
+            tensors[f"{stem}.b_norm"] = torch.randn(shapes[key], generator=random)
+        head = "diffusion_model.out.0"
+        tensors[f"{head}.set_weight"] = torch.arange(float(shapes[f"{head}.weight"][0]))
+        save_file(tensors, LORAS / f"{name}.safetensors")
+    rows = [("vectors_a.safetensors", 0.7, 0.7), ("vectors_b.safetensors", -0.4, -0.4)]
+    ours = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method={"method": "linear"})
+    stock = weights_of(*chained(model, clip, rows))
+    assert any(key.endswith(".bias") for key in stock) and norms
+    assert_close(weights_of(*ours[:2]), stock, "vectors", 1e-6)
+    merge = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method={"method": "ties"})
+    saved = run("LoraAlloySave", lora=merge[2], filename_prefix="loras/vectors", dtype="float32")[0]
+    held = merge_ops.load(BASE / "output" / saved)
+    assert sum(name.endswith(".bias") for name in held.layers) > len(norms) and len(held.replaced) == 1
+
+
+@check
+def based_kinds_need_their_part():
+    """Without a model they are refused; without CLIP those of the text encoder are listed."""
+    model, _ = load_model("sd15")
+    file = write_based("based", "sd15", 4, (dora,))
+    stack = run("LoraAlloyStack", loras=f"<lora:{file}:1>")[0]
+    try:
+        run("LoraAlloyMerge", stack=stack)
+    except sys.modules["alloy_pack.merge_ops"].MergeError as error:
+        assert "connect model" in str(error) and "DoRA" in str(error), error
+    else:
+        raise AssertionError("merged without a base")
+    text = run("LoraAlloyMerge", stack=stack, model=model)[1]
+    assert "not connected" in text, text
+
+
+@check
+def widened_weights():
+    """BFL's control LoRAs widen the first layer of Flux."""
+    model, _ = load_model("flux")
+    rows_, columns = model.model.state_dict()["diffusion_model.img_in.weight"].shape
+    random = torch.Generator().manual_seed(0)
+    for name in ("wide_a", "wide_b"):
+        save_file(
+            {
+                "diffusion_model.img_in.lora_up.weight": torch.randn(rows_, 4, generator=random),
+                "diffusion_model.img_in.lora_down.weight": torch.randn(4, 2 * columns, generator=random),
+                "diffusion_model.img_in.reshape_weight": torch.tensor([rows_, 2 * columns]),
+            },
+            LORAS / f"{name}.safetensors",
+        )
+    rows = [("wide_a.safetensors", 0.7, 0.7), ("wide_b.safetensors", 0.4, 0.4)]
+    ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method={"method": "linear"})
+    assert_close(weights_of(ours[0], None), weights_of(*chained(model, None, rows)), "wide", 1e-6)
+    ties = run("LoraAlloyLoader", model=model, loras=text_of(rows), method={"method": "ties"})
+    (weight,) = weights_of(ties[0], None).values()
+    assert tuple(weight.shape) == (rows_, 2 * columns)
