@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
+from .architectures import check_structure, named_alike
 from .batches import batches, merge_batch
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
@@ -63,7 +64,8 @@ def merge(
         UnknownMethodError, ParameterError: for what was asked.
         IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
     """
-    loras = list(loras)
+    loras = named_alike(loras)
+    check_structure(loras)
     weights = _checked_weights(loras, weights)
     text_weights = weights if text_weights is None else _checked_weights(loras, text_weights)
     if combination_type is None:
