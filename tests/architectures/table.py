@@ -8,13 +8,14 @@ from tests.conftest import ROOT
 PAGE = ROOT / "docs" / "architectures.md"
 _MARKS = re.compile(r"(<!-- table: .*? -->\n)(.*?)(\n<!-- /table -->)", re.DOTALL)
 _HEAD = (
-    "| Architecture | Spelling | Layers in the list | ComfyUI, this pack | ComfyUI, stock | diffusers | Also read by |\n"
+    "| Architecture | Spelling | Layers in the list | ComfyUI, this pack | ComfyUI, stock | diffusers "
+    "| Also read by |\n"
     "|---|---|--:|--:|--:|--:|---|"
 )
 
 
 def rows(inside, outside):
-    """One line a spelling. ``inside``: counts of the checks in ComfyUI, ``outside``: those through diffusers."""
+    """One line a spelling: ``inside`` are the counts in ComfyUI, ``outside`` those through diffusers."""
     lines = [_HEAD]
     for architecture, (title, _, _) in COMFYUI.items():
         for spelling, counts in inside[architecture].items():
