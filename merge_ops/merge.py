@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
+from .architectures import check_structure, named_alike
 from .base import BaseWeights, agreed, bind
 from .batches import batches, merge_batch
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
@@ -75,7 +76,9 @@ def merge(
         IncompatibleLoraError: if two LoRAs disagree about the shape of a layer or about a whole weight, or
             an adapter needs the base model and it is not given.
     """
-    loras = list(loras)
+    loras = named_alike(bind(list(loras), _base_weights(base), reader))
+    check_structure(loras)
+    replaced = agreed(loras, keep)
     weights = _checked_weights(loras, weights)
     text_weights = weights if text_weights is None else _checked_weights(loras, text_weights)
     if combination_type is None:
@@ -86,8 +89,6 @@ def merge(
         _refuse_mixture(method, space, rank)
         settings = _peft_settings(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
     where = torch.device(device) if device is not None else None
-    loras = bind(loras, _base_weights(base), reader)
-    replaced = agreed(loras, keep)
     stacks = line_up(loras, weights, text_weights, needs_identity="generator" in settings.method.supplied)
     results: dict[str, MergedLayer] = {}
     scratch = Scratch()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .architectures import across_experts
 from .spaces import LayerStack
 from .types import Lora
 
@@ -43,7 +44,7 @@ class MergeReport:
             for lora in loras
             for name, reason in lora.unmerged.items()
         ]
-        return cls((*merged, *skipped), (*_warnings_of(loras), *_strangers(loras)))
+        return cls((*merged, *skipped), (*_warnings_of(loras), *across_experts(loras), *_strangers(loras)))
 
     def counts(self) -> dict[str, int]:
         """How many layers were merged, passed and skipped."""

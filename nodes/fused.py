@@ -36,10 +36,16 @@ def slices_to_merge_by(
     result.
     """
     spans: dict[str, set[tuple[int, int]]] = {}
-    for target in (target for layers in found for target in layers.values()):
-        if (span := _span(target, shapes)) is not None:
-            spans.setdefault(key_of(target), set()).add(span)
-    mixed = {key for key, used in spans.items() if _overlap(used)}
+    overlapping = set()  # in one LoRA: it is added up as it is, as ComfyUI does
+    for layers in found:
+        own: dict[str, set[tuple[int, int]]] = {}
+        for target in layers.values():
+            if (span := _span(target, shapes)) is not None:
+                own.setdefault(key_of(target), set()).add(span)
+        for key, used in own.items():
+            overlapping |= {key} if _overlap(used) else set()
+            spans[key] = spans.get(key, set()) | used
+    mixed = {key for key, used in spans.items() if _overlap(used)} - overlapping
     known: dict[str, dict[tuple[int, int], tuple[str, Target]]] = {key: {} for key in mixed}
     for spelling, target in key_map.items():
         if not isinstance(target, str) and target[0] in mixed and (span := _span(target, shapes)) is not None:

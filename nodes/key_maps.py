@@ -10,7 +10,8 @@ import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..merge_ops.formats.names import flat_name, kohya_name
+from ..merge_ops.architectures import flat_name
+from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.formats.original import diffusers_names, is_swapped, pieces
 from ..merge_ops.types import BaseDependent, Layer, Replacement
 from .fused import Target, key_of

@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ..merge_ops.architectures import across_experts
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
@@ -74,6 +75,7 @@ def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
             kinds = sorted(set(lora.unmerged.values()))
             lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
+    lines += across_experts(merged.loras)
     for name, layers in fitted.missing if fitted else ():
         lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
     return lines

@@ -11,6 +11,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
+from ..merge_ops.architectures import guess
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.types import Layer, Lora, LowRank
@@ -43,7 +44,7 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     found = [maps.targets(lora.layers) for lora in loras]
     whole = [maps.targets(lora.replaced) for lora in loras]
     for lora, targets in zip(loras, found, strict=True):
-        _check_fits(lora, targets, shapes, clip is None)
+        _check_fits(lora, targets, shapes, model, clip is None)
     _check_whole(loras, whole, shapes)
     kept = [_of_the_absent(lora, model, clip) for lora in loras]
     missing = [
@@ -100,10 +101,12 @@ def _of_the_absent(lora: Lora, model: ModelPatcher | None, clip: Any | None) -> 
     }
 
 
-def _check_fits(lora: Lora, targets: dict[str, Target], shapes: Shapes, no_clip: bool) -> None:
+def _check_fits(
+    lora: Lora, targets: dict[str, Target], shapes: Shapes, model: ModelPatcher | None, no_clip: bool
+) -> None:
     """Refuse a LoRA that has nothing in common with the model, or a layer of another shape."""
     if not targets and lora.layers:
-        raise IncompatibleLoraError(_stranger(lora, no_clip))
+        raise IncompatibleLoraError(_stranger(lora, model, no_clip))
     if len(set(targets.values())) < len(targets):
         raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
     for layer, target in targets.items():
@@ -170,13 +173,16 @@ def _product(sizes: list[int]) -> int:
     return total
 
 
-def _stranger(lora: Lora, no_clip: bool) -> str:
+def _stranger(lora: Lora, model: ModelPatcher | None, no_clip: bool) -> str:
     """Why nothing of a LoRA fits."""
     text_only = all(name.startswith("text_encoder") for name in lora.layers)
     if text_only and no_clip:
         return f"{lora.name} changes only the text encoder; connect CLIP"
     shown = ", ".join(layer.key or name for name, layer in list(lora.layers.items())[:3])
+    found = guess(lora)
+    kind = type(model.model.model_config).__name__ if model is not None else ""
+    looks = f": it looks like a {found.title} LoRA, and this model is {kind}" if found and kind else ""
     return (
         f"{lora.name} does not fit this model: none of its {len(lora.layers)} layers is in it (the first are "
-        f"{shown}); the LoRA was made for another base model"
+        f"{shown}); the LoRA was made for another base model{looks}"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..combination import COMBINATION_TYPES, SPACES, get_combination_type
 from ..errors import ParameterError, UnknownMethodError
-from ..formats import load, save
+from ..formats import alike_by_diffusers, load, save
 from ..merge import merge
 from ..merged import Merged
 from ..registry import METHODS, Param, get_method
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.output and not args.dry_run:
         raise ParameterError("say where to write with -o FILE, or use --dry-run")
     specs = [split_weight(spec) for spec in args.loras]
-    loras = [load(path) for path, _ in specs]
+    loras = alike_by_diffusers([load(path) for path, _ in specs])
     given = vars(args)
     names = {name for method in METHODS.values() for name in (p.name for p in method.params)}
     params = {name: given[name] for name in names if name in given}

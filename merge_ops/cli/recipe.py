@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..analyze import printable
 from ..errors import ParameterError
+from ..formats import alike_by_diffusers
 from ..recipes import Recipe, find_sources, read_recipe
 from .merge import finish
 from .options import Commands, add_base, add_output, chosen_device, print_json, progress_bar, table
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     _warn(recipe)
     if args.rank is not None:
         recipe = replace(recipe, rank=args.rank)
-    loras = find_sources(recipe, args.folder or [Path(args.recipe).parent])
+    loras = alike_by_diffusers(find_sources(recipe, args.folder or [Path(args.recipe).parent]))
     with progress_bar("merging") as progress:
         merged = recipe.run(loras, device=chosen_device(args.device), progress=progress, base=args.base)
     finish(args, merged, recipe.rank)

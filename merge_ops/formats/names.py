@@ -64,7 +64,6 @@ _XLABS = {
     "qkv_lora": "linear1_qkv",
     "proj_lora": "linear2",
 }
-_DENOISERS = ("unet", "transformer", "diffusion_model")
 _LDM_HEADS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
 _LDM_RESNET = {
     "in_layers.0": "norm1",
@@ -149,12 +148,6 @@ def kohya_name(canonical: str, ldm: bool = False, single_text_encoder: bool = Fa
         "diffusion_model": "lora_unet_",
     }.get(component)
     return f"{prefix}{path.replace('.', '_')}" if prefix else canonical.replace(".", "_")
-
-
-def flat_name(canonical: str) -> str:
-    """A name without dots and without the denoiser's component: alike in all spellings of a path."""
-    component, _, path = canonical.partition(".")
-    return (path if component in _DENOISERS else canonical).replace(".", "_")
 
 
 def to_ldm(path: str) -> str:

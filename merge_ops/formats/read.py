@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..architectures import family_title
 from ..errors import LoraFormatError
 from ..types import BaseDependent, Layer, Lora, Replacement
 from .adapters import adapters_of, group_by_module, low_rank, reason_not_merged
@@ -207,9 +208,10 @@ def _nothing_usable(file: str, keys: list[str], unmerged: dict[str, str]) -> str
         listed = "; ".join(f"{name} is {reason}" for reason, name in sorted(reasons.items()))
         return f"{file} holds nothing that can be merged: {listed}"
     shown = ", ".join(repr(key) for key in keys[:3]) or "none"
+    title = family_title(map(canonical_name, keys))
     return (
-        f"{file} holds no LoRA: its keys are {shown}, and keys such as 'lora_unet_….lora_down.weight' "
-        "or '….lora_A.weight' are expected"
+        f"{file} holds no LoRA: its keys are {shown}{f' (of {title})' if title else ''}, and keys such as "
+        "'lora_unet_….lora_down.weight' or '….lora_A.weight' are expected"
     )
 
 

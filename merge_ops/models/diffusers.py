@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..architectures import flat_name
 from ..errors import IncompatibleLoraError
 from ..formats.names import DOTTED_COMPONENTS
 from ..merged import Merged
@@ -59,9 +60,13 @@ def finder(target: Any) -> FindModule:
     modules = {name: dict(component.named_modules()) for name, component in _components(target).items()}
     # layers of a text model that is no part of a pipeline are named by their paths in it
     alone = dict(target.named_modules()) if isinstance(target, nn.Module) else {}
+    denoiser = modules.get("transformer") or modules.get("unet") or {}
+    flat = {flat_name(f"unet.{path}"): module for path, module in denoiser.items()}
 
     def find(layer: str) -> nn.Module | None:
         component, _, path = layer.partition(".")
+        if not component.startswith("text_encoder"):
+            return flat.get(flat_name(layer)) or alone.get(layer)
         own = modules.get(component, {})
         # transformers 5 dropped the level "text_model" that older versions and all files have
         return own.get(path) or own.get(path.removeprefix("text_model.")) or alone.get(layer)

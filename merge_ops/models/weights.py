@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from ..architectures import guess
 from ..errors import IncompatibleLoraError
 from ..merged import Merged
 
@@ -116,9 +117,16 @@ def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse before anything is changed: no layer in common, or a weight that cannot take its delta."""
     if not modules:
         shown = ", ".join(merged.layers[:3])
+        found = guess(merged.loras[0])
+        title = f" ({found.title})" if found else ""
+        hint = (
+            f", or name its layers as its authors do: read them with load(path, architecture={found.name!r})"
+            if found and found.structure == "original"
+            else ""
+        )
         raise IncompatibleLoraError(
             f"none of the {len(merged.layers)} merged layers is in this model (the first are {shown}); "
-            "the LoRAs are for another base model"
+            f"the LoRAs are for another base model{title}{hint}"
         )
     for name, module in modules.items():
         weight = parameter(module, name)
