@@ -92,7 +92,7 @@ def _places(flat: str) -> Facts:
         number = int(found[2])
         if found[1] == "output":
             return {"up": number // _PER_LEVEL, "OUT": number}
-        return {"IN": number} | ({"down": (number - 1) // _PER_LEVEL} if number else {})
+        return {"IN": number, "down": (number - 1) // _PER_LEVEL} if number else {"IN": 0}
     if (found := re.match(r"(down|up)_blocks_(\d+)", flat)) is not None:
         return {found[1]: int(found[2])}
     if "refiner" in flat:
