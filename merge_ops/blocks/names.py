@@ -113,19 +113,17 @@ def _sorts(flat: str) -> Facts:
         "proj": bool(_PROJ.search(flat)),
     }
     found["ff"] = bool(words & _FF or "feed_forward" in flat) and not found["time"]
-    found["attn"] = bool(words & _ATTENTION)
+    found["attn"] = bool(words & _ATTENTION) and not found["norm"]
     if found["attn"]:
-        found |= _attention(flat, words, found["norm"])
+        found |= _attention(flat, words)
     return {word: None for word, holds in found.items() if holds}
 
 
-def _attention(flat: str, words: set[str], is_norm: bool) -> dict[str, bool]:
+def _attention(flat: str, words: set[str]) -> dict[str, bool]:
     found = {
         "self_attn": bool(words & {"attn1", "selfattention"}) or "self_attn" in flat,
         "cross_attn": bool(words & {"attn2", "encdecattention"}) or "cross_attn" in flat,
     }
-    if is_norm:
-        return found
     last = set(re.split(r"attn\d?|attention", flat)[-1].split("_"))
     letters = {letter: bool(last & spellings) for letter, spellings in _LETTERS.items()}
     fused = any(letters.values()) or any("qkv" in word or word == "kv" for word in last)

@@ -16,7 +16,7 @@ WHERE = {
 }  # fmt: skip
 WHAT = {
     "attn": 1, "ff": 1, "resnet": 1, "proj": 1, "self_attn": 2, "cross_attn": 2, "conv": 2, "time": 2,
-    "q": 3, "k": 3, "v": 3, "out": 3, "norm": 4,
+    "q": 3, "k": 3, "v": 3, "out": 3, "norm": 3,
 }  # fmt: skip
 ALIASES = {
     "model": "unet", "dit": "unet", "base": "te", "m00": "mid", "middle": "mid", "joint": "double",

@@ -51,7 +51,7 @@ def assert_close(found, wanted, tolerance=1e-5):
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "ties" not in name])
 @pytest.mark.parametrize("space", ["delta", "factors"])
 def test_methods_without_a_vote_merge_loras_scaled_by_hand(name, space, make_lora):
-    """A strength is a factor on the weight, which is a factor on the alpha; in factor space a positive one."""
+    """A strength multiplies the weight, and so the alpha; in factor space only a positive one does."""
     loras = [make_lora(f"lora{i}", shapes=SHAPES, rank=4, seed=i) for i in range(4)]
     texts = [text if space == "delta" else "0.25 down:1 te:0" for text in BLOCKS]
     found = merge(loras, WEIGHTS, name, blocks=texts, space=space)
