@@ -49,7 +49,12 @@ _CONV = re.compile(
 )
 _RESNET = re.compile(r"_(?:resnets|in_layers|out_layers|emb_layers|skip_connection)(?:_|$)")
 _LDM_NORM = re.compile(r"_(?:in|out)_layers_0$|^out_0$")
-_PROJ = re.compile(r"(?:^|_)(?:proj_in|proj_out|linear2|final_layer_linear)$")
+_PROJ = re.compile(
+    r"(?:^|_)(?:proj_in|proj_out|linear2|final_layer_(?:.*_)?linear)$|^single_transformer_blocks_\d+_attn_to_out$"
+)
+_FUSED = re.compile(
+    r"qkv_mlp|^single_transformer_blocks_\d+_attn_to_out$"
+)  # Flux: attention and feed-forward
 
 
 @lru_cache(maxsize=1 << 15)
@@ -104,7 +109,7 @@ def _places(flat: str) -> Facts:
 
 
 def _sorts(flat: str) -> Facts:
-    words = set(flat.split("_"))
+    words: set[str] = set() if _FUSED.search(flat) else set(flat.split("_"))
     found = {
         "time": bool(_TIME.search(flat)),
         "conv": bool(_CONV.search(flat)) and "norm" not in words,

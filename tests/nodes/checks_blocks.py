@@ -54,10 +54,13 @@ def both_names_of_each_weight_say_the_same():
             one, other = facts_of(f"unet.{module(diffusers)}"), facts_of(f"diffusion_model.{module(own)}")
             assert one == other, (diffusers, own, one, other)
     counted = 0
-    for name, mapped in (
-        ("flux", comfy.utils.flux_to_diffusers({"depth": 19, "depth_single_blocks": 38, "hidden_size": 64})),
-        ("sd3", comfy.utils.mmdit_to_diffusers({"depth": 24, "num_blocks": 24})),
-    ):
+    maps = {
+        "flux": comfy.utils.flux_to_diffusers({"depth": 19, "depth_single_blocks": 38, "hidden_size": 64}),
+        "sd3": comfy.utils.mmdit_to_diffusers({"depth": 24, "num_blocks": 24}),
+    }
+    if hasattr(comfy.utils, "z_image_to_diffusers"):  # not in the oldest ComfyUI
+        maps["z-image"] = comfy.utils.z_image_to_diffusers({"n_layers": 30, "dim": 64})
+    for name, mapped in maps.items():
         for diffusers, own in mapped.items():
             if isinstance(own, str) or own[1] is None:  # not a slice of a fused weight
                 key = own if isinstance(own, str) else own[0]
