@@ -1,5 +1,6 @@
 """Merge LoRAs exactly, quickly and repeatably."""
 
+from .blocks import BlockStrengths
 from .combination import COMBINATION_TYPES
 from .errors import (
     IncompatibleLoraError,
@@ -20,6 +21,7 @@ __all__ = [
     "COMBINATION_TYPES",
     "FORMATS",
     "METHODS",
+    "BlockStrengths",
     "IncompatibleLoraError",
     "Lora",
     "LoraFormatError",

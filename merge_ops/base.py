@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,21 @@ from .types import READERS, BaseDependent, Layer, Lora, Replacement
 
 # the base model's weight of a layer (``module.bias``: the module's bias), or None if it has none
 BaseWeights = Callable[[str], Tensor | None]
+
+
+def base_weights(base: Any) -> BaseWeights | None:
+    """What ``base`` stands for: a path, a model, or a function already; only code for that is imported."""
+    is_model = isinstance(base, torch.nn.Module) or isinstance(getattr(base, "components", None), dict)
+    if base is None or (callable(base) and not is_model):
+        given: BaseWeights | None = base
+        return given
+    if isinstance(base, str | os.PathLike):
+        from .formats.checkpoint import open_base
+
+        return open_base(base)
+    from .models.base import weights_of
+
+    return weights_of(base)
 
 
 def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]:

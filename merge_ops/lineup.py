@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 
+from .blocks import BlockStrengths
 from .errors import IncompatibleLoraError
 from .fingerprint import fingerprint
 from .spaces import LayerStack
@@ -17,43 +19,58 @@ def line_up(
     weights: list[float],
     text_weights: list[float] | None = None,
     needs_identity: bool = False,
+    blocks: Sequence[BlockStrengths | None] | None = None,
 ) -> list[LayerStack]:
     """One stack a layer, in natural order of the names; within it the LoRAs in an order of their own.
 
-    That order depends on the LoRAs and not on their places, so a permuted stack gives the same bits.
+    That order depends on the LoRAs and not on their places, so a permuted stack gives the same bits. A LoRA
+    whose block strength is 0 in a layer has no part in it, and a layer without any part has no stack.
     """
     text_weights = weights if text_weights is None else text_weights
-    order = _own_order(loras, list(zip(weights, text_weights, strict=True)))
+    blocks = blocks or [None] * len(loras)
+    order = _own_order(loras, list(zip(weights, text_weights, strict=True)), blocks)
     identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
     names = sorted({name for lora in loras for name in lora.layers}, key=_natural)
     stacks = []
     for name in names:
-        having = [i for i in order if name in loras[i].layers]
+        factors = {i: factor_of(blocks[i], name) for i in order if name in loras[i].layers}
         used = text_weights if name.startswith("text_encoder") else weights
-        _check_shapes(name, [loras[i] for i in having])
+        _check_shapes(name, [loras[i] for i in factors])
+        having = [i for i, factor in factors.items() if factor]
+        if not having:
+            continue
         stacks.append(
             LayerStack(
                 name,
                 tuple(loras[i].layers[name] for i in having),
-                tuple(used[i] for i in having),
+                tuple(used[i] * factors[i] for i in having),
                 tuple(identities[i] for i in having),
             )
         )
     return stacks
 
 
-def _own_order(loras: list[Lora], weights: list[tuple[float, float]]) -> list[int]:
-    """By name, sizes of the weights, weights, and content where these are the same: many files share a name.
+def factor_of(blocks: BlockStrengths | None, layer: str) -> float:
+    """The block strength of a LoRA in a layer; 1 without any."""
+    return 1.0 if blocks is None else blocks.factor(layer)
 
-    The sizes come before the signs, so that the negative of a merge is summed in the same order.
+
+def _own_order(
+    loras: list[Lora], weights: list[tuple[float, float]], blocks: Sequence[BlockStrengths | None]
+) -> list[int]:
+    """By name, sizes of the weights, block strengths, weights, and content where these are the same.
+
+    Many files share a name. The sizes come before the signs, so that the negative of a merge is summed in the
+    same order.
     """
-    seen = Counter(zip((lora.name for lora in loras), weights, strict=True))
+    texts = ["" if each is None else str(each) for each in blocks]
+    seen = Counter(zip((lora.name for lora in loras), weights, texts, strict=True))
 
-    def place(i: int) -> tuple[str, tuple[float, ...], tuple[float, ...], str]:
+    def place(i: int) -> tuple[str, tuple[float, ...], str, tuple[float, ...], str]:
         lora, weight = loras[i], weights[i]
-        alike = seen[lora.name, weight] > 1
+        alike = seen[lora.name, weight, texts[i]] > 1
         content = (lora.sha256 or str(fingerprint(lora))) if alike else ""
-        return lora.name, tuple(map(abs, weight)), weight, content
+        return lora.name, tuple(map(abs, weight)), texts[i], weight, content
 
     return sorted(range(len(loras)), key=place)
 

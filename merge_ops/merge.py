@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
 from .architectures import check_structure, named_alike
-from .base import BaseWeights, agreed, bind
+from .base import agreed, base_weights, bind
 from .batches import batches, merge_batch
+from .blocks import BlockStrengths, block_strengths
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .lineup import line_up
@@ -31,6 +31,7 @@ def merge(
     method: str | None = None,
     *,
     text_weights: Sequence[float] | None = None,
+    blocks: Sequence[str | BlockStrengths | None] | None = None,
     space: str = "delta",
     rank: int | None = None,
     scale: float = 1.0,
@@ -52,6 +53,9 @@ def merge(
         loras: what ``load`` returned; layers that only some of them have are merged among those.
         weights: one multiplier a LoRA, 1.0 each by default; negative is legal.
         text_weights: the multipliers for the layers of text encoders; ``weights`` by default.
+        blocks: one entry a LoRA: strengths by block and sort of layer that multiply its weight, such as
+            ``"down:0.5 mid:1 attn:0.8"`` (see ``merge_ops.blocks``), or None. Where the product is 0 the LoRA
+            is left out of the layer, as if it had none: it has no vote there.
         method: a name of ``METHODS`` (default ``linear``); its parameters are keywords (``density``, ...).
         space: ``delta`` merges the true weight changes; ``factors`` merges up and down separately, as PEFT
             and LoRAX do, which needs equal ranks and adds cross terms.
@@ -76,11 +80,12 @@ def merge(
         IncompatibleLoraError: if two LoRAs disagree about the shape of a layer or about a whole weight, or
             an adapter needs the base model and it is not given.
     """
-    loras = named_alike(bind(list(loras), _base_weights(base), reader))
+    loras = named_alike(bind(list(loras), base_weights(base), reader))
     check_structure(loras)
     replaced = agreed(loras, keep)
     weights = _checked_weights(loras, weights)
     text_weights = weights if text_weights is None else _checked_weights(loras, text_weights)
+    strengths = _checked_blocks(loras, blocks)
     if combination_type is None:
         if svd_rank is not None or svd_clamp is not None:
             raise ParameterError("svd_rank and svd_clamp belong to combination_type; use rank with a method")
@@ -89,7 +94,10 @@ def merge(
         _refuse_mixture(method, space, rank)
         settings = _peft_settings(loras, combination_type, svd_rank, svd_clamp, params, scale, seed)
     where = torch.device(device) if device is not None else None
-    stacks = line_up(loras, weights, text_weights, needs_identity="generator" in settings.method.supplied)
+    needs_identity = "generator" in settings.method.supplied
+    stacks = line_up(loras, weights, text_weights, needs_identity, strengths)
+    if not stacks and any(lora.layers for lora in loras):
+        raise ParameterError("the block strengths are 0 in every layer of every LoRA, so nothing is merged")
     results: dict[str, MergedLayer] = {}
     scratch = Scratch()
     for group in batches(stacks, settings, where):
@@ -102,25 +110,8 @@ def merge(
         progress(len(stacks), len(stacks), "")
     return Merged(
         results, loras, weights, text_weights, settings, where, dtype or torch.float32, combination_type,
-        replaced, reader, keep,
+        replaced, reader, keep, strengths,
     )  # fmt: skip
-
-
-def _base_weights(base: Any) -> BaseWeights | None:
-    """What ``base`` stands for; only the code for that kind of base is imported."""
-    if base is None or (callable(base) and not isinstance(base, torch.nn.Module) and not _is_pipeline(base)):
-        return base
-    if isinstance(base, str | os.PathLike):
-        from .formats.checkpoint import open_base
-
-        return open_base(base)
-    from .models.base import weights_of
-
-    return weights_of(base)
-
-
-def _is_pipeline(base: Any) -> bool:
-    return isinstance(getattr(base, "components", None), dict)
 
 
 def _merge_group(
@@ -179,6 +170,23 @@ def _checked_weights(loras: list[Lora], weights: Sequence[float] | None) -> list
         if not math.isfinite(weight):
             raise ParameterError(f"the weight of {lora.name} is {weight}; give a finite number")
     return [float(weight) for weight in weights]
+
+
+def _checked_blocks(
+    loras: list[Lora], blocks: Sequence[str | BlockStrengths | None] | None
+) -> list[BlockStrengths | None]:
+    if blocks is None:
+        return [None] * len(loras)
+    if isinstance(blocks, str) or len(blocks) != len(loras):
+        given = "one text was" if isinstance(blocks, str) else f"{len(blocks)} were"
+        raise ParameterError(f"{len(loras)} LoRAs need {len(loras)} entries of blocks, but {given} given")
+    found = []
+    for lora, each in zip(loras, blocks, strict=True):
+        try:
+            found.append(block_strengths(each))
+        except ParameterError as error:
+            raise ParameterError(f"{lora.name}: {error}") from error
+    return found
 
 
 def _settings(

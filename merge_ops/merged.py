@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .blocks import BlockStrengths
 from .errors import MergeError, did_you_mean
 from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
+from .lineup import factor_of
 from .report import LayerReport, MergeReport, sign_conflict
 from .scratch import Scratch
 from .spaces import LayerStack, Settings, concatenated, merge_deltas
@@ -102,6 +104,7 @@ class Merged:
         text_weights: list[float], settings: Settings, device: torch.device | None, dtype: torch.dtype,
         combination_type: str | None = None, replaced: dict[str, Replacement] | None = None,
         reader: str = "peft", keep: str | None = None,
+        blocks: list[BlockStrengths | None] | None = None,
     ) -> None:  # fmt: skip
         self.results = results
         self.loras = loras
@@ -112,6 +115,7 @@ class Merged:
         self.replaced = replaced or {}  # weights that take the place of the base model's
         self.reader = reader
         self.keep = keep
+        self.blocks = blocks or [None] * len(loras)
         self._device = device
         self._dtype = dtype
 
@@ -144,6 +148,14 @@ class Merged:
         pair = self.layer(name).factors(self._device)
         return None if pair is None else (pair[0].to(self._dtype), pair[1].to(self._dtype))
 
+    def weight(self, index: int, name: str) -> float:
+        """The weight of one of ``loras`` in a layer that it has, without its block strength."""
+        return (self.text_weights if name.startswith("text_encoder") else self.weights)[index]
+
+    def block_strength(self, index: int, name: str) -> float:
+        """What multiplies the weight of one of ``loras`` in a layer; 0 leaves it out."""
+        return factor_of(self.blocks[index], name)
+
     @cached_property
     def report(self) -> MergeReport:
         """What happened to each layer; sign conflicts are measured when this is first read."""
@@ -168,7 +180,7 @@ class Merged:
             for name, layer in self.results.items()
         ]
         rows += [LayerReport(name, "passed", weight.why) for name, weight in self.replaced.items()]
-        return MergeReport.of(rows, self.loras)
+        return MergeReport.of(rows, self.loras, self.blocks)
 
 
 def _rank_out(layer: MergedLayer) -> int | None:

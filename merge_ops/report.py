@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from .architectures import across_experts
+from .blocks import BlockStrengths
 from .spaces import LayerStack
 from .types import Lora
 
 _SAMPLED_ROWS = 32
+_LISTED = 6
+LEFT_OUT = "block strength 0"  # how the reason begins for a layer that no LoRA takes part in
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,22 @@ class MergeReport:
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, merged: list[LayerReport], loras: list[Lora]) -> MergeReport:
+    def of(
+        cls, merged: list[LayerReport], loras: list[Lora], blocks: Sequence[BlockStrengths | None] = ()
+    ) -> MergeReport:
         """Add to the merged layers what the LoRAs hold besides, and what a user should know about them."""
         skipped = [
             LayerReport(name, "skipped", f"{lora.name}: {reason}")
             for lora in loras
             for name, reason in lora.unmerged.items()
         ]
-        return cls((*merged, *skipped), (*_warnings_of(loras), *across_experts(loras), *_strangers(loras)))
+        warnings = (
+            *_warnings_of(loras),
+            *across_experts(loras),
+            *_strangers(loras),
+            *block_warnings(loras, blocks),
+        )
+        return cls((*merged, *_left_out(merged, loras), *skipped), warnings)
 
     def counts(self) -> dict[str, int]:
         """How many layers were merged, passed and skipped."""
@@ -69,6 +81,43 @@ def sign_conflict(stack: LayerStack, thresholds: tuple[float, ...] | None = None
     signs = tile.sign()
     opposed = (signs.amax(dim=0) > 0) & (signs.amin(dim=0) < 0)
     return float(opposed.float().mean())
+
+
+def block_warnings(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:
+    """A line for each LoRA that has no layer for some of its block strengths."""
+    lines = []
+    for lora, strengths in zip(loras, blocks, strict=False):
+        lost = strengths.without_layers(lora.layers) if strengths else []
+        if lost:
+            lines.append(f"{lora.name}: no layer is selected by the block strength of {', '.join(lost)}")
+    return lines
+
+
+def block_lines(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:
+    """A line for each LoRA with block strengths, saying on how many layers each acts."""
+    lines = []
+    for lora, strengths in zip(loras, blocks, strict=True):
+        if strengths is not None:
+            counts = Counter(strengths.factor(name) for name in lora.layers)
+            shares = [f"{counts[f]} layers at {f:g}" for f in sorted(counts, reverse=True) if f]
+            shares += [f"{counts[0.0]} left out"] if counts[0.0] else []
+            shown = shares if len(shares) <= _LISTED else [*shares[:_LISTED], "..."]
+            lines.append(f"{lora.name}: blocks {strengths}: {', '.join(shown)}")
+    return lines
+
+
+def _left_out(merged: list[LayerReport], loras: list[Lora]) -> list[LayerReport]:
+    """Layers in which every LoRA that has them has block strength 0."""
+    known = {row.name for row in merged}
+    names = dict.fromkeys(name for lora in loras for name in lora.layers if name not in known)
+    return [
+        LayerReport(
+            name,
+            "skipped",
+            f"{LEFT_OUT} in {', '.join(lora.name for lora in loras if name in lora.layers)}",
+        )
+        for name in names
+    ]
 
 
 def _warnings_of(loras: list[Lora]) -> list[str]:

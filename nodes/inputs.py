@@ -28,7 +28,8 @@ def lora_list() -> io.String.Input:
         multiline=True,
         default="",
         placeholder="<lora:name:strength>",
-        tooltip="One <lora:name:strength> or <lora:name:strength:clip strength> a line; # is off.",
+        tooltip="One <lora:name:strength> or <lora:name:strength:clip strength> a line; # is off. "
+        "Strengths by block: <lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
         extra_dict={"lora_options": lora_files()},
     )
 

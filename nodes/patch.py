@@ -156,10 +156,10 @@ def _add_one_lora(
     by_weight: dict[float, dict[Target, LoRAAdapter]] = {}
     for name, target in targets.items():
         layer = lora.layers.get(name)
-        if isinstance(layer, LowRank):
-            text = name.startswith("text_encoder")
-            weight = merged.text_weights[index] if text else merged.weights[index]
-            by_weight.setdefault(weight, {})[target] = _lora_adapter(layer)
+        strength_here = merged.block_strength(index, name)
+        if isinstance(layer, LowRank) and strength_here:
+            scaled = layer if strength_here == 1 else layer.scaled(strength_here)
+            by_weight.setdefault(merged.weight(index, name), {})[target] = _lora_adapter(scaled)
     for weight, patches in by_weight.items():
         patcher.add_patches(patches, weight * merged.settings.scale * strength)
 

@@ -10,6 +10,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..merge_ops.blocks import block_strengths
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
 from .files import lora_files, resolve, state_of
@@ -87,8 +88,10 @@ class LoraAlloyRecipe(io.ComfyNode):
         folders = [folder for folder in folder_paths.get_folder_paths("loras") if Path(folder).is_dir()]
         loras = find_sources(recipe, folders, progress=progress)
         entries = [
-            StackEntry(lora, weight, text_weight)
-            for lora, weight, text_weight in zip(loras, recipe.weights, recipe.text_weights, strict=True)
+            StackEntry(lora, weight, text_weight, None, block_strengths(blocks))
+            for lora, weight, text_weight, blocks in zip(
+                loras, recipe.weights, recipe.text_weights, recipe.blocks, strict=True
+            )
         ]
         merged, note = run_merge(loras, entries, recipe.keywords(), recipe.scale)
         merged = recipe.cut(merged)

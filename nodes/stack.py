@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.formats import from_tensors
@@ -46,8 +46,8 @@ class LoraAlloyStack(io.ComfyNode):
                 STACK.Output(display_name="stack", tooltip="For the nodes of this pack."),
                 COMMUNITY_STACK.Output(
                     display_name="lora_stack",
-                    tooltip="(name, strength, clip strength), for nodes of other packs. LoRAs that come "
-                    "from other nodes have no file name and are left out here.",
+                    tooltip="(name, strength, clip strength), for nodes of other packs, without block "
+                    "strengths. LoRAs that come from other nodes have no file name and are left out here.",
                 ),
             ],
             accept_all_inputs=True,
@@ -82,4 +82,13 @@ class LoraAlloyStack(io.ComfyNode):
             if tensors is not None:
                 entries.append(StackEntry(from_tensors(name, tensors), 1.0, 1.0))
         named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
-        return io.NodeOutput(tuple(entries), named)
+        return io.NodeOutput(tuple(entries), named, **_note(entries))
+
+
+def _note(entries: list[StackEntry]) -> dict[str, Any]:
+    """A line on the node if other packs cannot be told all."""
+    names = [entry.lora.name for entry in entries if entry.blocks is not None and entry.lora_name is not None]
+    if not names:
+        return {}
+    text = f"lora_stack, for other packs, has no block strengths; without them it holds {', '.join(names)}"
+    return {"ui": ui.PreviewText(text)}

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..merge_ops.blocks import BlockStrengths, block_strengths
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.types import Lora
 from . import files
-from .lora_text import parse_rows
+from .lora_text import LoraRow, parse_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class StackEntry:
     strength: float
     strength_clip: float
     lora_name: str | None = None
+    blocks: BlockStrengths | None = None
 
 
 def entries_of_text(text: str) -> list[StackEntry]:
@@ -27,9 +29,8 @@ def entries_of_text(text: str) -> list[StackEntry]:
     read.
     """
     return [
-        StackEntry(files.read(row.lora_name), row.strength, row.clip, row.lora_name)
-        for row in parse_rows(text)
-        if row.enabled and (row.strength or row.clip)
+        StackEntry(files.read(row.lora_name), row.strength, row.clip, row.lora_name, blocks)
+        for row, blocks in _rows_in_use(text)
     ]
 
 
@@ -50,5 +51,16 @@ def entries_of_stack(stack: Iterable[Any] | None) -> list[StackEntry]:
 
 def file_states(text: str | None) -> list[tuple[str, int, int]]:
     """What the result of a list depends on besides its text."""
-    rows = parse_rows(text or "")
-    return [files.state_of(row.lora_name) for row in rows if row.enabled and (row.strength or row.clip)]
+    return [files.state_of(row.lora_name) for row, _ in _rows_in_use(text or "")]
+
+
+def _rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None]]:
+    """The rows that are on and have a strength, each with its block strengths."""
+    rows = []
+    for row in parse_rows(text):
+        if row.enabled and (row.strength or row.clip):
+            try:
+                rows.append((row, block_strengths(row.blocks)))
+            except ParameterError as error:
+                raise ParameterError(f"{row.lora_name}: {error}") from error
+    return rows

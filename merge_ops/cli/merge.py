@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..combination import COMBINATION_TYPES, SPACES, get_combination_type
-from ..errors import ParameterError, UnknownMethodError
+from ..errors import ParameterError, UnknownMethodError, did_you_mean
 from ..formats import alike_by_diffusers, load, save
 from ..merge import merge
 from ..merged import Merged
 from ..registry import METHODS, Param, get_method
+from ..report import LEFT_OUT, block_lines
 from ..types import READERS, Lora
 from .options import (
     DTYPES,
@@ -31,6 +33,7 @@ _EXAMPLES = """examples:
   lora-alloy merge a.safetensors:1 b.safetensors:1 --method ties --density 0.3 --rank 32 -o ab.safetensors
   lora-alloy merge a.safetensors b.safetensors --combination-type ties_svd --density 0.5 -o ab.safetensors
   lora-alloy merge adapter_a adapter_b:0.5 --format peft -o merged_adapter
+  lora-alloy merge a.safetensors b.safetensors --blocks "a=down:0.5 mid:1 attn:0.8" -o ab.safetensors
   lora-alloy merge a.safetensors b.safetensors --method ties --dry-run
 """
 
@@ -58,6 +61,11 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     how.add_argument(
         "--rank", type=int, help="truncate to this rank (default: exact, or the sum of the ranks)"
     )
+    how.add_argument(
+        "--blocks", action="append", default=[], metavar="[LORA=]TEXT",
+        help="strengths by block and sort of layer, such as 'down:0.5 mid:1 attn:0.8', a preset or an A1111 "
+        "vector, of all LoRAs or of one, called by its name or place (1, 2, ...); may be repeated",
+    )  # fmt: skip
     how.add_argument("--scale", type=float, default=1.0, help="multiplies the whole result")
     how.add_argument("--seed", type=int, default=0, help="of the random masks of DARE")
     how.add_argument("--svd-rank", type=int, help="rank of PEFT's *svd types (default: the largest)")
@@ -92,6 +100,7 @@ def run(args: argparse.Namespace) -> None:
             loras,
             [weight for _, weight in specs],
             args.method,
+            blocks=blocks_of(args.blocks, [path for path, _ in specs], loras),
             space=args.space,
             rank=args.rank,
             scale=args.scale,
@@ -140,6 +149,30 @@ def split_weight(spec: str) -> tuple[str, float]:
         return spec, 1.0
 
 
+def blocks_of(given: list[str], paths: list[str], loras: list[Lora]) -> list[str | None]:
+    """The block strengths of each LoRA, from ``TEXT`` and ``LORA=TEXT``."""
+    own: dict[int, str] = {}
+    shared = None
+    for option in given:
+        name, equals, text = option.rpartition("=")
+        if not equals:
+            if shared is not None:
+                raise ParameterError("--blocks is given twice for all LoRAs; name the LoRA, as in a=down:0.5")
+            shared = text
+            continue
+        called = [i for i, path in enumerate(paths) if name in (path, Path(path).name, loras[i].name)]
+        if not called and name.isdigit() and 0 < int(name) <= len(paths):
+            called = [int(name) - 1]
+        if not called:
+            hint = did_you_mean(name, [lora.name for lora in loras])
+            raise ParameterError(f"--blocks names no LoRA of this merge: {name!r}{hint}")
+        for i in called:
+            if i in own:
+                raise ParameterError(f"--blocks is given twice for {loras[i].name}; write one text")
+            own[i] = text
+    return [own.get(i, shared) for i in range(len(paths))]
+
+
 def _method_name(name: str) -> str:
     try:
         return get_method(name).name
@@ -181,8 +214,10 @@ def _print_summary(merged: Merged) -> None:
     counts = merged.outline.counts()
     print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
     for line in merged.outline.layers:
-        if line.status != "merged":
+        if line.status != "merged" and not line.reason.startswith(LEFT_OUT):
             print(f"  {line.status}: {line.name} ({line.reason})")
+    for text in block_lines(merged.loras, merged.blocks):
+        print(f"  {text}")
     for warning in merged.outline.warnings:
         print(f"  warning: {warning}")
 
@@ -206,5 +241,6 @@ def _title(merged: Merged) -> str:
     how: Any = merged.combination_type or merged.settings.method.name
     names: list[Lora] = merged.loras
     return f"{how} of " + " + ".join(
-        f"{w:g} x {lora.name}" for lora, w in zip(names, merged.weights, strict=True)
+        f"{w:g} x {lora.name}{f' ({blocks})' if blocks else ''}"
+        for lora, w, blocks in zip(names, merged.weights, merged.blocks, strict=True)
     )

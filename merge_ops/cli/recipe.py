@@ -62,9 +62,12 @@ def show(args: argparse.Namespace) -> None:
     for key, value in (how | recipe.params).items():
         if value is not None:
             print(f"{key}: {printable(str(value))}")
-    rows = [["source", "weight", "text weight", "SHA-256"]]
+    rows = [["source", "weight", "text weight", "SHA-256", "blocks"]]
     for source, text_weight in zip(recipe.sources, recipe.text_weights, strict=True):
-        rows.append([source.name, f"{source.weight:g}", f"{text_weight:g}", source.sha256 or "unknown"])
+        numbers = [f"{source.weight:g}", f"{text_weight:g}"]
+        rows.append([source.name, *numbers, source.sha256 or "unknown", source.blocks or ""])
+    if not any(recipe.blocks):
+        rows = [row[:-1] for row in rows]
     print(table(rows))
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import LoraFormatError
 from .container import is_packed
 
+UNRECOGNISED = "unrecognised key"  # the reason given for a key whose ending means nothing to us
+
 
 @dataclass(slots=True)
 class RawModule:

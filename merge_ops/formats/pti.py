@@ -11,7 +11,12 @@ import json
 import re
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from ..errors import LoraFormatError
+from ..types import Layer, Lora
+from .adapters import low_rank
+from .module import UNRECOGNISED, RawModule
 
 _KEY = re.compile(r"^(unet|text_encoder):(\d{1,6}):(up|down)$")
 _UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}
@@ -23,13 +28,31 @@ def is_pti(keys: list[str]) -> bool:
     return any(_KEY.match(key) for key in keys)
 
 
-def pti_role(key: str) -> tuple[str, int, str] | None:
+def from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:
+    """The LoRA of such a file; ``name`` is what it is called, ``file`` what messages call it."""
+    modules: dict[str, RawModule] = {}
+    unmerged = {}
+    for key, tensor in tensors.items():
+        role = _role(key)
+        if role is None:
+            unmerged[key] = "textual-inversion embedding, not a LoRA" if key.startswith("<") else UNRECOGNISED
+            continue
+        component, index, half = role
+        names = _layers(component, metadata, file)
+        if index >= len(names):
+            raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
+        modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
+    layers: dict[str, Layer] = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
+    return Lora(name, layers, "pti", metadata, unmerged)
+
+
+def _role(key: str) -> tuple[str, int, str] | None:
     """``(component, index, role)`` of a key, or None for anything else in the file."""
     found = _KEY.match(key)
     return (found[1], int(found[2]), found[3]) if found else None
 
 
-def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
+def _layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
     """Canonical names by index, for the target classes that the file's metadata lists."""
     known = _UNET_CLASSES if component == "unet" else {"CLIPAttention"}
     listed = metadata.get(component, "")[:_MAX_LIST]

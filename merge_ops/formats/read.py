@@ -16,18 +16,17 @@ from torch import Tensor
 from ..architectures import family_title
 from ..errors import LoraFormatError
 from ..types import BaseDependent, Layer, Lora, Replacement
-from .adapters import adapters_of, group_by_module, low_rank, reason_not_merged
+from .adapters import adapters_of, group_by_module, reason_not_merged
 from .container import changed, file_digest, read_container
-from .module import RawModule
+from .module import UNRECOGNISED, RawModule
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
-from .pti import is_pti, pti_layers, pti_role
+from .pti import from_pti, is_pti
 from .whole import whole_weights
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 _MAX_CONFIG = 2 << 20  # characters; real ones have a few thousand
-UNRECOGNISED = "unrecognised key"
 _COMPONENT_OF_CLASS = {
     "UNet2DConditionModel": "unet",
     "CLIPTextModel": "text_encoder",
@@ -84,7 +83,7 @@ def from_tensors(
     """
     metadata, file = metadata or {}, file or name
     if is_pti(list(tensors)):
-        return _from_pti(name, file, tensors, metadata)
+        return from_pti(name, file, tensors, metadata)
     config = _embedded_config(metadata, file)
 
     def scale_of(module: RawModule) -> float | None:
@@ -145,23 +144,6 @@ def _read_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
 
 def _located(lora: Lora, path: Path, digest: Digest, *source: Path) -> Lora:
     return replace(lora, path=path, sha256=digest(*source) if digest else None)
-
-
-def _from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:
-    modules: dict[str, RawModule] = {}
-    unmerged = {}
-    for key, tensor in tensors.items():
-        role = pti_role(key)
-        if role is None:
-            unmerged[key] = "textual-inversion embedding, not a LoRA" if key.startswith("<") else UNRECOGNISED
-            continue
-        component, index, half = role
-        names = pti_layers(component, metadata, file)
-        if index >= len(names):
-            raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
-        modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
-    layers: dict[str, Layer] = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
-    return Lora(name, layers, "pti", metadata, unmerged)
 
 
 def _build(

@@ -1,6 +1,7 @@
 """Recipes: what a merge was made from and how, to be written, read, imported and run again."""
 
-from .recipe import Recipe, Source, recipe_of
+from .recipe import Recipe, recipe_of
+from .source import Source
 from .sources import find_sources, read_recipe
 
 __all__ = ["Recipe", "Source", "find_sources", "read_recipe", "recipe_of"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..blocks import BlockStrengths
 from ..combination import SPACES, get_combination_type
 from ..errors import ParameterError, did_you_mean
 from ..merge import Progress, merge
@@ -19,6 +20,7 @@ from ..types import READERS, Lora
 from ..version import __version__
 from . import checked
 from .imports import own_layout, parsed_text
+from .source import Source
 
 RECIPE_VERSION = 1
 _PEFT_PARAMS = ("density", "majority_sign_method")
@@ -28,35 +30,6 @@ _KEYS = (
 )  # fmt: skip
 _MAX_RANK = 2**31
 _MAX_SEED = 10**100
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One LoRA of a recipe: its name without folder, the SHA-256 of its file, and its weights."""
-
-    name: str
-    sha256: str | None = None
-    weight: float = 1.0
-    text_weight: float | None = None  # None: as weight
-
-    def __post_init__(self) -> None:
-        name = checked.plain_name(self.name, "the name of a source")
-        sha256 = None if self.sha256 is None else checked.text(self.sha256, f"sha256 of {name}").lower()
-        if sha256 is not None and (len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef")):
-            raise ParameterError(
-                f"sha256 of {name} must be 64 hexadecimal digits, not {checked.shown(sha256)}"
-            )
-        text_weight = self.text_weight
-        if text_weight is not None:
-            text_weight = checked.number(text_weight, f"text_weight of {name}")
-        weight = checked.number(self.weight, f"weight of {name}")
-        object.__setattr__(self, "sha256", sha256)
-        object.__setattr__(self, "weight", weight)
-        object.__setattr__(self, "text_weight", None if text_weight == weight else text_weight)
-
-    def to_dict(self) -> dict[str, Any]:
-        own = {"name": self.name, "sha256": self.sha256, "weight": self.weight}
-        return own if self.text_weight is None else own | {"text_weight": self.text_weight}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +85,9 @@ class Recipe:
         """The recipe of a merge. ``rank`` is that of saving; the rank of the merge wins over it."""
         how = merged.settings
         sources = tuple(
-            Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight)
-            for lora, weight, text_weight in zip(
-                merged.loras, merged.weights, merged.text_weights, strict=True
+            Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks))
+            for lora, weight, text_weight, blocks in zip(
+                merged.loras, merged.weights, merged.text_weights, merged.blocks, strict=True
             )
         )
         shared: dict[str, Any] = {
@@ -145,7 +118,7 @@ class Recipe:
                 "here; update LoRA Alloy, or check the key 'recipe'"
             )
         listed = checked.items(plain.get("sources"), "sources")
-        names = ("name", "sha256", "weight", "text_weight")
+        names = ("name", "sha256", "weight", "text_weight", "blocks")
         sources = tuple(Source(**({"name": None} | checked.mapping(s, "a source", names))) for s in listed)
         rest = {key: value for key, value in plain.items() if key not in ("recipe", "sources")}
         return cls(sources, **rest, warnings=warnings)
@@ -184,8 +157,13 @@ class Recipe:
         """One weight a source, for the layers of text encoders."""
         return [s.weight if s.text_weight is None else s.text_weight for s in self.sources]
 
+    @property
+    def blocks(self) -> list[str | None]:
+        """The block strengths of each source, if it has any."""
+        return [source.blocks for source in self.sources]
+
     def keywords(self) -> dict[str, Any]:
-        """Keywords of ``merge``: all but the weights and the scale."""
+        """Keywords of ``merge``: all but those of each LoRA and the scale."""
         own: dict[str, Any] = (
             {"method": self.method, "space": self.space, "rank": self.rank}
             if self.combination_type is None
@@ -209,8 +187,8 @@ class Recipe:
         if len(loras) != len(self.sources):
             raise ParameterError(f"the recipe has {len(self.sources)} sources, but {len(loras)} were given")
         merged = merge(
-            loras, self.weights, text_weights=self.text_weights, scale=self.scale, device=device, dtype=dtype,
-            progress=progress, base=base, **self.keywords(),
+            loras, self.weights, text_weights=self.text_weights, blocks=self.blocks, scale=self.scale,
+            device=device, dtype=dtype, progress=progress, base=base, **self.keywords(),
         )  # fmt: skip
         return self.cut(merged)
 
@@ -251,6 +229,10 @@ class Recipe:
         if self.combination_type is not None:  # as in PEFT, what a type has no use for is ignored
             given = {name: value for name, value in given.items() if name in known}
         return method.resolve(given)
+
+
+def _text(blocks: BlockStrengths | None) -> str | None:
+    return None if blocks is None else str(blocks)
 
 
 def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ..formats.peft_config import CONFIG_NAME
 from ..formats.read import WEIGHTS_NAME
 from ..types import Lora
 from .imports import MAX_TEXT
-from .recipe import Recipe, Source
+from .recipe import Recipe
+from .source import Source
 
 RECIPE_KEY = "lora_alloy"  # of a file's metadata; a PEFT folder has it in its safetensors file
 TEXT_SUFFIXES = (".json", ".yaml", ".yml")

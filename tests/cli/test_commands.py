@@ -177,3 +177,30 @@ def test_help_has_examples(command, capsys):
     """Each command explains itself."""
     code, out, _ = run_here(capsys, command, "--help")
     assert code == 0 and f"lora-alloy {command} " in out
+
+
+def test_blocks_reach_the_library(folder):
+    """By name, by place and for all the others; said in the summary, kept in the recipe."""
+    own = ("--blocks", "ink=down:0.5 attn:0.8", "--blocks", "2=ff:0", "--blocks", "down:2")
+    loras = ("ink.safetensors", "mia.safetensors", "mia.safetensors:0.5")
+    done = run("merge", *loras[:2], *own, "-o", "x.safetensors", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "ink: blocks down:0.5 attn:0.8: 1 layers at 0.5, 1 layers at 0.4" in done.stdout
+    assert "mia: blocks ff:0: 1 layers at 1, 1 left out" in done.stdout
+    written = merge_ops.load(folder / "x.safetensors")
+    recipe = merge_ops.read_recipe(folder / "x.safetensors")
+    assert recipe.blocks == ["down:0.5 attn:0.8", "ff:0"]
+    expected = merge_ops.merge([merge_ops.load(folder / name) for name in loras[:2]], blocks=recipe.blocks)
+    for name in expected.layers:
+        assert torch.allclose(written.layers[name].delta(), expected.delta(name), atol=2e-4)
+    shown = run("recipe", "show", "x.safetensors", cwd=folder)
+    assert "down:0.5 attn:0.8" in shown.stdout
+    for wrong, says in (
+        (("--blocks", "fox=down:1"), "names no LoRA"),
+        (("--blocks", "dwon:1"), "did you mean 'down'"),
+        (("--blocks", "ink=down:1", "--blocks", "1=up:1"), "given twice for ink"),
+        (("--blocks", "down:1", "--blocks", "up:1"), "twice for all"),
+        (("--blocks", "rest:0"), "nothing is merged"),
+    ):
+        done = run("merge", *loras[:2], *wrong, "--dry-run", cwd=folder)
+        assert done.returncode == 1 and says in done.stderr, done.stderr

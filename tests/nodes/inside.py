@@ -19,6 +19,7 @@ MODULES = (
     "checks_kinds",
     "checks_based",
     "checks_architectures",
+    "checks_blocks",
 )
 
 for name in MODULES:  # they register themselves, once ComfyUI can be imported

@@ -1,0 +1,145 @@
+"""Selectors of layers by words such as ``down``, ``double.0-9`` or ``attn``, and how specific each is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from ..errors import ParameterError, did_you_mean
+from .names import Facts
+
+# word -> how specific it is; IN and OUT are A1111's blocks, out is the output projection of an attention
+WHERE = {
+    "unet": 1, "te": 1, "te1": 2, "te2": 2, "te3": 2, "down": 3, "mid": 3, "up": 3, "blocks": 3, "refiner": 3,
+    "double": 4, "single": 4, "IN": 5, "OUT": 5,
+}  # fmt: skip
+WHAT = {
+    "attn": 1, "ff": 1, "resnet": 1, "proj": 1, "self_attn": 2, "cross_attn": 2, "conv": 2, "time": 2,
+    "q": 3, "k": 3, "v": 3, "out": 3, "norm": 3,
+}  # fmt: skip
+ALIASES = {
+    "model": "unet", "dit": "unet", "base": "te", "m00": "mid", "middle": "mid", "joint": "double",
+    "layers": "blocks", "attn1": "self_attn", "attn2": "cross_attn", "mlp": "ff", "mod": "norm",
+}  # fmt: skip
+_NUMBERED = {"te", "te1", "te2", "te3", "down", "up", "blocks", "refiner", "double", "single", "IN", "OUT"}
+_SIZES = {"down": 3, "up": 3, "blocks": 2}  # blocks that one number stands for
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+_WITH_RANGE = re.compile(rf"([a-z_]+){_RANGE.pattern}")
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One word of a selector, with the first and last number of its blocks if it has one."""
+
+    word: str
+    first: int | None = None
+    last: int | None = None
+
+    def holds(self, facts: Facts) -> bool:
+        if self.word not in facts:
+            return False
+        number = facts[self.word]
+        return self.first is None or (
+            number is not None and self.last is not None and self.first <= number <= self.last
+        )
+
+    @property
+    def specific(self) -> tuple[int, int, int]:
+        rank = WHERE.get(self.word) or WHAT[self.word]
+        if self.first is None or self.last is None:
+            return 0, 0, rank
+        return 1, -(self.last - self.first + 1) * _SIZES.get(self.word, 1), rank
+
+    def __str__(self) -> str:
+        numbers = "" if self.first is None else f"{self.first}"
+        numbers += "" if self.first == self.last else f"-{self.last}"
+        if self.word in ("IN", "OUT"):
+            return self.word.lower() + numbers
+        return f"{self.word}.{numbers}" if numbers else self.word
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A selector and its strength."""
+
+    parts: tuple[Part, ...]
+    strength: float
+
+    @property
+    def says(self) -> frozenset[bool]:
+        """Whether it says where (True), what (False), or both."""
+        return frozenset(part.word in WHERE for part in self.parts)
+
+    @property
+    def specific(self) -> tuple[int, ...]:
+        return len(self.says), *map(sum, zip(*(part.specific for part in self.parts), strict=True))
+
+    def selects(self, facts: Facts) -> bool:
+        of_text = any(part.word.startswith("te") for part in self.parts)
+        return of_text == ("te" in facts) and all(part.holds(facts) for part in self.parts)
+
+    @property
+    def selector(self) -> str:
+        return ".".join(map(str, self.parts))
+
+    def __str__(self) -> str:
+        return f"{self.selector}:{shown(self.strength)}"
+
+
+def parts_of(selector: str) -> tuple[Part, ...]:
+    """Read a selector; where comes before what.
+
+    Raises:
+        ParameterError: for an unknown word, or numbers where there are none.
+    """
+    parts: list[Part] = []
+    for piece in selector.lower().split("."):
+        numbers = _RANGE.fullmatch(piece)
+        if numbers and parts and parts[-1].first is None:  # it belongs to the word before it
+            parts[-1] = _numbered(parts[-1].word, numbers[1], numbers[2], selector)
+        elif ALIASES.get(piece, piece) in ("in", *WHERE, *WHAT):
+            parts.append(Part(ALIASES.get(piece, piece)))
+        elif (found := _WITH_RANGE.fullmatch(piece)) is not None:
+            parts.append(_numbered(ALIASES.get(found[1], found[1]), found[2], found[3], selector))
+        else:
+            raise _unknown(piece, selector)
+    words = [part.word for part in parts]
+    if "in" in words:
+        raise ParameterError("the selector 'in' needs the number of its block, as in 'in4'; or use 'down'")
+    if len(set(words)) < len(words):
+        raise ParameterError(f"the selector {cut(selector)} has a word twice; write two terms")
+    return tuple(sorted(parts, key=lambda part: part.word not in WHERE))
+
+
+def shown(value: float) -> str:
+    """A number as short as reads back the same."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def cut(text: str) -> str:
+    """What a user wrote, as a message shows it."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+def _numbered(word: str, first: str, last: str | None, selector: str) -> Part:
+    word = {"in": "IN", "out": "OUT"}.get(word, word)
+    if word not in (*WHERE, *WHAT):
+        raise _unknown(word, selector)
+    if word not in _NUMBERED:
+        raise ParameterError(
+            f"the selector {cut(selector)} has a number, but {word!r} has no numbered blocks"
+        )
+    low, high = int(first), int(last or first)
+    if low > high:
+        raise ParameterError(f"the selector {cut(selector)} counts backwards; write {high}-{low}")
+    return Part(word, low, high)
+
+
+def _unknown(word: str, selector: str) -> ParameterError:
+    whole = "" if word == selector.lower() else f" in {cut(selector)}"
+    words = [w for w in (*WHERE, *WHAT, "rest") if w.islower()]
+    known = get_close_matches(word[:_SHOWN], [*words, *ALIASES], n=1) or [*words, "in0", "out0"]
+    return ParameterError(f"unknown block selector {cut(word)}{whole}{did_you_mean(word[:_SHOWN], known)}")
