@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import MergeError, did_you_mean
-from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
+from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, product_inner, svd_of_matrix, svd_of_product
 from .report import LayerReport, MergeReport, sign_conflict
 from .scratch import Scratch
 from .spaces import LayerStack, Settings, concatenated, merge_deltas
@@ -134,6 +134,18 @@ class Merged:
         """
         pair = self.layer(name).factors(self._device)
         return None if pair is None else (pair[0].to(self._dtype), pair[1].to(self._dtype))
+
+    @cached_property
+    def energy_kept(self) -> float:
+        """The share of the squared norm that a rank left of the whole merge; 1 where nothing was truncated."""
+        kept = lost = 0.0
+        for layer in self.results.values():
+            pair = layer.factors() if layer.energy_kept < 1 or layer.fixed is not None else None
+            if pair is not None and layer.energy_kept > 0:
+                energy = product_inner(pair, pair)
+                kept += energy
+                lost += energy * (1 / layer.energy_kept - 1)
+        return kept / (kept + lost) if kept else 1.0
 
     @cached_property
     def report(self) -> MergeReport:
