@@ -137,7 +137,7 @@ class Merged:
 
     @cached_property
     def energy_kept(self) -> float:
-        """The share of the squared norm that a rank left of the whole merge; 1 where nothing was truncated."""
+        """The share of the squared norm of the whole merge that is left; 1 where nothing was truncated."""
         kept = lost = 0.0
         for layer in self.results.values():
             pair = layer.factors() if layer.energy_kept < 1 or layer.fixed is not None else None

@@ -34,8 +34,8 @@ class LoraAlloyInspect(io.ComfyNode):
             node_id="LoraAlloyInspect",
             display_name="Inspect LoRAs",
             category=CATEGORY,
-            description="A picture of how the LoRAs of a stack relate in each block of the model, or of how many "
-            "ranks they use, and a sentence on what that means for a merge.",
+            description="A picture of how the LoRAs of a stack relate in each block of the model, or of how "
+            "many ranks they use, and a sentence on what that means for a merge.",
             search_aliases=[*ALIASES, "lora info", "lora similarity", "lora rank", "compare loras"],
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to look at."),
