@@ -17,7 +17,7 @@ OVERLAP = 0.25  # and from which their sum overshoots
 OPPOSED = -0.1
 LOPSIDED = 3.0  # how many times as strong one must be for the other to be lost
 _MOSTLY = 0.5  # share of the conflict that one part of the model must have to be named
-_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[str]:
@@ -36,7 +36,7 @@ def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[
     overlap = sorted((r for r in near if OVERLAP <= r.cosine < ALIKE), key=lambda r: -r.cosine)
     found = [*empty, *map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
     found += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
-    quiet = [r for r in near if r not in opposed and r not in alike and r not in overlap]
+    quiet = [r for r in near if r not in (*opposed, *alike, *lopsided, *overlap)]
     return [*found, *_on_quiet(quiet)]
 
 
@@ -116,7 +116,7 @@ def _on_lopsided(r: Relation) -> str:
     ratio = _ratio(r)
     return (
         f"{strong} is {ratio:.2g} times as strong as {weak} where both act: lower its strength "
-        f"(at {1 / ratio:.2g} they weigh the same), or {weak} will hardly show"
+        f"(at {1 / ratio:.2g} they weigh the same), or {weak} may hardly show"
     )
 
 

@@ -72,7 +72,7 @@ def _plot(found: Study, view: str | None, path: Path) -> None:
         from ..plots import draw
     except ModuleNotFoundError as error:
         raise ParameterError("pictures need Pillow; pip install pillow, or leave --plot out") from error
-    draw(found, view).save(path)
+    draw(found, view).save(path, optimize=True)
 
 
 def _print_relations(found: Study) -> None:
