@@ -10,7 +10,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
-from ..merge_ops.plots import draw
 from ..merge_ops.study import SPECTRUM, VIEWS, Study, study
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK
 from .stacks import entries_of_stack
@@ -63,10 +62,10 @@ class LoraAlloyInspect(io.ComfyNode):
     def execute(cls, stack: Any, view: Any = None, **unknown: Any) -> io.NodeOutput:
         """Look, and draw."""
         for name in unknown:
-            known = (
-                (f"view.energy belongs to view {SPECTRUM}") if name == "view.energy" else "known: stack, view"
-            )
-            raise ParameterError(f"unknown input {name!r}; {known}")
+            hint = f"it belongs to view {SPECTRUM}" if name == "view.energy" else "known: stack, view"
+            raise ParameterError(f"unknown input {name!r}; {hint}")
+        from ..merge_ops.plots import draw  # here, so that ComfyUI starts without it
+
         name, energy = _chosen(view)
         loras = [entry.lora for entry in entries_of_stack(stack)]
         if not loras:

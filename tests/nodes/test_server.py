@@ -151,7 +151,9 @@ def test_a_misspelled_view_is_refused(server):
     """At the door where ComfyUI asks the node, else by the node."""
     status, answer = server.post("/prompt", {"prompt": inspecting(view="similarty")})
     assert status == 400 and "did you mean 'similarity'" in json.dumps(answer["node_errors"]["16"])
-    assert "belongs to view spectrum" in failure(server.run(inspecting(view="norms", **{"view.energy": 0.9})))
+    assert "it belongs to view spectrum" in failure(
+        server.run(inspecting(view="norms", **{"view.energy": 0.9}))
+    )
 
 
 def test_a_merge_says_how_it_went(server):
