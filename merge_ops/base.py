@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .based import Bound, Scaling, Trained
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
-from .kinds import Hadamard, Kronecker
+from .kinds import Bound, Hadamard, Kronecker, Scaling, Trained
 from .types import READERS, BaseDependent, Layer, Lora, Replacement
 
 # the base model's weight of a layer (``module.bias``: the module's bias), or None if it has none

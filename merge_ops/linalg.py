@@ -132,6 +132,33 @@ def _energy_shares(s: Tensor, rank: int) -> list[float]:
     return [kept / total if total else 1.0 for kept, total in pairs]
 
 
+def squared_singular_values(up: Tensor, down: Tensor) -> Tensor:
+    """Of ``up (out, R) @ down (R, in)``, descending, in float64, from R x R Gram matrices.
+
+    There are ``min(R, out, in)`` of them.
+    """
+    up, down = _computable(up).double(), _computable(down).double()
+    rows, columns = up.shape[0], down.shape[1]
+    root = _root_of_gram(up)
+    found: Tensor = torch.linalg.eigvalsh(root @ (down @ down.T) @ root.T)
+    return found.flip(0).clamp(min=0)[: min(rows, columns)]
+
+
+def squared_singular_values_of(matrix: Tensor) -> Tensor:
+    """Of a full matrix, descending, in float64, from the Gram matrix of its shorter side."""
+    matrix = _computable(matrix).double()
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    found: Tensor = torch.linalg.eigvalsh(tall.T @ tall)
+    return found.flip(0).clamp(min=0)
+
+
+def _root_of_gram(tall: Tensor) -> Tensor:
+    """``R`` with ``R.T @ R = tall.T @ tall``, for a tall matrix of any rank."""
+    sizes, directions = torch.linalg.eigh(tall.T @ tall)
+    root: Tensor = sizes.clamp(min=0).sqrt()[:, None] * directions.T
+    return root
+
+
 def product_inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     """Frobenius inner product of two deltas given as ``(up, down)``, in float64, on the factors alone."""
     (up_a, down_a), (up_b, down_b) = a, b

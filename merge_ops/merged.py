@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blocks import BlockStrengths
 from .errors import MergeError, did_you_mean
-from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
+from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, product_inner, svd_of_matrix, svd_of_product
 from .lineup import factor_of
 from .report import LayerReport, MergeReport, sign_conflict
 from .scratch import Scratch
@@ -155,6 +155,18 @@ class Merged:
     def block_strength(self, index: int, name: str) -> float:
         """What multiplies the weight of one of ``loras`` in a layer; 0 leaves it out."""
         return factor_of(self.blocks[index], name)
+
+    @cached_property
+    def energy_kept(self) -> float:
+        """The share of the squared norm of the whole merge that is left; 1 where nothing was truncated."""
+        kept = lost = 0.0
+        for layer in self.results.values():
+            pair = layer.factors() if layer.energy_kept < 1 or layer.fixed is not None else None
+            if pair is not None and layer.energy_kept > 0:
+                energy = product_inner(pair, pair)
+                kept += energy
+                lost += energy * (1 / layer.energy_kept - 1)
+        return kept / (kept + lost) if kept else 1.0
 
     @cached_property
     def report(self) -> MergeReport:

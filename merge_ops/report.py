@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .architectures import across_experts
 from .blocks import BlockStrengths
 from .spaces import LayerStack
-from .types import Lora
+from .types import Layer, Lora
 
 _SAMPLED_ROWS = 32
 _LISTED = 6
@@ -73,14 +74,19 @@ def sign_conflict(stack: LayerStack, thresholds: tuple[float, ...] | None = None
     """
     if len(stack.parts) < 2:
         return None
-    rows = stack.parts[0].matrix_shape[0]
-    chosen = torch.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).long()
-    tile = torch.stack([part.rows(None)(chosen.to(part.device)) for part in stack.parts])
+    tile = sampled_rows(stack.parts)
     if thresholds is not None:
         tile *= tile.abs() >= torch.tensor(thresholds, device=tile.device).view(-1, 1, 1)
     signs = tile.sign()
     opposed = (signs.amax(dim=0) > 0) & (signs.amin(dim=0) < 0)
     return float(opposed.float().mean())
+
+
+def sampled_rows(parts: Sequence[Layer]) -> Tensor:
+    """Up to 32 rows of each delta of one layer, evenly spread; ``(n, rows, in)`` in float32."""
+    rows = parts[0].matrix_shape[0]
+    chosen = torch.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).long()
+    return torch.stack([part.rows(None)(chosen.to(part.device)) for part in parts])
 
 
 def block_warnings(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:

@@ -9,8 +9,9 @@ from comfy_api.latest import io, ui
 from ..merge_ops.types import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .lora_model import as_merge
-from .merging import left_out
+from .merging import left_out, result_line
 from .patch import add_merge, not_applied
+from .status import StatusLine
 from .targets import fit
 
 
@@ -42,6 +43,7 @@ class LoraAlloyApply(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -49,6 +51,7 @@ class LoraAlloyApply(io.ComfyNode):
         cls, model: Any, lora: dict[str, Any], strength_model: float, strength_clip: float, clip: Any = None
     ) -> io.NodeOutput:
         """Patch clones."""
+        status = StatusLine(cls)
         merged = as_merge(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
@@ -60,5 +63,7 @@ class LoraAlloyApply(io.ComfyNode):
         if new_clip is not None and strength_clip:
             add_merge(new_clip, merged, fitted.clip, strength_clip)
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
+        text = f"{result_line(merged)}, on {text}, {status.seconds:.1f} s"
         text = "\n".join([text, *left_out(merged, fitted), *not_applied(merged, clip)])
+        status.show(text)
         return io.NodeOutput(new_model, new_clip, ui=ui.PreviewText(text))

@@ -1,17 +1,26 @@
-"""Inspect LoRAs: what is in a stack, and how its LoRAs relate."""
+"""Inspect LoRAs: what is in a stack, how its LoRAs relate, and what that means for a merge."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import torch
 from comfy_api.latest import io, ui
 
-from ..merge_ops.analyze import compare, describe
-from ..merge_ops.errors import ParameterError
+from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
+from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK
 from .stacks import entries_of_stack
+
+_ENERGY = 0.95
+_TOOLTIPS = (
+    "similarity: how far the LoRAs point the same way.",
+    "sign_conflict: where one adds and the other subtracts.",
+    "norms: how strong each LoRA is.",
+    "spectrum: how many ranks each LoRA really uses.",
+)
 
 
 class LoraAlloyInspect(io.ComfyNode):
@@ -24,35 +33,84 @@ class LoraAlloyInspect(io.ComfyNode):
             node_id="LoraAlloyInspect",
             display_name="Inspect LoRAs",
             category=CATEGORY,
-            description="Format, ranks, scale and norm of each LoRA of a stack, and for each pair and block "
-            "how far they agree: cosine, and share of entries with opposite signs, estimated from some rows.",
-            search_aliases=[*ALIASES, "lora info", "lora similarity"],
+            description="A picture of how the LoRAs of a stack relate in each block of the model, or of how "
+            "many ranks they use, and a sentence on what that means for a merge.",
+            search_aliases=[*ALIASES, "lora info", "lora similarity", "lora rank", "compare loras"],
             inputs=[
-                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to look at.")
+                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to look at."),
+                _view_input(),
             ],
             outputs=[
-                io.String.Output(display_name="report", tooltip="For reading."),
+                io.String.Output(display_name="report", tooltip="For reading; it begins with the advice."),
                 io.String.Output(display_name="json", tooltip="All facts and figures as JSON."),
+                io.Image.Output(display_name="image", tooltip="The picture that the node shows."),
             ],
             is_output_node=True,
+            accept_all_inputs=True,
         )
 
     @classmethod
-    def execute(cls, stack: Any) -> io.NodeOutput:
-        """Compare."""
+    def validate_inputs(cls, view: Any = None) -> bool | str:
+        """Refuse a misspelled view."""
+        try:
+            _chosen(view)
+        except MergeError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, stack: Any, view: Any = None, **unknown: Any) -> io.NodeOutput:
+        """Look, and draw."""
+        for name in unknown:
+            hint = f"it belongs to view {SPECTRUM}" if name == "view.energy" else "known: stack, view"
+            raise ParameterError(f"unknown input {name!r}; {hint}")
+        from ..merge_ops.analysis.plots import draw  # here, so that ComfyUI starts without it
+
+        name, energy = _chosen(view)
         loras = [entry.lora for entry in entries_of_stack(stack)]
         if not loras:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
-        facts, rows = [describe(lora) for lora in loras], compare(loras)
-        lines = [
-            f"{f['name']}: {f['format']}, {f['layers']} layers, rank {', '.join(f['ranks'])}, "
-            f"scale {', '.join(f['scales'])}, norm {f['norm']:.4g}"
-            for f in facts
-        ]
-        lines += [
-            f"{r.block}: {r.first} / {r.second}: cosine {r.cosine:+.3f}, opposite signs {r.sign_conflict:.0%}"
-            for r in rows
-        ]
-        text = "\n".join(lines)
-        whole = json.dumps({"loras": facts, "comparison": [asdict(row) for row in rows]}, indent=2)
-        return io.NodeOutput(text, whole, ui=ui.PreviewText(text))
+        found = study(loras)
+        pixels = np.asarray(draw(found, name, energy), dtype=np.float32) / 255
+        image = torch.from_numpy(pixels)[None]  # (1, height, width, 3)
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText("\n".join(found.advice)).as_dict()
+        return io.NodeOutput(_report(found), json.dumps(found.to_dict(), indent=2), image, ui=shown)
+
+
+def _view_input() -> io.DynamicCombo.Input:
+    energy = io.Float.Input(
+        "energy",
+        default=_ENERGY,
+        min=0.5,
+        max=0.999,
+        step=0.005,
+        optional=True,
+        tooltip="The bars show the rank that keeps this share of each block's energy.",
+    )
+    options = [io.DynamicCombo.Option(view, [energy] if view == SPECTRUM else []) for view in VIEWS]
+    tooltip = "What to draw.\n" + "\n".join(_TOOLTIPS)
+    return io.DynamicCombo.Input("view", options=options, optional=True, tooltip=tooltip)
+
+
+def _chosen(view: dict[str, Any] | str | None) -> tuple[str | None, float]:
+    """Name and energy; ComfyUI gives a dictionary, the bare name where it does not know it, or nothing."""
+    given = view if isinstance(view, dict) else {"view": view}
+    name, energy = given.get("view"), given.get("energy")
+    if name is not None and name not in VIEWS:
+        raise ParameterError(f"unknown view {name!r}{did_you_mean(str(name), VIEWS)}")
+    return name, _ENERGY if energy is None else float(energy)
+
+
+def _report(found: Study) -> str:
+    lines = list(found.advice)
+    lines += [
+        f"{f['name']}: {f['format']}, {f['layers']} layers, rank {', '.join(f['ranks'])}, "
+        f"scale {', '.join(f['scales'])}, norm {f['norm']:.4g}"
+        for f in found.facts
+    ]
+    lines += [
+        f"{r.block}: {r.first} / {r.second}: cosine {r.cosine:+.3f}, opposite signs {r.sign_conflict:.0%}"
+        for relation in found.relations
+        for r in relation.blocks
+    ]
+    return "\n".join(lines)

@@ -23,6 +23,7 @@ from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
 from .patch import add_merge, not_applied
 from .stacks import entries_of_stack, entries_of_text, file_states
+from .status import StatusLine
 from .targets import fit
 
 
@@ -72,6 +73,7 @@ class LoraAlloyLoader(io.ComfyNode):
                     display_name="lora", tooltip="The merge itself, to save or to apply elsewhere."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
         )
 
@@ -105,6 +107,7 @@ class LoraAlloyLoader(io.ComfyNode):
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
+        status = StatusLine(cls)
         refuse_unknown(unknown, ("space", "rank", "seed", "strength"), method)
         keywords = merge_keywords(method, space, rank, seed)
         entries = entries_of_stack(stack) + entries_of_text(loras or "")
@@ -112,15 +115,14 @@ class LoraAlloyLoader(io.ComfyNode):
         if not entries or scale == 0:
             return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(summary(None)))
         fitted = fit([entry.lora for entry in entries], model, clip)
-        merged, note = run_merge(fitted.loras, entries, keywords, scale)
+        merged, note = run_merge(fitted.loras, entries, keywords, scale, status=status)
         new_model = model.clone()
         add_merge(new_model, merged, fitted.unet, 1.0)
         new_clip = clip.clone() if clip is not None else None
         if new_clip is not None:
             add_merge(new_clip, merged, fitted.clip, 1.0)
+        text = "\n".join([summary(merged, fitted, note, status.seconds), *not_applied(merged, clip)])
+        status.show(text)
         return io.NodeOutput(
-            new_model,
-            new_clip,
-            MergedLoraModel(merged, fitted.stems),
-            ui=ui.PreviewText("\n".join([summary(merged, fitted, note), *not_applied(merged, clip)])),
+            new_model, new_clip, MergedLoraModel(merged, fitted.stems), ui=ui.PreviewText(text)
         )

@@ -12,6 +12,7 @@ from .keywords import MethodChoice, merge_keywords
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
 from .stacks import entries_of_stack
+from .status import StatusLine
 from .targets import fit
 
 
@@ -58,6 +59,7 @@ class LoraAlloyMerge(io.ComfyNode):
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA."),
                 io.String.Output(display_name="report", tooltip="What was merged, and what was left out."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -73,6 +75,7 @@ class LoraAlloyMerge(io.ComfyNode):
         device: str | None = None,
     ) -> io.NodeOutput:
         """Merge."""
+        status = StatusLine(cls)
         entries = entries_of_stack(stack)
         if not entries:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
@@ -82,8 +85,11 @@ class LoraAlloyMerge(io.ComfyNode):
         keywords = merge_keywords(chosen.method, chosen.space, rank, seed) | {
             "dtype": DTYPES[dtype or "float32"]
         }
-        merged, note = run_merge(fitted.loras if fitted else loras, entries, keywords, on_cpu=device == "cpu")
-        text = summary(merged, fitted, note)
+        merged, note = run_merge(
+            fitted.loras if fitted else loras, entries, keywords, on_cpu=device == "cpu", status=status
+        )
+        text = summary(merged, fitted, note, status.seconds)
+        status.show(text)
         return io.NodeOutput(
             MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)
         )

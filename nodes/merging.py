@@ -16,6 +16,7 @@ from ..merge_ops.report import block_lines, block_warnings
 from ..merge_ops.types import Lora
 from .memory import with_less_memory
 from .stacks import StackEntry
+from .status import StatusLine
 from .targets import Fit
 
 _BUFFERS = 6  # full-size float32 buffers that a merge of one layer holds at most, beside the factors
@@ -27,6 +28,7 @@ def run_merge(
     keywords: dict[str, Any],
     scale: float = 1.0,
     on_cpu: bool = False,
+    status: StatusLine | None = None,
 ) -> tuple[Merged, str]:
     """Merge on ComfyUI's device; without memory there in small tiles or on the CPU, and with a line.
 
@@ -44,19 +46,18 @@ def run_merge(
     if device.type != "cpu":
         comfy.model_management.free_memory(_memory_needed(loras), device)
     try:
-        return with_less_memory(lambda where: _merge(loras, entries, keywords, scale, where), device)
+        return with_less_memory(lambda where: _merge(loras, entries, keywords, scale, where, status), device)
     finally:
         comfy.model_management.soft_empty_cache()
 
 
-def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") -> str:
+def summary(
+    merged: Merged | None, fitted: Fit | None = None, note: str = "", seconds: float | None = None
+) -> str:
     """A few lines for the node: what was merged, how, and what was left out."""
     if merged is None:
         return "No LoRA is on: model and CLIP are unchanged."
-    how = merged.combination_type or merged.settings.method.name
-    ranks = "low rank" if all(layer.is_low_rank for layer in merged.results.values()) else "full rank"
-    count = len(merged.loras)
-    lines = [f"{how} of {count} LoRA{'s' * (count != 1)}, {len(merged.layers)} layers, {ranks}"]
+    lines = [result_line(merged, seconds)]
     lines += left_out(merged, fitted)
     if note:
         lines.append(note)
@@ -66,6 +67,23 @@ def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") ->
             "in slices by another; the two are merged apart"
         )
     return "\n".join(lines)
+
+
+def result_line(merged: Merged, seconds: float | None = None) -> str:
+    """Method, LoRAs, layers, rank, energy kept, layers skipped and seconds, in one line."""
+    how = merged.combination_type or merged.settings.method.name
+    skipped = sum(len(lora.unmerged) for lora in merged.loras)
+    parts = [f"{how} of {_loras(len(merged.loras))}", f"{len(merged.layers)} layers"]
+    if merged.settings.rank is not None:
+        kept = merged.energy_kept
+        parts += [f"rank {merged.settings.rank}", f"{100 * kept:.1f} % of the energy kept"]
+    else:
+        parts.append("low rank" if all(la.is_low_rank for la in merged.results.values()) else "full rank")
+    if skipped:
+        parts.append(f"{skipped} skipped")
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
+    return ", ".join(parts)
 
 
 def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
@@ -84,13 +102,23 @@ def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
 
 
 def _merge(
-    loras: list[Lora], entries: list[StackEntry], keywords: dict[str, Any], scale: float, device: torch.device
+    loras: list[Lora],
+    entries: list[StackEntry],
+    keywords: dict[str, Any],
+    scale: float,
+    device: torch.device,
+    status: StatusLine | None = None,
 ) -> Merged:
     bar = comfy.utils.ProgressBar(1)
+    how = keywords.get("combination_type") or keywords.get("method")
 
     def progress(done: int, total: int, _layer: str) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total)
+        if status is not None:
+            status.progress(
+                f"{how} of {_loras(len(loras))}: {done} of {total} layers, {status.seconds:.0f} s"
+            )
 
     return merge(
         loras,
@@ -102,6 +130,10 @@ def _merge(
         progress=progress,
         **keywords,
     )
+
+
+def _loras(count: int) -> str:
+    return f"{count} LoRA{'s' * (count != 1)}"
 
 
 def _memory_needed(loras: list[Lora]) -> int:

@@ -10,11 +10,20 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase, pad_tensor_to_shape
 from comfy.weight_adapter.lora import LoRAAdapter
 
-from ..merge_ops.based import Bound, Dora, Glora, Scaling, Trained
-from ..merge_ops.kinds import Full, Hadamard, Kronecker
+from ..merge_ops.kinds import (
+    Bound,
+    Dora,
+    Full,
+    Glora,
+    Hadamard,
+    InputRotation,
+    Kronecker,
+    Oft,
+    Scaling,
+    Trained,
+)
 from ..merge_ops.merged import Merged, MergedLayer
 from ..merge_ops.registry import get_method
-from ..merge_ops.rotations import InputRotation, Oft
 from ..merge_ops.spaces import LayerStack, Settings, merged_tiles
 from ..merge_ops.types import LowRank
 from .memory import tiles_or_on_cpu

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from ..analyze import compare, describe, printable
+from ..analysis.facts import printable
+from ..analysis.study import SPECTRUM, VIEWS, Study, study
+from ..errors import ParameterError
 from ..formats import load
 from .options import Commands, print_json, table
 
@@ -14,6 +16,7 @@ _SHOWN_KEYS = 20  # lines of metadata in the text; the JSON has all
 _EXAMPLES = """examples:
   lora-alloy inspect ink.safetensors
   lora-alloy inspect ink.safetensors mia.safetensors --json
+  lora-alloy inspect ink.safetensors mia.safetensors --plot both.png --view sign_conflict
 """
 
 
@@ -23,34 +26,66 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         "inspect",
         help="show what LoRA files hold, and how they relate",
         description="Show format, layers, ranks, scale, norm and metadata; for two or more LoRAs also how "
-        "they relate in each block: cosine of the deltas, and share of entries with opposite signs.",
+        "they relate in each block: cosine of the deltas, and share of entries with opposite signs. One "
+        "sentence says what that means for a merge, and how small a rank would do.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("loras", nargs="+", metavar="LORA", help="a file or PEFT folder")
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw a picture, a .png file (needs Pillow)")
+    parser.add_argument(
+        "--view", choices=VIEWS, help=f"what to draw (default: {VIEWS[0]}, or {SPECTRUM} for one LoRA)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing picture")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Read and print."""
-    loras = [load(path) for path in args.loras]
-    facts = [describe(lora) for lora in loras]
-    rows = compare(loras)
+    if args.view and not args.plot:
+        raise ParameterError("--view says what to draw; say where with --plot FILE.png")
+    if args.plot:
+        _check_picture(Path(args.plot), args.overwrite)
+    found = study([load(path) for path in args.loras])
+    if args.plot:
+        _plot(found, args.view, Path(args.plot))
     if args.json:
-        print_json({"loras": facts, "comparison": [asdict(row) for row in rows]})
+        print_json(found.to_dict())
         return
-    for fact in facts:
+    for fact in found.facts:
         _print_lora(fact)
-    if rows:
-        heading = ["block", "first", "second", "layers", "cosine", "sign conflict"]
-        lines = [
-            [r.block, r.first, r.second, str(r.layers), f"{r.cosine:+.4f}", f"{r.sign_conflict:.1%}"]
-            for r in rows
-        ]
-        print(table([heading, *lines]))
-    elif len(loras) > 1:
-        print("these LoRAs share no layer: they are for different models, or for different parts of one")
+    _print_relations(found)
+    for sentence in found.advice:
+        print(sentence)
+
+
+def _check_picture(path: Path, overwrite: bool) -> None:
+    if path.suffix.lower() != ".png":
+        raise ParameterError(f"{path.name} is not the name of a .png file")
+    if path.exists() and not overwrite:
+        raise ParameterError(f"{path} exists; choose another name, or use --overwrite")
+
+
+def _plot(found: Study, view: str | None, path: Path) -> None:
+    try:
+        from ..analysis.plots import draw
+    except ModuleNotFoundError as error:
+        raise ParameterError("pictures need Pillow; pip install pillow, or leave --plot out") from error
+    draw(found, view).save(path, optimize=True)
+
+
+def _print_relations(found: Study) -> None:
+    rows = [row for relation in found.relations for row in relation.blocks]
+    if not rows:
+        return
+    heading = ["block", "first", "second", "layers", "cosine", "sign conflict"]
+    lines = [
+        [r.block, r.first, r.second, str(r.layers), f"{r.cosine:+.4f}", f"{r.sign_conflict:.1%}"]
+        for r in rows
+    ]
+    print(table([heading, *lines]))
+    print()
 
 
 def _print_lora(fact: dict[str, Any]) -> None:

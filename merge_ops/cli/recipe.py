@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..analyze import printable
+from ..analysis.facts import printable
 from ..errors import ParameterError
 from ..formats import alike_by_diffusers
 from ..recipes import Recipe, find_sources, read_recipe

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..based import Dora, Glora, Scaling
 from ..errors import LoraFormatError
-from ..rotations import InputRotation, Oft, cayley
+from ..kinds import Dora, Glora, InputRotation, Oft, Scaling, cayley
 from ..types import BaseDependent, Layer
 from .container import is_packed
 from .module import RawModule, alpha_of, check_factors

@@ -38,7 +38,7 @@ def from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[st
             unmerged[key] = "textual-inversion embedding, not a LoRA" if key.startswith("<") else UNRECOGNISED
             continue
         component, index, half = role
-        names = _layers(component, metadata, file)
+        names = pti_layers(component, metadata, file)
         if index >= len(names):
             raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
         modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
@@ -52,7 +52,7 @@ def _role(key: str) -> tuple[str, int, str] | None:
     return (found[1], int(found[2]), found[3]) if found else None
 
 
-def _layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
+def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
     """Canonical names by index, for the target classes that the file's metadata lists."""
     known = _UNET_CLASSES if component == "unet" else {"CLIPAttention"}
     listed = metadata.get(component, "")[:_MAX_LIST]

@@ -97,8 +97,9 @@ def composed_nodes_are_the_loader():
             "LoraAlloyApply", model=model, clip=clip, lora=lora, strength_model=1.0, strength_clip=1.0
         )
         assert_close(weights_of(*applied), weights_of(*one[:2]), "composed", 1e-6)
-    text, data = run("LoraAlloyInspect", stack=stack)
+    text, data, image = run("LoraAlloyInspect", stack=stack)
     assert json.loads(data)["comparison"] and "opposite signs" in text
+    assert image.shape[0] == 1 and image.shape[2:] == (960, 3) and 0 <= image.min() < image.max() <= 1
 
 
 @check

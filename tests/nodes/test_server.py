@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.nodes.pack import example, one_node
+from tests.nodes.pack import LIST, example, one_node
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
@@ -119,6 +119,49 @@ def test_refused_by_the_node(server, inputs, says):
     entry = server.run(one_node(**inputs))
     assert says in failure(entry)
     assert "9" not in entry["outputs"]
+
+
+def inspecting(lines=LIST, **inputs):
+    """Inspect LoRAs, its picture saved by ComfyUI's own Save Image."""
+    picture = {"images": ["16", 2], "filename_prefix": "inspected"}
+    return {
+        "11": {"class_type": "LoraAlloyStack", "inputs": {"loras": lines}},
+        "16": {"class_type": "LoraAlloyInspect", "inputs": {"stack": ["11", 0]} | inputs},
+        "9": {"class_type": "SaveImage", "inputs": picture},
+    }
+
+
+def test_views_of_inspect_are_pictures(server):
+    """Each view is another picture, on the node and as an image; the spectrum follows its energy."""
+    choices = [{"view": view} for view in ("similarity", "sign_conflict", "norms", "spectrum")]
+    choices.append({"view": "spectrum", "view.energy": 0.5})
+    entries = [server.run(inspecting(**chosen)) for chosen in choices]
+    pictures = [server.image(entry) for entry in entries]
+    assert len(set(pictures)) == len(choices)
+    assert [server.image(entry, "16") for entry in entries] == pictures
+    assert all("sd15_a" in entry["outputs"]["16"]["text"][0] for entry in entries)
+    assert server.image(server.run(inspecting())) == pictures[0], "similarity, if nothing is said"
+    one = LIST.splitlines()[0]
+    assert server.image(server.run(inspecting(one))) == server.image(
+        server.run(inspecting(one, view="spectrum"))
+    )
+
+
+def test_a_misspelled_view_is_refused(server):
+    """At the door where ComfyUI asks the node, else by the node."""
+    status, answer = server.post("/prompt", {"prompt": inspecting(view="similarty")})
+    assert status == 400 and "did you mean 'similarity'" in json.dumps(answer["node_errors"]["16"])
+    assert "it belongs to view spectrum" in failure(
+        server.run(inspecting(view="norms", **{"view.energy": 0.9}))
+    )
+
+
+def test_a_merge_says_how_it_went(server):
+    """One line on the node: LoRAs, method, layers, rank, energy, seconds."""
+    entry = server.run(one_node(method="ties", rank=3, **{"method.density": 0.4}))
+    line = entry["outputs"]["10"]["text"][0].splitlines()[0]
+    wanted = r"ties of 2 LoRAs, \d+ layers, rank 3, \d+\.\d % of the energy kept, \d+\.\d s"
+    assert re.fullmatch(wanted, line), line
 
 
 def test_a_saved_merge_is_seen_at_once(server):

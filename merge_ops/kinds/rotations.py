@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..types import BaseDependent, Layout
 from .based import check_size
-from .types import BaseDependent, Layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .errors import IncompatibleLoraError
-from .types import BaseDependent, Index, Layer, Layout, Rows
+from ..errors import IncompatibleLoraError
+from ..types import BaseDependent, Index, Layer, Layout, Rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .types import Index, Layer, Layout, Rows
+from ..types import Index, Layer, Layout, Rows
 
 
 class _MayBeFlat(Layer):

@@ -1,0 +1,159 @@
+"""Sentences that say what the numbers of ``inspect`` mean for a merge.
+
+The limits are rules of thumb; every sentence gives the numbers that it rests on. LoRAs are taken at
+strength 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..blocks.order import section_of
+from .relations import BlockComparison, Relation
+from .spectrum import LoraSpectrum
+
+ALIKE = 0.9  # cosine from which two LoRAs are the same for most purposes
+OVERLAP = 0.25  # and from which their sum overshoots
+OPPOSED = -0.1
+LOPSIDED = 3.0  # how many times as strong one must be for the other to be lost
+_MOSTLY = 0.5  # share of the conflict that one part of the model must have to be named
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[str]:
+    """What matters about pairs of LoRAs, the most pressing first; ``norms`` are those of the whole LoRAs."""
+    empty = [
+        f"{name} changes nothing: all its weights are zero; leave it out"
+        for name, n in norms.items()
+        if not n
+    ]
+    live = [relation for relation in relations if norms[relation.first] and norms[relation.second]]
+    apart = [relation for relation in live if not relation.layers]
+    near = [relation for relation in live if relation.layers]
+    opposed = sorted((r for r in near if _opposition(r) <= OPPOSED), key=_opposition)
+    alike = [r for r in near if r.cosine >= ALIKE]
+    lopsided = sorted((r for r in near if _ratio(r) >= LOPSIDED), key=_ratio, reverse=True)
+    overlap = sorted((r for r in near if OVERLAP <= r.cosine < ALIKE), key=lambda r: -r.cosine)
+    found = [*empty, *map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
+    found += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
+    quiet = [r for r in near if r not in (*opposed, *alike, *lopsided, *overlap)]
+    return [*found, *_on_quiet(quiet)]
+
+
+def on_ranks(spectrum: LoraSpectrum) -> str:
+    """How much of its rank a LoRA uses, and what a smaller one would keep."""
+    whole, name, rank = spectrum.whole, spectrum.name, spectrum.rank
+    needed = whole.rank_for(0.9)
+    if not needed:
+        return f"{name} has no energy at any rank that was measured"
+    said = f"90 % of {name}'s energy fits in rank {needed} of {max(rank, whole.rank_for(1.0))}"
+    most = f" (from {whole.layers} layers; {spectrum.unmeasured} were left out to save time)"
+    said += most if spectrum.unmeasured else ""
+    size = next((size for size in _SIZES if whole.energy_at(size) >= 0.95), None)
+    if size is None or 4 * size > 3 * max(rank, whole.rank_for(1.0)):
+        return f"{said}: it uses what it has, and a smaller rank would lose some of it"
+    return f"{said}: resizing to {size} keeps {_percent(whole.energy_at(size))}"
+
+
+def _opposition(relation: Relation) -> float:
+    """The cosine, with what agrees left out: the inner products of the blocks that oppose each other."""
+    size = relation.norm_first * relation.norm_second
+    return sum(min(_product(block), 0.0) for block in relation.blocks) / size if size else 0.0
+
+
+def _product(block: BlockComparison) -> float:
+    return block.cosine * block.norm_first * block.norm_second
+
+
+def _ratio(relation: Relation) -> float:
+    low, high = sorted((relation.norm_first, relation.norm_second))
+    return high / low if low else 0.0
+
+
+def _stronger(relation: Relation) -> tuple[str, str]:
+    """The stronger of the two, and the other one."""
+    if relation.norm_second > relation.norm_first:
+        return relation.second, relation.first
+    return relation.first, relation.second
+
+
+def _where(relation: Relation, sign: int) -> str:
+    """The part of the model that holds most of what agrees (+1) or opposes (-1), if one does."""
+    shares: dict[str, float] = {}
+    for block in relation.blocks:
+        section = section_of(block.block)[0]
+        shares[section] = shares.get(section, 0.0) + max(sign * _product(block), 0.0)
+    total = sum(shares.values())
+    if len(shares) < 2 or not total:
+        return ""
+    section, share = max(shares.items(), key=lambda item: item[1])
+    name = {"down": "down blocks", "mid": "middle block", "up": "up blocks"}.get(section, section)
+    return f" mostly in the {name}" if share > _MOSTLY * total else ""
+
+
+def _figures(relation: Relation) -> str:
+    cosine, opposite = _signed(relation.cosine), _percent(relation.sign_conflict)
+    return f"cosine {cosine}, opposite signs in {opposite} of shared weights"
+
+
+def _on_opposed(r: Relation) -> str:
+    there = _where(r, -1) or (" in some blocks" if r.cosine > OPPOSED else "")
+    return (
+        f"{r.first} and {r.second} work against each other{there} ({_figures(r)}): "
+        f"ties, or a lower strength for {_stronger(r)[0]}, may help"
+    )
+
+
+def _on_alike(r: Relation) -> str:
+    return (
+        f"{r.first} and {r.second} are nearly the same change ({_figures(r)}): "
+        "use one of them, or strengths that add up to 1"
+    )
+
+
+def _on_lopsided(r: Relation) -> str:
+    strong, weak = _stronger(r)
+    ratio = _ratio(r)
+    return (
+        f"{strong} is {ratio:.2g} times as strong as {weak} where both act: lower its strength "
+        f"(at {1 / ratio:.2g} they weigh the same), or {weak} may hardly show"
+    )
+
+
+def _on_overlap(r: Relation) -> str:
+    return (
+        f"{r.first} and {r.second} pull the same way{_where(r, 1)} ({_figures(r)}), and a sum counts "
+        "that twice: lower both strengths, or use ties, which averages what agrees"
+    )
+
+
+def _on_apart(r: Relation) -> str:
+    return (
+        f"{r.first} and {r.second} share no layer, so nothing is merged between them: they are for different "
+        "models, or for different parts of one"
+    )
+
+
+def _on_quiet(relations: Sequence[Relation]) -> list[str]:
+    """One sentence about all pairs that do not disturb each other."""
+    if not relations:
+        return []
+    names = list(dict.fromkeys(name for r in relations for name in (r.first, r.second)))
+    if len(relations) == 1:
+        r = relations[0]
+        who = f"{r.first} and {r.second} hardly touch each other ({_figures(r)}; chance gives 50 %)"
+    else:
+        low, high = min(r.cosine for r in relations), max(r.cosine for r in relations)
+        count = (
+            f"{len(names)} LoRAs" if len(names) * (len(names) - 1) // 2 == len(relations) else "other pairs"
+        )
+        who = f"the {count} hardly touch each other (cosines {_signed(low)} to {_signed(high)})"
+    return [f"{who}: linear is fine"]
+
+
+def _signed(cosine: float) -> str:
+    return f"{cosine:+.2f}" if round(cosine, 2) else "0.00"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,67 @@
+"""What a LoRA holds: facts as plain values, and norms from the factors alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+
+from ..linalg import product_inner
+from ..types import Layer, Lora, LowRank
+
+_SHOWN = 200  # characters of a metadata value
+
+
+def squared_norm(layer: Layer) -> float:
+    """Squared Frobenius norm of a layer's delta."""
+    return inner(layer, layer)
+
+
+def inner(a: Layer, b: Layer) -> float:
+    """Frobenius inner product of two deltas of one layer; low-rank ones are not formed."""
+    if not (isinstance(a, LowRank) and isinstance(b, LowRank)):
+        return float((a.matrix().to(torch.float64) * b.matrix()).sum())
+    return a.scale * b.scale * product_inner((a.up, a.down), (b.up, b.down))
+
+
+def lora_norm(lora: Lora) -> float:
+    """Frobenius norm over all layers."""
+    return math.sqrt(sum(max(squared_norm(layer), 0.0) for layer in lora.layers.values()))
+
+
+def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
+    """The facts of one LoRA as plain values; ``norm`` is its norm where that is known."""
+    ranks = Counter(layer.rank for layer in lora.layers.values())
+    scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
+    return {
+        "name": lora.name,
+        "format": lora.dialect,
+        "layers": len(lora.layers),
+        "components": dict(Counter(name.partition(".")[0] for name in lora.layers)),
+        "kinds": dict(Counter(_kind(layer) for layer in lora.layers.values())),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
+        "dtypes": dict(Counter(_dtype(layer) for layer in lora.layers.values())),
+        "norm": lora_norm(lora) if norm is None else norm,
+        "sha256": lora.sha256,
+        "unmerged": lora.unmerged,
+        "warnings": list(lora.warnings),
+        "metadata": {key: printable(value) for key, value in lora.metadata.items()},
+    }
+
+
+def _kind(layer: Layer) -> str:
+    names = {"Hadamard": "loha", "Kronecker": "lokr", "Full": "full"}
+    return names.get(type(layer).__name__, layer.layout)
+
+
+def _dtype(layer: Layer) -> str:
+    return str(layer.tensors[0].dtype).removeprefix("torch.")
+
+
+def printable(value: str) -> str:
+    """A metadata value without control characters, and not longer than a few lines."""
+    text = "".join(c if c.isprintable() else " " for c in value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(value)} characters)"

@@ -1,0 +1,49 @@
+"""Curves of the energy that each rank keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from ..spectrum import LoraSpectrum
+from .page import LEFT, LINE, PAPER, QUIET, RIGHT, SERIES, Page, scale_of
+
+_LINES = (0.0, 0.5, 0.9, 0.99)
+_FINE = 3  # curves are drawn at this many times their size, for smooth edges
+
+
+def draw_curves(page: Page, spectra: Sequence[LoraSpectrum], last: int, height: int = 250) -> None:
+    """One curve a LoRA, from rank 0 to ``last``, with lines at 50, 90 and 99 %."""
+    top, bottom = page.y + 18, page.y + 18 + height
+    up, along = scale_of(0, 1, top, bottom), scale_of(0, last, RIGHT, LEFT)
+    size = (RIGHT - LEFT + 8, height + 8)
+    panel = Image.new("RGB", (size[0] * _FINE, size[1] * _FINE), PAPER)
+    pen = ImageDraw.Draw(panel)
+
+    def at(rank: float, share: float) -> tuple[float, float]:
+        return (along(rank) - LEFT + 4) * _FINE, (up(share) - top + 4) * _FINE
+
+    for share in _LINES:
+        pen.line((*at(0, share), *at(last, share)), LINE, _FINE)
+    for number, spectrum in reversed(list(enumerate(spectra))):
+        kept = [0.0, *spectrum.whole.kept[:last].tolist()]
+        kept += [1.0] * (last + 1 - len(kept))
+        points = [at(rank, share) for rank, share in enumerate(kept)]
+        pen.line(points, SERIES[number % len(SERIES)], 3 * _FINE, joint="curve")
+        if last <= 40:
+            for x, y in points:
+                pen.ellipse((x - 9, y - 9, x + 9, y + 9), fill=SERIES[number % len(SERIES)])
+    page.image.paste(panel.resize(size, Image.Resampling.LANCZOS), (LEFT - 4, top - 4))
+    for share in _LINES:
+        page.text(LEFT - 10, up(share), f"{100 * share:g} %", 14, QUIET, "rm")
+    for rank in _ticks(last):
+        page.text(along(rank), bottom + 8, str(rank), 14, QUIET, "ma")
+    page.text((LEFT + RIGHT) / 2, bottom + 26, "rank of each layer", 15, QUIET, "ma")
+    page.y = bottom + 58
+
+
+def _ticks(last: int) -> range:
+    return range(
+        0, last + 1, next((step for step in (1, 2, 4, 8, 16, 32, 64, 128) if last / step <= 16), 256)
+    )

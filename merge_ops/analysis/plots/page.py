@@ -1,0 +1,112 @@
+"""A light page that grows downwards, and text on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, MARGIN = 960, 36
+LEFT, RIGHT = MARGIN + 54, WIDTH - MARGIN  # of what is plotted; the labels of its axis lie left of it
+PAPER, BAND, LINE, QUIET, TEXT = "#fbfbf9", "#f1f2ef", "#d3d6d9", "#666c75", "#20242a"
+BLUE, ORANGE, GREY = "#3b78b5", "#d3622a", "#9aa3ad"
+SERIES = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+)  # Okabe and Ito: safe for all eyes
+_TALL = 1 << 12
+
+
+class Page:
+    """Draws from top to bottom; ``y`` is where the next thing goes."""
+
+    def __init__(self) -> None:
+        self.image = Image.new("RGB", (WIDTH, _TALL), PAPER)
+        self.pen = ImageDraw.Draw(self.image)
+        self.y = 26
+
+    def text(self, x: float, y: float, words: str, size: int, colour: str = TEXT, anchor: str = "la") -> None:
+        """One line; ``anchor`` as Pillow has it: left, middle or right, and ascender, middle or baseline."""
+        self.pen.text((x, y), words, fill=colour, font=_font(size), anchor=anchor)
+
+    def lines(self, words: str, size: int, colour: str = TEXT, indent: int = 0) -> None:
+        """A paragraph, wrapped."""
+        for line in wrapped(words, RIGHT - MARGIN - 2 * indent, size):
+            self.text(MARGIN + indent, self.y, line, size, colour)
+            self.y += round(size * 1.4)
+
+    def box(self, sentences: Sequence[str], size: int = 19) -> None:
+        """What is meant to be read, on a tint; each sentence begins a line."""
+        count = sum(len(wrapped(words, RIGHT - MARGIN - 36, size)) for words in sentences)
+        height = count * round(size * 1.4) + 22
+        self.pen.rounded_rectangle((MARGIN, self.y, RIGHT, self.y + height), 8, fill="#e8eef4")
+        self.pen.rectangle((MARGIN, self.y + 8, MARGIN + 4, self.y + height - 8), fill=BLUE)
+        self.y += 12
+        for words in sentences:
+            self.lines(words, size, indent=18)
+        self.y += 22
+
+    def dashed(self, y: float, colour: str = QUIET) -> None:
+        """A dashed line across the plot."""
+        for x in range(LEFT, RIGHT, 9):
+            self.pen.line((x, y, min(x + 4, RIGHT), y), colour)
+
+    def finished(self) -> Image.Image:
+        """The page, cut where its content ends."""
+        return self.image.crop((0, 0, WIDTH, min(self.y + 20, _TALL)))
+
+
+def width_of(words: str, size: int) -> float:
+    """Of one line, in pixels."""
+    return float(_font(size).getlength(words))
+
+
+def shortened(words: str, room: float, size: int) -> str:
+    """``words`` with its middle left out where it would be wider than ``room`` pixels."""
+    if width_of(words, size) <= room:
+        return words
+    kept = len(words)
+    while kept > 2 and width_of(_without_middle(words, kept), size) > room:
+        kept -= 1
+    return _without_middle(words, kept)
+
+
+def wrapped(words: str, room: float, size: int) -> list[str]:
+    """Lines that are no wider than ``room`` pixels."""
+    lines = [""]
+    for word in words.split():
+        fitting = shortened(word, room, size)
+        longer = f"{lines[-1]} {fitting}".strip()
+        if width_of(longer, size) > room:
+            lines.append(fitting)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def nice_top(value: float, steps: Sequence[float] = (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10)) -> float:
+    """The first round number that is not below ``value``."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** (len(f"{int(value)}") - 1) if value >= 1 else 1.0
+    while power > value:
+        power /= 10
+    return next(step * power for step in steps if step * power >= value * (1 - 1e-9))
+
+
+def scale_of(low: float, high: float, top: float, bottom: float) -> Callable[[float], float]:
+    """From values to heights on the page."""
+    return lambda value: bottom + (top - bottom) * (min(max(value, low), high) - low) / (high - low)
+
+
+def _without_middle(words: str, kept: int) -> str:
+    head = (kept + 1) // 2
+    return f"{words[:head]}…{words[len(words) - (kept - head) :]}"
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)  # type: ignore[return-value]

@@ -1,0 +1,190 @@
+"""The four pictures: similarity, sign conflict, norms, spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from ...blocks.order import in_model_order
+from ..relations import BlockComparison, Relation
+from ..study import Study
+from .curves import draw_curves
+from .page import BLUE, GREY, ORANGE, QUIET, SERIES, Page, nice_top, shortened
+from .strips import Axis, Strip, draw_strips, lay_out
+
+_MOST = 10  # strips on a picture
+_EVEN = 0.52  # share of opposite signs from which it is more than chance and sampling explain
+
+
+def draw(study: Study, view: str | None = None, energy: float = 0.95) -> Image.Image:
+    """The picture of a view, 960 pixels wide; what it leaves out for want of room is said on it.
+
+    Args:
+        study: what to show.
+        view: a name of ``VIEWS``; of one LoRA the spectrum is shown instead of a comparison.
+        energy: the share that the ranks of the spectrum's bars keep.
+    """
+    page, chosen = Page(), study.view(view)
+    page.lines(_heading(study, chosen), 28)
+    page.y += 8
+    _VIEWS[chosen](page, study, energy)
+    if chosen != (view or chosen):
+        page.lines(f"One LoRA has nothing to be compared with: its spectrum instead of {view}.", 15, QUIET)
+    return page.finished()
+
+
+def _heading(study: Study, view: str) -> str:
+    names = (
+        " and ".join(shortened(name, 300, 28) for name in study.names)
+        if len(study.names) < 3
+        else f"{len(study.names)} LoRAs"
+    )
+    title = {
+        "similarity": "Similarity",
+        "sign_conflict": "Sign conflict",
+        "norms": "Norms",
+        "spectrum": "Spectrum",
+    }
+    return f"{title[view]} of {names}"
+
+
+def _short(study: Study, sentences: Sequence[str]) -> list[str]:
+    """The sentences with long names shortened; the report has them in full."""
+    found = list(sentences)
+    for name in sorted(study.names, key=len, reverse=True):
+        found = [words.replace(name, shortened(name, 300, 19)) for words in found]
+    return found
+
+
+def _similarity(page: Page, study: Study, _energy: float) -> None:
+    page.box(_short(study, study.advice[:1]))
+    page.lines(
+        "Cosine of the changes in each block: +1 is the same change, 0 unrelated, -1 opposite.", 16, QUIET
+    )
+    relations = _chosen(page, study.relations, lambda r: -abs(r.cosine))
+    largest = max((abs(b.cosine) for r in relations for b in r.blocks), default=0.0)
+    limit = next(limit for limit in (0.25, 0.5, 1.0) if largest <= limit or limit == 1.0)
+    axis = Axis(-limit, limit, _signed, (-limit, 0.0, limit), show_tick=_tick)
+    colour = _two_colours(lambda value: value >= 0, BLUE, ORANGE)
+    _pairs(page, relations, axis, colour, lambda b: b.cosine)
+
+
+def _sign_conflict(page: Page, study: Study, _energy: float) -> None:
+    page.box(_short(study, study.advice[:1]))
+    page.lines(
+        "Share of the shared weights where one adds and the other subtracts, from some rows of each layer. "
+        "Unrelated LoRAs have 50 %: only what is above the dashed line is conflict.",
+        16,
+        QUIET,
+    )
+    relations = _chosen(page, study.relations, lambda r: -r.sign_conflict)
+    axis = Axis(0, 1, _percent, (0.0, 0.5, 1.0), dashed=0.5)
+    colour = _two_colours(lambda value: value < _EVEN, GREY, ORANGE)
+    _pairs(page, relations, axis, colour, lambda b: b.sign_conflict)
+
+
+def _norms(page: Page, study: Study, _energy: float) -> None:
+    page.box(_short(study, study.advice[:1]))
+    page.lines("Size of the change in each block at strength 1 (Frobenius norm), on one scale.", 16, QUIET)
+    order = sorted(range(len(study.norms)), key=lambda i: -study.facts[i]["norm"])[:_MOST]
+    _say_left_out(page, len(order), len(study.norms), "LoRAs, the strongest ones")
+    shown = sorted(order)
+    top = nice_top(max((v for i in shown for v in study.norms[i].values()), default=0.0))
+    axis = Axis(0, top, lambda value: f"{value:.3g}", (0.0, top / 2, top))
+    strips = [
+        Strip(study.names[i], f"{study.facts[i]['norm']:.3g}", study.norms[i], _plain(i), _colour(i))
+        for i in shown
+    ]
+    _strips(page, strips, axis, [block for i in shown for block in study.norms[i]])
+
+
+def _spectrum(page: Page, study: Study, energy: float) -> None:
+    page.box(_short(study, study.rank_advice[:3]))
+    page.lines(
+        "Above, the energy (squared norm) that is left when every layer is cut to a rank. Below, the rank "
+        f"that keeps {100 * energy:g} % of each block.",
+        16,
+        QUIET,
+    )
+    shown = list(study.spectra)[:_MOST]
+    _say_left_out(page, len(shown), len(study.spectra), "LoRAs, the first ones")
+    needed = max((s.whole.rank_for(0.995) for s in shown), default=1)
+    draw_curves(page, shown, max(4, min(max(s.rank for s in shown), 2 * needed)))
+    ranks = [{block: float(found.rank_for(energy)) for block, found in s.blocks.items()} for s in shown]
+    top = nice_top(
+        max((rank for values in ranks for rank in values.values()), default=1.0), (1, 2, 4, 6, 8, 10)
+    )
+    axis = Axis(0, top, lambda value: f"{value:g}", (0.0, top / 2, top))
+    strips = [
+        Strip(s.name, f"{s.whole.rank_for(energy)} of {s.rank}", values, _plain(i), _colour(i))
+        for i, (s, values) in enumerate(zip(shown, ranks, strict=True))
+    ]
+    _strips(page, strips, axis, [block for s in shown for block in s.blocks])
+    for s in shown:
+        if s.unmeasured:
+            page.lines(f"{s.name}: {s.unmeasured} full-rank layers were left out to save time.", 15, QUIET)
+
+
+def _pairs(
+    page: Page,
+    relations: Sequence[Relation],
+    axis: Axis,
+    colour: Callable[[float], str],
+    value: Callable[[BlockComparison | Relation], float],
+) -> None:
+    strips = [
+        Strip(
+            f"{r.first} / {r.second}",
+            axis.show(value(r)) if r.layers else "no shared layer",
+            {block.block: value(block) for block in r.blocks},
+            colour,
+        )
+        for r in relations
+    ]
+    _strips(page, strips, axis, [block.block for r in relations for block in r.blocks])
+
+
+def _strips(page: Page, strips: Sequence[Strip], axis: Axis, blocks: Sequence[str]) -> None:
+    page.y += 12
+    height = 150 if len(strips) == 1 else 110 if len(strips) < 4 else 70
+    draw_strips(page, strips, axis, lay_out(in_model_order(blocks)), height)
+
+
+def _chosen(page: Page, relations: Sequence[Relation], key: Callable[[Relation], float]) -> list[Relation]:
+    """As many pairs as have room, those that matter most, in their own order."""
+    chosen = sorted(sorted(relations, key=key)[:_MOST], key=relations.index)
+    _say_left_out(page, len(chosen), len(relations), "pairs, those with the largest values")
+    return chosen
+
+
+def _say_left_out(page: Page, shown: int, total: int, what: str) -> None:
+    if shown < total:
+        page.lines(f"{shown} of {total} {what}; the JSON has all.", 16, QUIET)
+
+
+def _two_colours(first: Callable[[float], bool], yes: str, no: str) -> Callable[[float], str]:
+    return lambda value: yes if first(value) else no
+
+
+def _plain(number: int) -> Callable[[float], str]:
+    return lambda _value: _colour(number)
+
+
+def _colour(number: int) -> str:
+    return SERIES[number % len(SERIES)]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if round(value, 2) else "0.00"
+
+
+def _tick(value: float) -> str:
+    return f"{value:+g}" if value else "0"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+_VIEWS = {"similarity": _similarity, "sign_conflict": _sign_conflict, "norms": _norms, "spectrum": _spectrum}

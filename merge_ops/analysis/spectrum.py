@@ -1,0 +1,122 @@
+"""How many ranks a LoRA really uses: the energy that each rank keeps, of the whole and of each block.
+
+Energy is the squared Frobenius norm. Ranks count per layer, as ``resize --rank`` cuts them: energy at rank r
+is the share of all squared singular values that is left when every layer is cut to rank r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..blocks.order import block_of, in_model_order
+from ..kinds import Hadamard, Kronecker
+from ..linalg import squared_singular_values, squared_singular_values_of
+from ..types import Layer, Lora, LowRank
+
+SHARES = (0.9, 0.95, 0.99)
+_BUDGET = (
+    1.5e11  # multiplications, a few seconds, for layers that are not low rank; the others are always done
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """The energy that ranks keep. ``kept[r - 1]`` belongs to rank r; the last one is 1."""
+
+    kept: Tensor  # (ranks,), float64, rising
+    layers: int
+
+    def rank_for(self, share: float) -> int:
+        """The smallest rank that keeps this share of the energy; 0 where there is none to keep."""
+        if not len(self.kept):
+            return 0
+        return int(torch.searchsorted(self.kept, min(share, float(self.kept[-1])) - 1e-12)) + 1
+
+    def energy_at(self, rank: int) -> float:
+        """The share of the energy that this rank keeps."""
+        return float(self.kept[min(rank, len(self.kept)) - 1]) if len(self.kept) else 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraSpectrum:
+    """One LoRA. ``unmeasured`` counts full-rank layers that were left out because they take too long."""
+
+    name: str
+    rank: int  # the largest that any layer was trained with
+    whole: Spectrum
+    blocks: dict[str, Spectrum]
+    unmeasured: int = 0
+
+
+def spectrum_of(lora: Lora) -> LoraSpectrum:
+    """Measure one LoRA: low-rank layers from their factors, exactly; of others as many as the budget allows.
+
+    Those that are measured are then spread evenly over the model.
+    """
+    cheap = [name for name, layer in lora.layers.items() if isinstance(layer, LowRank)]
+    costly = {name: _plan(layer) for name, layer in lora.layers.items() if not isinstance(layer, LowRank)}
+    total = sum(cost for cost, _ in costly.values())
+    every = max(1, -(-int(total) // int(_BUDGET)))
+    chosen = list(costly)[::every]
+    squares = {name: squared_values(lora.layers[name]) for name in (*cheap, *chosen)}
+    by_block: dict[str, list[Tensor]] = {}
+    for name in lora.layers:
+        if name in squares:
+            by_block.setdefault(block_of(name), []).append(squares[name])
+    blocks = {block: _pooled(by_block[block]) for block in in_model_order(by_block)}
+    whole = _pooled(list(squares.values()))
+    return LoraSpectrum(lora.name, lora.rank, whole, blocks, len(costly) - len(chosen))
+
+
+def squared_values(layer: Layer) -> Tensor:
+    """Squared singular values of a layer's delta, descending, in float64; exact for every kind."""
+    if isinstance(layer, LowRank):
+        return layer.scale**2 * squared_singular_values(layer.up, layer.down)
+    return _plan(layer)[1]()
+
+
+def _plan(layer: Layer) -> tuple[float, Callable[[], Tensor]]:
+    """The cheapest exact way to the squared singular values, and about how many multiplications it takes."""
+    rows, columns = layer.matrix_shape
+    if isinstance(layer, Kronecker):
+        cost = sum(_gram_cost(*factor.shape) for factor in layer.tensors)
+        return cost, lambda: _of_kronecker(layer)
+    inner = layer.rank**2
+    if isinstance(layer, Hadamard) and inner < min(rows, columns) // 2:
+        return (rows + columns) * inner**2 + 20 * inner**3, lambda: _of_hadamard(layer)
+    return _gram_cost(rows, columns), lambda: squared_singular_values_of(layer.matrix())
+
+
+def _gram_cost(rows: int, columns: int) -> float:
+    side = min(rows, columns)
+    return float(rows * columns * side + 20 * side**3)
+
+
+def _of_kronecker(layer: Kronecker) -> Tensor:
+    """The singular values of a Kronecker product are all products of those of its factors."""
+    left, right = (squared_singular_values_of(factor) for factor in layer.tensors)
+    return layer.scale**2 * torch.outer(left, right).flatten().sort(descending=True).values
+
+
+def _of_hadamard(layer: Hadamard) -> Tensor:
+    """The entrywise product of two matrices of rank r is one of rank r x r, its factors row by row."""
+    up_1, down_1, up_2, down_2 = (factor.double() for factor in layer.tensors)
+    up = torch.einsum("oi,oj->oij", up_1, up_2).flatten(1)
+    down = torch.einsum("in,jn->ijn", down_1, down_2).flatten(0, 1)
+    return layer.scale**2 * squared_singular_values(up, down)
+
+
+def _pooled(squares: list[Tensor]) -> Spectrum:
+    """Sum over layers what each keeps at each rank."""
+    ranks = max((len(values) for values in squares), default=0)
+    total = torch.zeros(ranks, dtype=torch.float64)
+    for values in squares:
+        total[: len(values)] += values.cpu()
+    energy = total.cumsum(0)
+    if not ranks or not energy[-1] > 0:
+        return Spectrum(total[:0], len(squares))
+    return Spectrum(energy / energy[-1], len(squares))

@@ -1,0 +1,116 @@
+"""All that ``inspect`` finds out about some LoRAs: facts, relations, norms, spectra, and advice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from ..errors import ParameterError, did_you_mean
+from ..types import Lora
+from .advice import on_pairs, on_ranks
+from .facts import describe
+from .relations import Relation, relate
+from .spectrum import SHARES, LoraSpectrum, Spectrum, spectrum_of
+
+SPECTRUM = "spectrum"
+VIEWS = ("similarity", "sign_conflict", "norms", SPECTRUM)
+_OF_PAIRS = VIEWS[:2]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found; LoRAs are in the order in which they were given."""
+
+    facts: tuple[dict[str, Any], ...]
+    relations: tuple[Relation, ...]  # of each pair
+    norms: tuple[dict[str, float], ...]  # of each LoRA, by block
+    spectra: tuple[LoraSpectrum, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(fact["name"] for fact in self.facts)
+
+    @cached_property
+    def pair_advice(self) -> tuple[str, ...]:
+        """A sentence on whatever matters about the LoRAs together, the most pressing first."""
+        norms = {spectrum.name: fact["norm"] for spectrum, fact in zip(self.spectra, self.facts, strict=True)}
+        return tuple(on_pairs(self.relations, norms))
+
+    @cached_property
+    def rank_advice(self) -> tuple[str, ...]:
+        """A sentence a LoRA on how much of its rank it uses."""
+        return tuple(map(on_ranks, self.spectra))
+
+    def view(self, name: str | None = None) -> str:
+        """The view of that name; of a single LoRA its spectrum, where there is no pair to show.
+
+        Raises:
+            ParameterError: if no view has the name.
+        """
+        if name is not None and name not in VIEWS:
+            raise ParameterError(f"unknown view {name!r}{did_you_mean(name, VIEWS)}")
+        chosen = name or VIEWS[0]
+        return SPECTRUM if chosen in _OF_PAIRS and not self.relations else chosen
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        return (*self.pair_advice, *self.rank_advice)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as values that JSON can hold."""
+        return {
+            "advice": list(self.advice),
+            "loras": list(self.facts),
+            "pairs": [_without_blocks(relation) for relation in self.relations],
+            "comparison": [asdict(row) for relation in self.relations for row in relation.blocks],
+            "norms": [
+                {"name": name, "blocks": blocks} for name, blocks in zip(self.names, self.norms, strict=True)
+            ],
+            "spectra": [_spectrum_dict(spectrum) for spectrum in self.spectra],
+        }
+
+
+def study(loras: Sequence[Lora]) -> Study:
+    """Look at LoRAs, alone and in pairs.
+
+    Raises:
+        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
+    """
+    loras = list(loras)
+    found = relate(loras)
+    return Study(
+        tuple(describe(lora, norm) for lora, norm in zip(loras, found.norms, strict=True)),
+        found.pairs,
+        found.block_norms,
+        tuple(map(spectrum_of, loras)),
+    )
+
+
+def _without_blocks(relation: Relation) -> dict[str, Any]:
+    return {key: value for key, value in asdict(relation).items() if key != "blocks"}
+
+
+def _spectrum_dict(spectrum: LoraSpectrum) -> dict[str, Any]:
+    return {
+        "name": spectrum.name,
+        "rank": spectrum.rank,
+        "layers": spectrum.whole.layers,
+        "unmeasured": spectrum.unmeasured,
+        "ranks_for": _ranks_for(spectrum.whole),
+        "energy_at": {
+            str(rank): round(spectrum.whole.energy_at(rank), 6) for rank in _powers(spectrum.whole)
+        },
+        "blocks": {block: _ranks_for(found) for block, found in spectrum.blocks.items()},
+    }
+
+
+def _ranks_for(spectrum: Spectrum) -> dict[str, int]:
+    return {f"{share:g}": spectrum.rank_for(share) for share in SHARES}
+
+
+def _powers(spectrum: Spectrum) -> list[int]:
+    """1, 2, 4, ... up to the rank that keeps everything."""
+    last = spectrum.rank_for(1.0)
+    return [2**i for i in range(max(last, 1).bit_length() + 1) if 2**i < 2 * last]
