@@ -40,14 +40,15 @@ def run_merge(
         comfy.model_management.soft_empty_cache()
 
 
-def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "") -> str:
-    """A few lines for the node: what was merged, how, and what was left out."""
+def summary(merged: Merged | None, fitted: Fit | None = None, note: str = "", label: str = "") -> str:
+    """A few lines for the node: what was merged, how, and what was left out; the label of a sweep first."""
+    swept = f"{label}: " if label else ""
     if merged is None:
-        return "No LoRA is on: model and CLIP are unchanged."
+        return f"{swept}No LoRA is on: model and CLIP are unchanged."
     how = merged.combination_type or merged.settings.method.name
     ranks = "low rank" if all(layer.is_low_rank for layer in merged.results.values()) else "full rank"
     count = len(merged.loras)
-    lines = [f"{how} of {count} LoRA{'s' * (count != 1)}, {len(merged.layers)} layers, {ranks}"]
+    lines = [f"{swept}{how} of {count} LoRA{'s' * (count != 1)}, {len(merged.layers)} layers, {ranks}"]
     lines += left_out(merged, fitted)
     if note:
         lines.append(note)

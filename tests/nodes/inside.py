@@ -11,7 +11,14 @@ import unittest
 
 from comfy_inside import CHECKS, WANTED
 
-MODULES = ("checks_weights", "checks_nodes", "checks_patches", "checks_recipe", "checks_kinds")
+MODULES = (
+    "checks_weights",
+    "checks_nodes",
+    "checks_patches",
+    "checks_recipe",
+    "checks_kinds",
+    "checks_sweep",
+)
 
 for name in MODULES:  # they register themselves, once ComfyUI can be imported
     importlib.import_module(name)

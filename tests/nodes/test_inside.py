@@ -12,6 +12,7 @@ FILES = (
     "checks_patches.py",
     "checks_kinds.py",
     "checks_recipe.py",
+    "checks_sweep.py",
 )
 SOURCE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in FILES)
 MODELS = re.search(r"^MODELS = \((.*)\)", SOURCE, re.MULTILINE)[1].replace('"', "").split(", ")
