@@ -9,6 +9,8 @@ from tests.nodes.pack import LIST, ROOT, example
 
 EXAMPLES = sorted(path for path in (ROOT / "example_workflows").glob("*.json") if "_api" not in path.name)
 
+FOUND = """(name) => [...document.querySelectorAll("[role=option], [role=listbox] *")]
+    .some((element) => element.textContent.includes(name))"""
 # a checkpoint, a latent and a saver around the one node of a graph, at the size of the tiny model
 SURROUND = """(loras) => {
     const [made] = window.app.graph.nodes
@@ -66,10 +68,11 @@ def test_examples_are_those_of_the_api(editor, path):
 def test_the_blueprint_from_the_search_box(editor, server):
     """Found by its name and put on the canvas, it runs: the picture of two merges."""
     editor.page.evaluate("() => window.app.graph.clear()")
-    editor.page.mouse.dblclick(800, 500)
-    editor.page.wait_for_timeout(1500)
+    editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    editor.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
     editor.page.keyboard.type(BLUEPRINT, delay=50)
-    editor.page.wait_for_timeout(2500)
+    editor.page.wait_for_function(FOUND, arg=BLUEPRINT)
+    editor.page.wait_for_timeout(1000)
     editor.page.keyboard.press("Enter")
     editor.page.wait_for_function("() => window.app.graph.nodes.length === 1")
     editor.page.evaluate(SURROUND, LIST)
