@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..merge_ops.errors import ParameterError
 from ..merge_ops.types import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .lora_model import as_merge
@@ -29,11 +30,13 @@ class LoraAlloyApply(io.ComfyNode):
             description="Patch a model and its text encoder with a merged LoRA, exactly as it was merged.",
             search_aliases=[*ALIASES, "apply lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that is patched."),
                 LORA_MODEL.Input("lora", tooltip="From Merge LoRAs, or from core's LoRA nodes."),
                 io.Float.Input("strength_model", tooltip="Multiplies the change of the model.", **strength),
                 io.Float.Input(
                     "strength_clip", tooltip="Multiplies the change of the text encoder.", **strength
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The diffusion model that is patched, if it is connected."
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
@@ -48,22 +51,30 @@ class LoraAlloyApply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, lora: dict[str, Any], strength_model: float, strength_clip: float, clip: Any = None
+        cls,
+        lora: dict[str, Any],
+        strength_model: float,
+        strength_clip: float,
+        model: Any = None,
+        clip: Any = None,
     ) -> io.NodeOutput:
         """Patch clones."""
+        if model is None and clip is None:
+            raise ParameterError("there is nothing to patch: connect MODEL, CLIP, or both")
         status = StatusLine(cls)
         merged = as_merge(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
-        whole = Lora("the merged LoRA", {name: merged.layer(name).template for name in merged.layers})
+        templates = {name: merged.layer(name).template for name in merged.layers}
+        whole = Lora("the merged LoRA", templates, replaced=merged.replaced)
         fitted = fit([whole], model, clip)
-        new_model, new_clip = model.clone(), clip.clone() if clip is not None else None
-        if strength_model:
+        new_model, new_clip = (part.clone() if part is not None else None for part in (model, clip))
+        if new_model is not None and strength_model:
             add_merge(new_model, merged, fitted.unet, strength_model)
         if new_clip is not None and strength_clip:
             add_merge(new_clip, merged, fitted.clip, strength_clip)
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
         text = f"{result_line(merged)}, on {text}, {status.seconds:.1f} s"
-        text = "\n".join([text, *left_out(merged, fitted), *not_applied(merged, clip)])
+        text = "\n".join([text, *left_out(merged, fitted), *not_applied(merged, model, clip)])
         status.show(text)
         return io.NodeOutput(new_model, new_clip, ui=ui.PreviewText(text))

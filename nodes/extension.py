@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import LoraAlloyApply
+from .grid import LoraAlloyGrid
 from .inspect import LoraAlloyInspect
 from .loader import LoraAlloyLoader
 from .merge import LoraAlloyMerge
@@ -12,6 +13,7 @@ from .method import LoraAlloyMethod
 from .recipe import LoraAlloyRecipe
 from .save import LoraAlloySave
 from .stack import LoraAlloyStack
+from .sweep import LoraAlloySweep
 
 
 class LoraAlloyExtension(ComfyExtension):
@@ -28,4 +30,6 @@ class LoraAlloyExtension(ComfyExtension):
             LoraAlloySave,
             LoraAlloyInspect,
             LoraAlloyRecipe,
+            LoraAlloySweep,
+            LoraAlloyGrid,
         ]

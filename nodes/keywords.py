@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..merge_ops.errors import ParameterError, did_you_mean
 from ..merge_ops.registry import METHODS, Param, get_method
 
 PEFT_OPTION = "peft"
+ONE_STRENGTH = "strength "  # before the number or name of a LoRA, what a sweep varies
 PEFT_PARAMS = (
     Param("Fraction kept by ties, dare and magnitude_prune.", 0, 1, 0.01, name="density", default=0.5),
     Param(
@@ -21,11 +22,54 @@ PEFT_PARAMS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a merge node is to do: keywords of ``merge``, the strength of the whole, those of single LoRAs."""
+
+    keywords: dict[str, Any]
+    strength: float = 1.0
+    strengths: dict[str, float] = field(default_factory=dict)  # by number or name of a LoRA
+
+
+@dataclass(frozen=True, slots=True)
 class MethodChoice:
-    """What Merge Method gives to Merge LoRAs: the values of its widgets, checked."""
+    """What Merge Method and Sweep Parameter give to a merge: the values of their widgets, checked.
+
+    ``swept`` is one (parameter, value) of each sweep; these win over all else.
+    """
 
     method: dict[str, Any] | str | None = None
     space: str | None = None
+    swept: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What was swept, such as ``density=0.2, method=ties``."""
+        return ", ".join(
+            f"{name}={value:.12g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.swept
+        )
+
+    def over(self, method: Any = None, strength: float | None = None, **widgets: Any) -> Asked:
+        """Put it over the widgets ``space``, ``rank`` and ``seed`` of a merge node.
+
+        Raises:
+            MergeError: for an unknown method or parameter, or one that the sweep varies and the method lacks.
+        """
+        given = _as_dict(method if self.method is None else self.method)
+        if self.space is not None:
+            widgets["space"] = self.space
+        strengths, params = {}, {}
+        for name, value in self.swept:
+            if name.startswith(ONE_STRENGTH):
+                strengths[name.removeprefix(ONE_STRENGTH)] = value
+            elif name == "strength":
+                strength = value
+            elif name in ("space", "rank", "seed"):
+                widgets[name] = value
+            elif name != "method":
+                params[name] = value
+        given = _with_params(given, params, dict(self.swept).get("method"))
+        return Asked(merge_keywords(given, **widgets), 1.0 if strength is None else strength, strengths)
 
 
 def merge_keywords(
@@ -39,7 +83,7 @@ def merge_keywords(
     Raises:
         MergeError: for an unknown method or parameter, in the words that a user sees on the node.
     """
-    given = {"method": method} if isinstance(method, str) else dict(method or {"method": "linear"})
+    given = _as_dict(method)
     name = str(given.pop("method"))
     params = {key: value for key, value in given.items() if value is not None}
     shared: dict[str, Any] = {"seed": seed or 0}
@@ -69,3 +113,23 @@ def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...], method: Any 
         if not prefix and plain in params:
             raise ParameterError(f"unknown input {name!r} (did you mean 'method.{plain}'?)")
         raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, sorted(params | set(known)))}")
+
+
+def _as_dict(method: dict[str, Any] | str | None) -> dict[str, Any]:
+    return {"method": method} if isinstance(method, str) else dict(method or {"method": "linear"})
+
+
+def _with_params(given: dict[str, Any], params: dict[str, Any], swept: str | None) -> dict[str, Any]:
+    """A method with swept parameters; where the method is swept too, each keeps those that it has."""
+    name = swept or given["method"]
+    if name == PEFT_OPTION:
+        known = {"combination_type", *(p.name for p in PEFT_PARAMS)}
+    else:
+        known = {p.name for p in METHODS[name].params} if name in METHODS else set(params)
+    lacking = sorted(params.keys() - known)
+    if lacking and swept is None:
+        raise ParameterError(
+            f"the sweep varies {lacking[0]}, which method {name} does not have; choose a method that has it"
+        )
+    wanted = given | params | {"method": name}
+    return {k: v for k, v in wanted.items() if swept is None or k in known or k == "method"}

@@ -12,17 +12,18 @@ from .inputs import (
     CATEGORY,
     COMMUNITY_STACK,
     LORA_MODEL,
+    METHOD,
     STACK,
     lora_list,
     method_input,
     result_inputs,
     space_input,
 )
-from .keywords import merge_keywords, refuse_unknown
+from .keywords import MethodChoice, merge_keywords, refuse_unknown
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
 from .patch import add_merge, not_applied
-from .stacks import entries_of_stack, entries_of_text, file_states
+from .stacks import entries_of_stack, entries_of_text, file_states, with_strengths
 from .status import StatusLine
 from .targets import fit
 
@@ -52,6 +53,11 @@ class LoraAlloyLoader(io.ComfyNode):
                     types=[STACK, COMMUNITY_STACK],
                     optional=True,
                     tooltip="More LoRAs, from a LoRA Stack node of this pack or of another one.",
+                ),
+                METHOD.Input(
+                    "sweep",
+                    optional=True,
+                    tooltip="From Sweep Parameter: the node runs once a value, which wins over its widget.",
                 ),
                 space_input(),
                 *result_inputs(),
@@ -100,6 +106,7 @@ class LoraAlloyLoader(io.ComfyNode):
         method: Any = None,
         clip: Any = None,
         stack: Any = None,
+        sweep: MethodChoice | None = None,
         space: str | None = None,
         rank: int | None = None,
         seed: int | None = None,
@@ -109,19 +116,21 @@ class LoraAlloyLoader(io.ComfyNode):
         """Read, merge, patch."""
         status = StatusLine(cls)
         refuse_unknown(unknown, ("space", "rank", "seed", "strength"), method)
-        keywords = merge_keywords(method, space, rank, seed)
-        entries = entries_of_stack(stack) + entries_of_text(loras or "")
-        scale = 1.0 if strength is None else strength
-        if not entries or scale == 0:
-            return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(summary(None)))
+        chosen = sweep or MethodChoice()
+        asked = chosen.over(method, strength, space=space, rank=rank, seed=seed)
+        entries = with_strengths(entries_of_stack(stack) + entries_of_text(loras or ""), asked.strengths)
+        if not entries or asked.strength == 0:
+            text = summary(None, label=chosen.label)
+            return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(text))
         fitted = fit([entry.lora for entry in entries], model, clip)
-        merged, note = run_merge(fitted.loras, entries, keywords, scale, status=status)
+        merged, note = run_merge(fitted.loras, entries, asked.keywords, asked.strength, status=status)
         new_model = model.clone()
         add_merge(new_model, merged, fitted.unet, 1.0)
         new_clip = clip.clone() if clip is not None else None
         if new_clip is not None:
             add_merge(new_clip, merged, fitted.clip, 1.0)
-        text = "\n".join([summary(merged, fitted, note, status.seconds), *not_applied(merged, clip)])
+        text = summary(merged, fitted, note, status.seconds, chosen.label)
+        text = "\n".join([text, *not_applied(merged, model, clip)])
         status.show(text)
         return io.NodeOutput(
             new_model, new_clip, MergedLoraModel(merged, fitted.stems), ui=ui.PreviewText(text)

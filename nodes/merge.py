@@ -8,10 +8,10 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, DTYPES, LORA_MODEL, METHOD, STACK, result_inputs
-from .keywords import MethodChoice, merge_keywords
+from .keywords import MethodChoice
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
-from .stacks import entries_of_stack
+from .stacks import entries_of_stack, with_strengths
 from .status import StatusLine
 from .targets import fit
 
@@ -30,7 +30,11 @@ class LoraAlloyMerge(io.ComfyNode):
             search_aliases=ALIASES,
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to merge."),
-                METHOD.Input("method", optional=True, tooltip="From Merge Method; linear without it."),
+                METHOD.Input(
+                    "method",
+                    optional=True,
+                    tooltip="From Merge Method or Sweep Parameter; linear without it.",
+                ),
                 io.Model.Input(
                     "model",
                     optional=True,
@@ -79,16 +83,24 @@ class LoraAlloyMerge(io.ComfyNode):
         entries = entries_of_stack(stack)
         if not entries:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
+        chosen = method or MethodChoice()
+        asked = chosen.over(rank=rank, seed=seed)
+        entries = with_strengths(entries, asked.strengths)
+        if not entries or asked.strength == 0:  # where a sweep passes zero
+            text = f"{chosen.label}: nothing is merged"
+            return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(text))
         loras = [entry.lora for entry in entries]
         fitted = fit(loras, model, clip) if model is not None or clip is not None else None
-        chosen = method or MethodChoice()
-        keywords = merge_keywords(chosen.method, chosen.space, rank, seed) | {
-            "dtype": DTYPES[dtype or "float32"]
-        }
+        keywords = asked.keywords | {"dtype": DTYPES[dtype or "float32"]}
         merged, note = run_merge(
-            fitted.loras if fitted else loras, entries, keywords, on_cpu=device == "cpu", status=status
+            fitted.loras if fitted else loras,
+            entries,
+            keywords,
+            asked.strength,
+            on_cpu=device == "cpu",
+            status=status,
         )
-        text = summary(merged, fitted, note, status.seconds)
+        text = summary(merged, fitted, note, status.seconds, chosen.label)
         status.show(text)
         return io.NodeOutput(
             MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)

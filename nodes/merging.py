@@ -52,12 +52,17 @@ def run_merge(
 
 
 def summary(
-    merged: Merged | None, fitted: Fit | None = None, note: str = "", seconds: float | None = None
+    merged: Merged | None,
+    fitted: Fit | None = None,
+    note: str = "",
+    seconds: float | None = None,
+    label: str = "",
 ) -> str:
-    """A few lines for the node: what was merged, how, and what was left out."""
+    """A few lines for the node: what was merged, how, and what was left out; the label of a sweep first."""
+    swept = f"{label}: " if label else ""
     if merged is None:
-        return "No LoRA is on: model and CLIP are unchanged."
-    lines = [result_line(merged, seconds)]
+        return f"{swept}No LoRA is on: model and CLIP are unchanged."
+    lines = [swept + result_line(merged, seconds)]
     lines += left_out(merged, fitted)
     if note:
         lines.append(note)

@@ -150,12 +150,15 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         patcher.add_patches(patches, strength)
 
 
-def not_applied(merged: Merged, clip: Any | None) -> list[str]:
-    """A line if the merge changes a text encoder and none is connected."""
-    count = sum(name.startswith("text_encoder") for name in merged.layers)
-    if clip is not None or not count:
-        return []
-    return [f"CLIP is not connected: {count} layers of text encoders are merged and not applied"]
+def not_applied(merged: Merged, model: Any | None, clip: Any | None) -> list[str]:
+    """A line for each part that the merge changes and that is not connected."""
+    text = sum(name.startswith("text_encoder") for name in merged.layers)
+    lines = []
+    if clip is None and text:
+        lines.append(f"CLIP is not connected: {text} layers of text encoders are merged and not applied")
+    if model is None and (count := len(merged.layers) - text):
+        lines.append(f"MODEL is not connected: {count} layers of the model are merged and not applied")
+    return lines
 
 
 def _add_one_lora(

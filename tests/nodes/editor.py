@@ -2,21 +2,28 @@
 
     python -m tests.nodes.editor SERVER_URL
 
-As a script it makes the editor-format example workflows anew from those in API format.
+As a script it makes the editor-format example workflows, their thumbnails and the blueprint anew from the
+examples in API format.
 """
 
+import io
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+LARGE, THUMBNAIL = (2400, 1350), (800, 450)
+BLUEPRINT = "Compare Two Merges"
 READY = """() => window.app?.graph && window.app?.extensionManager
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
-# columns from left to right by the longest way from a node without inputs, each node below the last
+# columns from left to right by the longest way from a node without inputs, each node below the last; a long
+# graph in two bands
 ARRANGE = """() => {
     const nodes = window.app.graph.nodes, links = window.app.graph.links
     const depths = new Map()
@@ -30,15 +37,54 @@ ARRANGE = """() => {
     }
     const columns = []
     for (const node of nodes) (columns[depth(node)] ??= []).push(node)
-    let left = 40
-    for (const column of columns) {
-        let top = 80
+    const fold = columns.length > 8 ? Math.ceil(columns.length / 2) : columns.length
+    let left = 40, first = 80, lowest = 0
+    columns.forEach((column, index) => {
+        if (index === fold) [left, first] = [40, lowest + 60]
+        let top = first
         for (const node of column) {
             node.pos = [left, top]
             top += Math.round(node.size[1]) + 70
         }
+        lowest = Math.max(lowest, top)
         left += Math.max(225, ...column.map((node) => Math.round(node.size[0]))) + 60
+    })
+}"""
+
+HIDDEN = ".z-999, .z-999 *, .p-toast, .p-toast * { visibility: hidden !important }"  # all but the canvas
+FIT = """([width, height]) => {
+    const boxes = window.app.graph.nodes.map(({ pos, size }) => [pos[0], pos[1] - 50, size[0], size[1] + 50])
+    const left = Math.min(...boxes.map((b) => b[0])), right = Math.max(...boxes.map((b) => b[0] + b[2]))
+    const top = Math.min(...boxes.map((b) => b[1])), bottom = Math.max(...boxes.map((b) => b[1] + b[3]))
+    const ds = window.app.canvas.ds
+    ds.scale = Math.min(width / (right - left + 60), height / (bottom - top + 60))
+    ds.offset[0] = width / ds.scale / 2 - (left + right) / 2
+    ds.offset[1] = height / ds.scale / 2 - (top + bottom) / 2
+    window.app.canvas.show_info = false
+    window.app.canvas.setDirty(true, true)
+}"""
+# the nodes of a graph but some become one, with some of their widgets on it: the file of a blueprint
+TO_BLUEPRINT = """([outside, widgets, name]) => {
+    const graph = window.app.graph
+    const inside = graph.nodes.filter((node) => !outside.includes(node.type))
+    const { subgraph, node } = graph.convertToSubgraph(new Set(inside))
+    subgraph.name = node.title = name
+    for (const input of [...subgraph.inputs]) {
+        if (["STRING", "INT", "FLOAT"].includes(input.type)) subgraph.removeInput(input)
     }
+    for (const [id, widget, label] of widgets) {
+        const owner = subgraph.nodes.find((other) => String(other.id) === id)
+        const slot = owner.inputs.find((input) => input.widget?.name === widget)
+        const input = subgraph.addInput(label, slot.type)
+        input.connect(slot, owner)
+    }
+    const whole = graph.serialize()
+    const [made] = whole.nodes.filter((other) => String(other.id) === String(node.id))
+    made.pos = [0, 0]
+    made.size = [380, 560]
+    for (const input of made.inputs) input.link = null
+    for (const output of made.outputs) output.links = []
+    return { ...whole, nodes: [made], links: [], groups: [], last_link_id: 0, extra: {} }
 }"""
 
 
@@ -80,26 +126,54 @@ class Editor:
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
     def shot(self, path):
-        """A picture of the whole graph."""
-        self.page.evaluate("() => { window.app.canvas.fitViewToSelectionAnimated?.() }")
-        self.page.keyboard.press(".")
-        self.page.wait_for_timeout(1200)
-        self.page.screenshot(path=str(path))
+        """A small picture of the whole graph."""
+        before = self.page.viewport_size
+        self.page.set_viewport_size({"width": LARGE[0], "height": LARGE[1]})
+        self.page.evaluate(FIT, LARGE)
+        self.page.wait_for_timeout(1500)
+        whole = Image.open(io.BytesIO(self.page.screenshot(style=HIDDEN)))
+        whole.convert("RGB").resize(THUMBNAIL, Image.Resampling.LANCZOS).save(path, quality=80, optimize=True)
+        self.page.set_viewport_size(before)
+
+    def blueprint(self, outside, widgets, name):
+        """The graph as a blueprint: one node with what is inside, but for the nodes of some types."""
+        return self.page.evaluate(TO_BLUEPRINT, [outside, widgets, name])
 
 
 def make_examples(url):
-    """Write each ``NAME.json`` beside its ``NAME_api.json``."""
+    """Write ``NAME.json`` and ``NAME.jpg`` beside each ``NAME_api.json``, and the blueprint."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        editor = Editor(browser, url, {"Comfy.VueNodes.Enabled": False})
         for path in sorted((ROOT / "example_workflows").glob("*_api.json")):
+            # a page of its own: the editor keeps a seed that the next workflow leaves out
+            editor = Editor(browser, url, {"Comfy.VueNodes.Enabled": False})
             editor.load(json.loads(path.read_text(encoding="utf-8")), path.stem)
             editor.arrange()
             target = path.with_name(path.name.replace("_api", ""))
             target.write_text(json.dumps(editor.workflow(), indent=1) + "\n", encoding="utf-8")
+            editor.shot(target.with_suffix(".jpg"))
+            editor.page.close()
+        editor = Editor(browser, url, {"Comfy.VueNodes.Enabled": False})
+        make_blueprint(editor)
         browser.close()
+
+
+def make_blueprint(editor):
+    """The sweep example with one sweep, of the method; what one brings oneself stays outside."""
+    prompt = json.loads((ROOT / "example_workflows" / "sweep_api.json").read_text(encoding="utf-8"))
+    del prompt["16"]
+    prompt["17"]["inputs"] |= {"values": "linear, ties", "method": ["12", 0]}
+    editor.load(prompt, BLUEPRINT)
+    editor.arrange()
+    widgets = [["11", "loras", "loras"], ["17", "parameter", "parameter"], ["17", "values", "values"]]
+    widgets += [["6", "text", "prompt"], ["7", "text", "negative prompt"]]
+    widgets += [["3", name, name] for name in ("seed", "steps", "cfg")]
+    outside = ["CheckpointLoaderSimple", "EmptyLatentImage", "SaveImage"]
+    made = editor.blueprint(outside, widgets, BLUEPRINT)
+    path = ROOT / "subgraphs" / f"{BLUEPRINT}.json"
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

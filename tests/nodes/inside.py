@@ -20,6 +20,7 @@ MODULES = (
     "checks_based",
     "checks_architectures",
     "checks_blocks",
+    "checks_sweep",
 )
 
 for name in MODULES:  # they register themselves, once ComfyUI can be imported

@@ -4,10 +4,34 @@ import json
 
 import pytest
 
-from tests.nodes.editor import CHROMIUM, FLAGS, Editor
-from tests.nodes.pack import ROOT, example
+from tests.nodes.editor import BLUEPRINT, CHROMIUM, FLAGS, Editor
+from tests.nodes.pack import LIST, ROOT, example
 
 EXAMPLES = sorted(path for path in (ROOT / "example_workflows").glob("*.json") if "_api" not in path.name)
+
+FOUND = """(name) => [...document.querySelectorAll("[role=option], [role=listbox] *")]
+    .some((element) => element.textContent.includes(name))"""
+# a checkpoint, a latent and a saver around the one node of a graph, at the size of the tiny model
+SURROUND = """(loras) => {
+    const [made] = window.app.graph.nodes
+    const set = (node, values) => node.widgets.forEach((widget) => {
+        if (widget.name in values) widget.value = values[widget.name]
+    })
+    const add = (type, values) => {
+        const node = window.LiteGraph.createNode(type)
+        window.app.graph.add(node)
+        set(node, values)
+        return node
+    }
+    const place = (name) => made.inputs.findIndex((input) => input.name === name)
+    const checkpoint = add("CheckpointLoaderSimple", { ckpt_name: "tiny_sd15.safetensors" })
+    const latent = add("EmptyLatentImage", { width: 64, height: 64, batch_size: 1 })
+    const outputs = ["model", "clip", "vae"]
+    outputs.forEach((name, index) => checkpoint.connect(index, made, place(name)))
+    latent.connect(0, made, place("latent_image"))
+    made.connect(0, add("SaveImage", { filename_prefix: "blueprint" }), 0)
+    set(made, { loras, steps: 2 })
+}"""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
@@ -39,6 +63,26 @@ def test_examples_are_those_of_the_api(editor, path):
         assert queued[node][0] == kind
         assert inputs.items() <= queued[node][1].items()  # the editor also sends what is at its default
     assert not [text for text in editor.problems if "lora-alloy" in text.lower() or "LoraAlloy" in text]
+
+
+def test_the_blueprint_from_the_search_box(editor, server):
+    """Found by its name and put on the canvas, it runs: the picture of two merges."""
+    editor.page.evaluate("() => window.app.graph.clear()")
+    editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    editor.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+    editor.page.keyboard.type(BLUEPRINT, delay=50)
+    editor.page.wait_for_function(FOUND, arg=BLUEPRINT)
+    editor.page.wait_for_timeout(1000)
+    editor.page.keyboard.press("Enter")
+    editor.page.wait_for_function("() => window.app.graph.nodes.length === 1")
+    editor.page.evaluate(SURROUND, LIST)
+    prompt = editor.prompt()
+    kinds = {node["class_type"] for node in prompt.values()}
+    assert {"LoraAlloySweep", "LoraAlloyMerge", "KSampler", "LoraAlloyGrid"} <= kinds
+    entry = server.wait(server.queue(prompt), 600)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    texts = [text for output in entry["outputs"].values() for text in output.get("text", ())]
+    assert "method=linear\nmethod=ties" in texts
 
 
 def test_queueing_from_the_page(editor, server):

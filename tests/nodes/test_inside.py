@@ -17,6 +17,7 @@ FILES = (
     "checks_recipe.py",
     "checks_architectures.py",
     "checks_blocks.py",
+    "checks_sweep.py",
 )
 SOURCE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in FILES)
 MODELS = re.search(r"^MODELS = \((.*)\)", SOURCE, re.MULTILINE)[1].replace('"', "").split(", ")

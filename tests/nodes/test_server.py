@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
-    "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe",
+    "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe", "LoraAlloySweep", "LoraAlloyGrid",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_the_pack_is_loaded(server):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(server, path):
     """Each example workflow in API format, on the tiny model."""
-    entry = server.run(example(path))
+    entry = server.wait(server.queue(example(path)), 600)
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["outputs"]
 

@@ -1,0 +1,100 @@
+"""Labelled Grid: the pictures of a sweep as one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..merge_ops.errors import ParameterError, did_you_mean
+from .grid_picture import beside, draw_grid
+from .grid_table import arrange
+from .inputs import CATEGORY
+
+_INPUTS = ("images", "labels", "columns", "image_size")
+
+
+class LoraAlloyGrid(io.ComfyNode):
+    """Takes whole lists: all pictures and all labels at once."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LoraAlloyGrid",
+            display_name="Labelled Grid",
+            category=CATEGORY,
+            description="All pictures of a sweep in one, with what was varied written beside them. Two "
+            "sweeps give rows and columns.",
+            search_aliases=["xy plot", "image grid", "contact sheet", "compare images", "lora grid"],
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures, such as those of VAE Decode after a sweep."),
+                io.String.Input(
+                    "labels",
+                    optional=True,
+                    force_input=True,
+                    tooltip="label of the last Sweep Parameter. Any other list of as many texts will do.",
+                ),
+                io.Int.Input(
+                    "columns",
+                    default=0,
+                    min=0,
+                    max=100,
+                    optional=True,
+                    tooltip="Pictures in a row. 0: rows and columns are those of two sweeps, else it depends "
+                    "on the number of pictures.",
+                ),
+                io.Int.Input(
+                    "image_size",
+                    default=512,
+                    min=0,
+                    max=8192,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Pictures with a longer side are made smaller. 0: none is.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="grid", tooltip="One picture.")],
+            is_input_list=True,
+            is_output_node=True,
+            accept_all_inputs=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[torch.Tensor],
+        labels: list[str] | None = None,
+        columns: list[int] | None = None,
+        image_size: list[int] | None = None,
+        **unknown: Any,
+    ) -> io.NodeOutput:
+        """Draw."""
+        for name in unknown:
+            raise ParameterError(f"unknown input {name!r}{did_you_mean(name, _INPUTS)}")
+        texts = [str(label) for label in labels or ()]
+        cells = [list(batch) for batch in images]
+        if texts and len(cells) != len(texts) == sum(map(len, cells)):  # a batch made of all the pictures
+            cells = [[frame] for batch in cells for frame in batch]
+        if texts and len(cells) != len(texts):
+            raise ParameterError(
+                f"{len(cells)} pictures and {len(texts)} labels; connect label of the last sweep before them"
+            )
+        longest = (image_size or [512])[0]
+        pictures = [beside([_picture(frame, longest) for frame in frames]) for frames in cells]
+        grid = draw_grid(pictures, arrange(len(pictures), texts, (columns or [0])[0]))
+        image = torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None]
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+def _picture(frame: torch.Tensor, longest: int) -> Image.Image:
+    """A frame ``(height, width, 1, 3 or 4)`` from 0 to 1 as RGB, made smaller if it is too large."""
+    values = frame.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    colours = values[..., :3] if values.shape[-1] >= 3 else values[..., :1].expand(-1, -1, 3)
+    picture = Image.fromarray(colours.contiguous().numpy())
+    if longest and max(picture.size) > longest:
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return picture
