@@ -22,14 +22,14 @@ ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "d
 
 
 def lora_list() -> io.String.Input:
-    """The list of LoRAs: its value is text, and an editor is drawn over it."""
+    """The list of LoRAs: its value is text; ``web/js`` draws the editor over it, and offers the file names."""
     return io.String.Input(
         "loras",
         multiline=True,
         default="",
         placeholder="<lora:name:strength>",
         tooltip="One <lora:name:strength> or <lora:name:strength:clip strength> a line; # is off.",
-        extra_dict={"lora_options": lora_files()},
+        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": lora_files()},
     )
 
 

@@ -27,7 +27,7 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
     for name in ("models/loras", "custom_nodes", "input", "output", "temp", "user"):
         (folder / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
-    shutil.copytree(ROOT, folder / "custom_nodes" / "any folder-name", ignore=ignored)
+    shutil.copytree(ROOT, folder / "custom_nodes" / "any_folder-name", ignore=ignored)
     command = [str(python), str(HERE / "make_models.py"), str(folder / "models")]
     subprocess.run(command, cwd=root, env=comfyui_env, check=True, capture_output=True, timeout=300)
     return folder
@@ -37,7 +37,7 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
 def run_checks(base, comfyui_python, comfyui_env):
     """Run the checks of ``inside.py``, or those with certain parts in their names."""
     root, python = comfyui_python
-    pack = base / "custom_nodes" / "any folder-name"
+    pack = base / "custom_nodes" / "any_folder-name"
 
     def run(*parts):
         command = [str(python), str(HERE / "inside.py"), str(pack), str(base), *parts]

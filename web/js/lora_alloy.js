@@ -1,0 +1,94 @@
+// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". ComfyUI loads every script of this folder;
+// only this one does something by itself.
+
+import { app } from "../../../scripts/app.js";
+import { make } from "./dom.js";
+import { ListView } from "./list_view.js";
+
+const WIDGET = "LORA_ALLOY_LIST";
+const MARGIN = 6;
+const shared = { files: [], views: new Set() };
+
+document.head.append(make("link", { rel: "stylesheet", href: new URL("./list.css", import.meta.url).href }));
+
+app.registerExtension({
+  name: "LoraAlloy.List",
+  getCustomWidgets: () => ({ [WIDGET]: makeWidget }),
+  refreshComboInNodes: (definitions) => {
+    const options = definitions?.LoraAlloyLoader?.input?.required?.loras?.[1]?.lora_options;
+    if (!options) return;
+    shared.files = options;
+    for (const view of shared.views) view.render();
+  },
+});
+
+function makeWidget(node, name, [, options]) {
+  shared.files = options.lora_options ?? shared.files;
+  const view = new ListView({
+    files: () => shared.files,
+    onEdit: (text) => undoable(() => { widget.value = text; }),
+    onResize: () => requestAnimationFrame(() => fit(node)),
+  });
+  const widget = node.addDOMWidget(name, WIDGET, view.root, {
+    getValue: () => view.text,
+    setValue: (text) => {
+      view.setText(typeof text === "string" ? text : "");
+      requestAnimationFrame(() => replaceStale(node, view.root));
+    },
+    getMinHeight: () => view.height + 2 * MARGIN,
+    margin: MARGIN,
+    hideOnZoom: false,
+  });
+  shared.views.add(view);
+  const onRemove = widget.onRemove;
+  widget.onRemove = function () {
+    shared.views.delete(view);
+    onRemove?.call(this);
+  };
+  forwardToCanvas(view);
+  return { widget, minWidth: 360, minHeight: 1 };
+}
+
+/** Clicks in the DOM come at the wrong moment for ComfyUI's own change tracker. */
+function undoable(change) {
+  app.canvas.emitBeforeChange();
+  try {
+    change();
+  } finally {
+    app.canvas.emitAfterChange();
+  }
+}
+
+/** A node that was as low as it could be stays so; one that was made larger only grows. */
+function fit(node) {
+  if (!node.graph || node.flags?.collapsed) return;
+  const needed = node.computeSize()[1];
+  const wasTight = node.size[1] <= (node.loraAlloyHeight ?? 0) + 1;
+  node.loraAlloyHeight = needed;
+  if (wasTight || node.size[1] < needed) node.setSize([node.size[0], needed]);
+  node.setDirtyCanvas(true, true);
+}
+
+/** After undo, Nodes 2.0 goes on showing the element of the node that was replaced. */
+function replaceStale(node, root) {
+  if (root.isConnected) return;
+  for (const host of document.querySelectorAll(`[data-node-id="${CSS.escape(String(node.id))}"]`)) {
+    host.querySelector(".lora-alloy")?.replaceWith(root);
+  }
+}
+
+/** Wheel and middle button belong to the canvas, where the list has nothing to scroll. */
+function forwardToCanvas({ root, list }) {
+  root.addEventListener("wheel", (event) => {
+    const scrolls = !event.ctrlKey && list.scrollHeight > list.clientHeight && list.contains(event.target);
+    if (scrolls) event.stopPropagation();
+    else if (root.closest(".dom-widget")) {
+      event.preventDefault();
+      app.canvas.processMouseWheel(event);
+    }
+  }, { passive: false });
+  const isMiddle = (event) => event.button === 1 || (event.buttons & 4) !== 0;
+  root.addEventListener("pointerdown", (event) => isMiddle(event) && app.canvas.processMouseDown(event));
+  root.addEventListener("pointermove", (event) => isMiddle(event) && app.canvas.processMouseMove(event));
+  root.addEventListener("pointerup", (event) => isMiddle(event) && app.canvas.processMouseUp(event));
+}
