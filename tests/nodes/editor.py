@@ -49,7 +49,7 @@ class Editor:
         self.page = browser.new_page(viewport={"width": 1700, "height": 1000})
         self.problems = []
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("pageerror", lambda error: self.problems.append(error.stack or str(error)))
         inside = (url, "data:", "blob:")
         self.page.route(
             "**/*", lambda route: route.continue_() if route.request.url.startswith(inside) else route.abort()
@@ -59,6 +59,16 @@ class Editor:
         self.page.goto(url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=180_000)
         self.page.wait_for_timeout(1000)
+
+    def ours(self):
+        """The problems that come from this pack."""
+        names = ("lora-alloy", "loraalloy", "any_folder-name", "lora_alloy")
+        return [text for text in self.problems if any(name in text.lower() for name in names)]
+
+    def setting(self, name, value):
+        """Change a setting while the page is open."""
+        self.page.evaluate("([n, v]) => window.app.extensionManager.setting.set(n, v)", [name, value])
+        self.page.wait_for_timeout(500)
 
     def load(self, workflow, name="example"):
         """Load a workflow of either format."""

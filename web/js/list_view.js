@@ -7,12 +7,13 @@ import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName } f
 
 const SHOWN_ROWS = 12; // more are scrolled
 const ROW = 28;
-const FRAME = 76; // header, footer and the gaps
+const FRAME = 62; // header, footer and the gaps
+const NARROW = 290; // with less, and two strengths, a row takes two lines
 
 export class ListView {
   /** ``onEdit`` is called with the new text after each edit, ``files`` gives the names of the LoRA files. */
   constructor({ files, onEdit, onResize }) {
-    Object.assign(this, { files, onEdit, onResize, text: "", entries: [], showClip: false, showBlocks: false });
+    Object.assign(this, { files, onEdit, onResize, text: "", entries: [], showClip: false, showBlocks: false, narrow: false });
     this.head = make("div", { class: "head" });
     this.list = make("div", { class: "rows", role: "list" });
     this.foot = make("div", { class: "foot" });
@@ -20,6 +21,11 @@ export class ListView {
       class: "lora-alloy", role: "group", "aria-label": "LoRAs", tabindex: "-1",
       onkeydown: (event) => this.onKey(event), onpaste: (event) => this.onPaste(event),
     }, this.head, this.list, this.foot);
+    new ResizeObserver(() => {
+      if (this.isNarrow === this.narrow) return;
+      this.narrow = this.isNarrow;
+      this.render();
+    }).observe(this.root);
     this.render();
   }
 
@@ -46,12 +52,17 @@ export class ListView {
     return this.showClip || this.rows.some((row) => row.clip !== null);
   }
 
+  get isNarrow() {
+    return this.root.clientWidth > 0 && this.root.clientWidth < NARROW;
+  }
+
   /** Pixels that all rows need, up to SHOWN_ROWS of them. */
   get height() {
     if (this.textarea) return FRAME + 5 * ROW;
     const lines = this.entries.filter((entry) => !entry.remark);
-    const fields = lines.filter((entry) => isRow(entry) && (this.showBlocks || entry.blocks));
-    return FRAME + ROW * Math.max(1, Math.min(lines.length + fields.length, SHOWN_ROWS));
+    const fields = this.rows.filter((row) => this.showBlocks || row.blocks).length;
+    const second = this.hasClip && this.narrow ? this.rows.length : 0;
+    return FRAME + ROW * Math.max(1, Math.min(lines.length + fields + second, SHOWN_ROWS));
   }
 
   render(focus = this.focused()) {
@@ -66,6 +77,8 @@ export class ListView {
       onclick: (event) => this.addRow(event.currentTarget),
     }, "+ Add LoRA");
     this.foot.replaceChildren(this.textarea ? make("span", { class: "hint" }, "One <lora:name:strength> a line; # is off") : add);
+    this.root.classList.toggle("narrow", this.narrow);
+    this.root.classList.toggle("two-lines", this.narrow && this.hasClip);
     this.root.style.minHeight = `${this.height}px`;
     this.onResize();
     if (focus) this.focus(focus);

@@ -59,9 +59,9 @@ function undoable(change) {
   }
 }
 
-/** A node that was as low as it could be stays so; one that was made larger only grows. */
+/** On the classic canvas, a node that was as low as it could be stays so; one that was made larger only grows. */
 function fit(node) {
-  if (!node.graph || node.flags?.collapsed) return;
+  if (LiteGraph.vueNodesMode || !node.graph || node.flags?.collapsed) return;
   const needed = node.computeSize()[1];
   const wasTight = node.size[1] <= (node.loraAlloyHeight ?? 0) + 1;
   node.loraAlloyHeight = needed;

@@ -1,0 +1,86 @@
+"""The list widget of one node in the editor's page, worked with mouse and keyboard."""
+
+ADD = """([type, text, at]) => {
+    const node = LiteGraph.createNode(type)
+    node.pos = at
+    app.graph.add(node)
+    if (text) node.widgets.find((widget) => widget.name === 'loras').value = text
+    app.graph.change?.()
+    app.extensionManager.workflow.activeWorkflow?.changeTracker?.captureCanvasState?.()
+    return String(node.id)
+}"""
+FIND = """(id) => {
+    const graphs = [app.canvas.graph, app.rootGraph ?? app.graph, ...(app.graph.subgraphs?.values() ?? [])]
+    const node = graphs.flatMap((graph) => graph.nodes).find((other) => String(other.id) === id)
+    return node?.widgets.find((widget) => widget.name === 'loras')
+}"""
+
+
+class ListWidget:
+    """``node`` is the node's id; elements are looked up anew each time, since undo makes new ones."""
+
+    def __init__(self, editor, node):
+        self.page, self.node = editor.page, node
+
+    @property
+    def value(self):
+        return self.page.evaluate(f"(id) => ({FIND})(id).value", self.node)
+
+    @property
+    def root(self):
+        """The widget's own element, which must be the one in the page."""
+        self.page.wait_for_function(f"(id) => ({FIND})(id)?.element.isConnected", arg=self.node)
+        self.page.evaluate(f"(id) => {{ ({FIND})(id).element.dataset.test = id }}", self.node)
+        return self.page.locator(f'.lora-alloy[data-test="{self.node}"]')
+
+    def part(self, name):
+        """A control, such as ``strength:0``."""
+        return self.root.locator(f'[data-part="{name}"]')
+
+    def becomes(self, *lines):
+        """Wait until the value has these lines, and that the rows on the screen are as many."""
+        text = "\n".join(lines)
+        wanted = f"([id, text]) => ({FIND})(id)?.value === text"
+        try:
+            self.page.wait_for_function(wanted, arg=[self.node, text], timeout=5000)
+        except Exception as error:
+            raise AssertionError(f"{self.value!r} is not {text!r}") from error
+        shown = [line for line in lines if not line.startswith("#") or "<lora:" in line]
+        assert self.root.locator(".row").count() == len(shown)
+
+    def drag(self, name, right=0, down=0, keys=()):
+        """Drag from the middle of a control."""
+        box = self.part(name).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for key in keys:
+            self.page.keyboard.down(key)
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        for i in range(1, 6):
+            self.page.mouse.move(x + right * i / 5, y + down * i / 5)
+        self.page.mouse.up()
+        for key in keys:
+            self.page.keyboard.up(key)
+
+    def paste(self, text):
+        """Paste as the clipboard would, while the list has the focus."""
+        self.root.evaluate(
+            """(root, text) => {
+                root.focus()
+                const data = new DataTransfer()
+                data.setData('text/plain', text)
+                const options = { clipboardData: data, bubbles: true, cancelable: true }
+                root.dispatchEvent(new ClipboardEvent('paste', options))
+            }""",
+            text,
+        )
+
+
+def add_list(editor, text="", kind="LoraAlloyStack", at=(60, 80)):
+    """An empty graph with one such node in it."""
+    editor.page.keyboard.press("Escape")
+    editor.page.evaluate("() => { app.canvas.setGraph(app.rootGraph ?? app.graph); app.graph.clear() }")
+    editor.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [200, 100] }")
+    widget = ListWidget(editor, editor.page.evaluate(ADD, [kind, text, list(at)]))
+    widget.becomes(*text.splitlines())
+    return widget
