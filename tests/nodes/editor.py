@@ -70,6 +70,10 @@ class Editor:
         self.page.evaluate("([n, v]) => window.app.extensionManager.setting.set(n, v)", [name, value])
         self.page.wait_for_timeout(500)
 
+    @property
+    def nodes2(self):
+        return self.page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)")
+
     def load(self, workflow, name="example"):
         """Load a workflow of either format."""
         if "nodes" in workflow:

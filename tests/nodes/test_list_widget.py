@@ -200,12 +200,13 @@ def test_nothing_is_clipped(editor, width):
 
 def test_new_files_are_seen(editor, server):
     """R reads the list of files again."""
-    rows = add_list(editor, "<lora:fresh:1>")
+    name = f"fresh{'AB'[editor.nodes2]}"
+    rows = add_list(editor, f"<lora:{name}:1>")
     assert rows.part("name:0").get_attribute("aria-invalid") == "true"
     loras = server.base / "models" / "loras"
-    (loras / "fresh.safetensors").write_bytes((loras / "sd15_a.safetensors").read_bytes())
+    (loras / f"{name}.safetensors").write_bytes((loras / "sd15_a.safetensors").read_bytes())
     try:
-        editor.page.evaluate("() => app.refreshComboInNodes()")
-        rows.part("name:0").and_(editor.page.locator(":not([aria-invalid])")).wait_for(timeout=20000)
+        editor.page.locator("body").press("r")
+        rows.root.locator('[data-part="name:0"]:not([aria-invalid])').wait_for(timeout=20000)
     finally:
-        (loras / "fresh.safetensors").unlink()
+        (loras / f"{name}.safetensors").unlink()

@@ -1,9 +1,10 @@
-// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". ComfyUI loads every script of this folder;
-// only this one does something by itself.
+// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". ComfyUI loads every script of this
+// folder; only this one does something by itself.
 
 import { app } from "../../../scripts/app.js";
 import { make } from "./dom.js";
 import { ListView } from "./list_view.js";
+import { keepMethodValues } from "./method_values.js";
 
 const WIDGET = "LORA_ALLOY_LIST";
 const MARGIN = 6;
@@ -14,6 +15,9 @@ document.head.append(make("link", { rel: "stylesheet", href: new URL("./list.css
 app.registerExtension({
   name: "LoraAlloy.List",
   getCustomWidgets: () => ({ [WIDGET]: makeWidget }),
+  nodeCreated: (node) => {
+    if (node.constructor.comfyClass?.startsWith("LoraAlloy")) keepMethodValues(node);
+  },
   refreshComboInNodes: (definitions) => {
     const options = definitions?.LoraAlloyLoader?.input?.required?.loras?.[1]?.lora_options;
     if (!options) return;
