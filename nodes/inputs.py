@@ -28,7 +28,8 @@ def lora_list() -> io.String.Input:
         multiline=True,
         default="",
         placeholder="<lora:name:strength>",
-        tooltip="One <lora:name:strength> or <lora:name:strength:clip strength> a line; # is off.",
+        tooltip="The LoRAs and their strengths. As text: one <lora:name:strength> or "
+        "<lora:name:strength:clip strength> a line; # is off.",
         extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": lora_files()},
     )
 
@@ -41,11 +42,14 @@ def method_input() -> io.DynamicCombo.Input:
         options=list(COMBINATION_TYPES),
         default="linear",
         optional=True,
-        tooltip="A name of PEFT's add_weighted_adapter; the result is what PEFT computes.",
+        tooltip="One of the types of add_weighted_adapter in Hugging Face's PEFT; the result is what PEFT "
+        "computes. Names that end in svd merge the true changes, the others the factors.",
     )
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    return io.DynamicCombo.Input("method", options=options, tooltip=f"How to merge.\n{summaries}")
+    start = "How to merge. Start with linear; where LoRAs spoil each other, try ties."
+    peft = f"{PEFT_OPTION}: what the PEFT library computes, under its own names."
+    return io.DynamicCombo.Input("method", options=options, tooltip=f"{start}\n\n{summaries}\n{peft}")
 
 
 def space_input() -> io.Combo.Input:
@@ -56,8 +60,8 @@ def space_input() -> io.Combo.Input:
         default="delta",
         optional=True,
         advanced=True,
-        tooltip="delta merges the true weight changes. factors merges up and down separately, as PEFT does: "
-        "it needs equal ranks and mixes the LoRAs with each other.",
+        tooltip="Leave it at delta: it merges the true weight changes. factors merges the two matrices of a "
+        "LoRA separately, as PEFT does: it needs equal ranks and mixes the LoRAs with each other.",
     )
 
 
@@ -71,7 +75,8 @@ def result_inputs() -> list[io.Input]:
             max=4096,
             optional=True,
             advanced=True,
-            tooltip="Truncate every layer to this rank; 0 keeps the exact result.",
+            tooltip="0 keeps the exact result. Another number makes it smaller: each layer is cut to this rank, "
+            "with some loss.",
         ),
         io.Int.Input(
             "seed",
@@ -81,7 +86,8 @@ def result_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             control_after_generate="fixed",  # the enum came later than the oldest ComfyUI that is supported
-            tooltip="Of the random masks of DARE. The same seed gives the same masks everywhere.",
+            tooltip="For the dare methods, which drop entries at random. The same seed gives the same merge "
+            "everywhere; the others ignore it.",
         ),
     ]
 

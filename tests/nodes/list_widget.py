@@ -9,29 +9,30 @@ ADD = """([type, text, at]) => {
     app.extensionManager.workflow.activeWorkflow?.changeTracker?.captureCanvasState?.()
     return String(node.id)
 }"""
-FIND = """(id) => {
+FIND = """([id, name]) => {
     const graphs = [app.canvas.graph, app.rootGraph ?? app.graph, ...(app.graph.subgraphs?.values() ?? [])]
     const node = graphs.flatMap((graph) => graph.nodes).find((other) => String(other.id) === id)
-    return node?.widgets.find((widget) => widget.name === 'loras')
+    return node?.widgets.find((widget) => widget.name === name)
 }"""
 
 
 class ListWidget:
     """``node`` is the node's id; elements are looked up anew each time, since undo makes new ones."""
 
-    def __init__(self, editor, node):
-        self.page, self.node = editor.page, node
+    def __init__(self, editor, node, name="loras"):
+        self.page, self.node, self.name = editor.page, node, name
 
     @property
     def value(self):
-        return self.page.evaluate(f"(id) => ({FIND})(id).value", self.node)
+        return self.page.evaluate(f"(at) => ({FIND})(at).value", [self.node, self.name])
 
     @property
     def root(self):
         """The widget's own element, which must be the one in the page."""
-        self.page.wait_for_function(f"(id) => ({FIND})(id)?.element.isConnected", arg=self.node)
-        self.page.evaluate(f"(id) => {{ ({FIND})(id).element.dataset.test = id }}", self.node)
-        return self.page.locator(f'.lora-alloy[data-test="{self.node}"]')
+        at = [self.node, self.name]
+        self.page.wait_for_function(f"(at) => ({FIND})(at)?.element.isConnected", arg=at)
+        self.page.evaluate(f"(at) => {{ ({FIND})(at).element.dataset.test = at.join() }}", at)
+        return self.page.locator(f'.lora-alloy[data-test="{",".join(at)}"]')
 
     def part(self, name):
         """A control, such as ``strength:0``."""
@@ -40,9 +41,9 @@ class ListWidget:
     def becomes(self, *lines):
         """Wait until the value has these lines, and that the rows on the screen are as many."""
         text = "\n".join(lines)
-        wanted = f"([id, text]) => ({FIND})(id)?.value === text"
+        wanted = f"([id, name, text]) => ({FIND})([id, name])?.value === text"
         try:
-            self.page.wait_for_function(wanted, arg=[self.node, text], timeout=5000)
+            self.page.wait_for_function(wanted, arg=[self.node, self.name, text], timeout=5000)
         except Exception as error:
             raise AssertionError(f"{self.value!r} is not {text!r}") from error
         shown = [line for line in lines if not line.startswith("#") or "<lora:" in line]

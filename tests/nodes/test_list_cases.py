@@ -61,7 +61,11 @@ def test_python_reads_and_writes(case):
 @pytest.mark.parametrize("case", CASES["lists"], ids=lambda case: case["text"][:30])
 def test_the_widget_reads_and_writes(scripts, case):
     """The same rows, and the text with its remarks; what is written is written again as it is."""
-    assert scripts.evaluate(READ, case["text"]) == {"rows": case["rows"], "written": case["written"], "bad": 0}
+    assert scripts.evaluate(READ, case["text"]) == {
+        "rows": case["rows"],
+        "written": case["written"],
+        "bad": 0,
+    }
     assert scripts.evaluate(READ, case["written"])["written"] == case["written"]
 
 

@@ -113,6 +113,26 @@ def test_switching_the_renderer(editor):
     rows.becomes(*TEXT.splitlines()[1:])
 
 
+def test_app_mode(editor):
+    """The list in the panel of App mode is the one of the graph; back in the graph it is seen there."""
+    editor.load(one_node(loras=TEXT))
+    workflow = editor.workflow()
+    ids = {node["type"]: node["id"] for node in workflow["nodes"]}
+    linear = {"inputs": [[ids["LoraAlloyLoader"], "loras"]], "outputs": [ids["SaveImage"]]}
+    app = {**workflow, "extra": {**workflow.get("extra", {}), "linearMode": True, "linearData": linear}}
+    editor.load(app)
+    rows = ListWidget(editor, str(ids["LoraAlloyLoader"]))
+    rows.root.locator("xpath=ancestor::*[@data-testid='app-mode-widget-item']").wait_for(timeout=10000)
+    rows.becomes(*TEXT.splitlines())
+    rows.part("on:1").click()
+    edited = TEXT.replace("# <", "<")
+    rows.becomes(*edited.splitlines())
+    assert queued(editor) == [edited]
+    editor.load({**editor.workflow(), "extra": {}})
+    rows.becomes(*edited.splitlines())
+    assert rows.part("name:0").is_visible()
+
+
 def test_queueing_runs_the_rows(editor, server):
     """The one-node example: a row is added in the page, and the server is sent what is seen."""
     editor.load(one_node())
@@ -146,9 +166,11 @@ def test_a_missing_file_is_said_on_the_node(editor):
 def choose(editor, option):
     """Choose a method as a user does."""
     page = editor.page
+    chosen = "(o) => app.graph.nodes[0].widgets.find((w) => w.name === 'method').value === o"
     if editor.nodes2:
         page.locator('[data-node-id] button[aria-label="method"]').click()
         page.get_by_role("option", name=option, exact=True).click()
+        page.wait_for_function(chosen, arg=option)
         return
     x, y = page.evaluate(
         """() => {
@@ -160,6 +182,7 @@ def choose(editor, option):
     )
     page.mouse.click(x, y)
     page.locator(f'.litecontextmenu .litemenu-entry[data-value="{option}"]').click()
+    page.wait_for_function(chosen, arg=option)
 
 
 def test_switching_methods_keeps_values(editor):
@@ -179,3 +202,28 @@ def test_switching_methods_keeps_values(editor):
     (prompt,) = editor.prompt().values()
     assert prompt["inputs"]["loras"] == TEXT
     assert prompt["inputs"]["method.density"] == 0.25
+
+
+PROMOTE = """() => {
+    app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes))
+    const host = app.canvas.graph.nodes[0], inner = host.subgraph.nodes[0]
+    const slot = inner.inputs.find((input) => input.name === 'loras')
+    if (!host.widgets.some((w) => w.name === 'loras')) host.subgraph.addInput('loras', 'STRING').connect(slot, inner)
+    return String(host.id)
+}"""
+
+
+def test_promoted(editor):
+    """On the node of a subgraph the list can be edited, and is what is queued, also after loading."""
+    add_list(editor, TEXT)
+    rows = ListWidget(editor, editor.page.evaluate(PROMOTE), "loras rows")
+    rows.becomes(*TEXT.splitlines())
+    rows.part("on:1").click()
+    edited = TEXT.replace("# <", "<")
+    rows.becomes(*edited.splitlines())
+    assert rows.root.is_visible() and queued(editor) == [edited]
+    editor.load(editor.workflow())
+    rows.becomes(*edited.splitlines())
+    rows.part("remove:0").click()
+    rows.becomes(*edited.splitlines()[1:])
+    assert queued(editor) == ["\n".join(edited.splitlines()[1:])]

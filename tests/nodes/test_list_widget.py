@@ -185,9 +185,7 @@ def test_paste(editor):
 def test_nothing_is_clipped(editor, width):
     """Names have room, and the list shows every row without scrolling, in narrow nodes and wide ones."""
     rows = add_list(editor, f"{A}\n{B}\n<lora:sd15_a:1:0.5>\n{C}")
-    editor.page.evaluate(
-        "(w) => { const node = app.graph.nodes[0]; node.setSize([w, node.size[1]]) }", width
-    )
+    editor.page.evaluate("(w) => { const node = app.graph.nodes[0]; node.setSize([w, node.size[1]]) }", width)
     editor.page.wait_for_timeout(300)
     frame = rows.root.bounding_box()
     for name in ("tab-Text", "name:3", "clip:3", "remove:3", "add"):

@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { make } from "./dom.js";
 import { ListView } from "./list_view.js";
 import { keepMethodValues } from "./method_values.js";
+import { watchPromotion } from "./promoted_list.js";
 
 const WIDGET = "LORA_ALLOY_LIST";
 const MARGIN = 6;
@@ -28,29 +29,46 @@ app.registerExtension({
 
 function makeWidget(node, name, [, options]) {
   shared.files = options.lora_options ?? shared.files;
-  const view = new ListView({
-    files: () => shared.files,
-    onEdit: (text) => undoable(() => { widget.value = text; }),
-    onResize: () => requestAnimationFrame(() => fit(node)),
-  });
-  const widget = node.addDOMWidget(name, WIDGET, view.root, {
+  const { widget } = addList(node, name, WIDGET, (text) => { widget.value = text; }, (view) => ({
     getValue: () => view.text,
     setValue: (text) => {
       view.setText(typeof text === "string" ? text : "");
       requestAnimationFrame(() => replaceStale(node, view.root));
     },
-    getMinHeight: () => view.height + 2 * MARGIN,
-    margin: MARGIN,
-    hideOnZoom: false,
+  }));
+  const { onAdded } = node;
+  node.onAdded = function (graph) {
+    watchPromotion(graph, WIDGET, addPromoted);
+    return onAdded?.call(this, graph);
+  };
+  return { widget, minWidth: 360, minHeight: 1 };
+}
+
+function addPromoted(host, name, type, read, write) {
+  const { widget, view } = addList(host, name, type, write, () => ({
+    getValue: read, setValue: () => {}, serialize: false,
+  }));
+  widget.serialize = false;
+  return view;
+}
+
+function addList(node, name, type, write, options) {
+  const view = new ListView({
+    files: () => shared.files,
+    onEdit: (text) => undoable(() => write(text)),
+    onResize: () => requestAnimationFrame(() => fit(node)),
+  });
+  const widget = node.addDOMWidget(name, type, view.root, {
+    getMinHeight: () => view.height + 2 * MARGIN, margin: MARGIN, hideOnZoom: false, ...options(view),
   });
   shared.views.add(view);
-  const onRemove = widget.onRemove;
+  const { onRemove } = widget;
   widget.onRemove = function () {
     shared.views.delete(view);
     onRemove?.call(this);
   };
   forwardToCanvas(view);
-  return { widget, minWidth: 360, minHeight: 1 };
+  return { widget, view };
 }
 
 /** Clicks in the DOM come at the wrong moment for ComfyUI's own change tracker. */
