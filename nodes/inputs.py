@@ -22,7 +22,7 @@ ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "d
 
 
 def lora_list() -> io.String.Input:
-    """The list of LoRAs: its value is text; ``web/js`` draws the editor over it, and offers the file names."""
+    """The list of LoRAs: its value is text; ``web/js`` draws its editor, which offers the file names."""
     return io.String.Input(
         "loras",
         multiline=True,
@@ -75,7 +75,7 @@ def result_inputs() -> list[io.Input]:
             max=4096,
             optional=True,
             advanced=True,
-            tooltip="0 keeps the exact result. Another number makes it smaller: each layer is cut to this rank, "
+            tooltip="0 keeps the exact result. Any other number cuts each layer to this rank: smaller, "
             "with some loss.",
         ),
         io.Int.Input(

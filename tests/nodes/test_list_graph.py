@@ -208,7 +208,8 @@ PROMOTE = """() => {
     app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes))
     const host = app.canvas.graph.nodes[0], inner = host.subgraph.nodes[0]
     const slot = inner.inputs.find((input) => input.name === 'loras')
-    if (!host.widgets.some((w) => w.name === 'loras')) host.subgraph.addInput('loras', 'STRING').connect(slot, inner)
+    const isThere = host.widgets.some((widget) => widget.name === 'loras')
+    if (!isThere) host.subgraph.addInput('loras', 'STRING').connect(slot, inner)
     return String(host.id)
 }"""
 
