@@ -78,8 +78,8 @@ def dare_ties(
     density: Annotated[
         float,
         Param(
-            "How much of each LoRA is kept: entries chosen at random, 0.5 is half of them; those are scaled up "
-            "to make up for it. Lower means fewer conflicts, but noise; 1 keeps all.",
+            "How much of each LoRA is kept: entries chosen at random, 0.5 is half of them; they are scaled "
+            "up to make up for it. Lower means fewer conflicts, but noise; 1 keeps all.",
             min=0,
             max=1,
             step=0.01,
