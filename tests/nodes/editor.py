@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+# what would lie over the page at the first start
+SEEN = {"Comfy.TutorialCompleted": True, "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}
 READY = """() => window.app?.graph && window.app?.extensionManager
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
 # columns from left to right by the longest way from a node without inputs, each node below the last
@@ -54,7 +56,7 @@ class Editor:
         self.page.route(
             "**/*", lambda route: route.continue_() if route.request.url.startswith(inside) else route.abort()
         )
-        for key, value in {"Comfy.TutorialCompleted": True, **settings}.items():
+        for key, value in (SEEN | settings).items():
             self.page.request.post(f"{url}/api/settings/{key}", data=json.dumps(value))
         self.page.goto(url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=180_000)
@@ -86,8 +88,8 @@ class Editor:
         self.page.evaluate(ARRANGE)
 
     def workflow(self):
-        """The graph in the editor's format."""
-        return self.page.evaluate("() => window.app.graph.serialize()")
+        """The graph in the editor's format, as it would be saved."""
+        return json.loads(self.page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
 
     def prompt(self):
         """The graph in API format, as the editor would queue it."""
