@@ -9,6 +9,14 @@ ADD = """([type, text, at]) => {
     app.extensionManager.workflow.activeWorkflow?.changeTracker?.captureCanvasState?.()
     return String(node.id)
 }"""
+# numbers of nodes are not used again: the editor keeps values of nodes that were cleared away by their numbers
+EMPTY = """() => {
+    app.canvas.setGraph(app.rootGraph ?? app.graph)
+    app.graph.clear()
+    app.graph.state.lastNodeId = Date.now() % 1e9
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [200, 100]
+}"""
 FIND = """([id, name]) => {
     const graphs = [app.canvas.graph, app.rootGraph ?? app.graph, ...(app.graph.subgraphs?.values() ?? [])]
     const node = graphs.flatMap((graph) => graph.nodes).find((other) => String(other.id) === id)
@@ -80,8 +88,7 @@ class ListWidget:
 def add_list(editor, text="", kind="LoraAlloyStack", at=(60, 80)):
     """An empty graph with one such node in it."""
     editor.page.keyboard.press("Escape")
-    editor.page.evaluate("() => { app.canvas.setGraph(app.rootGraph ?? app.graph); app.graph.clear() }")
-    editor.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [200, 100] }")
+    editor.page.evaluate(EMPTY)
     widget = ListWidget(editor, editor.page.evaluate(ADD, [kind, text, list(at)]))
     widget.becomes(*text.splitlines())
     return widget

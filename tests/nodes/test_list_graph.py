@@ -210,9 +210,7 @@ def test_switching_methods_keeps_values(editor):
     assert prompt["inputs"]["method.density"] == 0.25
 
 
-# the number is new: the editor keeps values of nodes that were cleared away by their numbers
 PROMOTE = """() => {
-    app.graph.state.lastNodeId = Date.now() % 1e8
     app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes))
     const host = app.canvas.graph.nodes[0], inner = host.subgraph.nodes[0]
     const slot = inner.inputs.find((input) => input.name === 'loras')

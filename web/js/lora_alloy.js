@@ -9,6 +9,7 @@ import { watchPromotion } from "./promoted_list.js";
 
 const WIDGET = "LORA_ALLOY_LIST";
 const MARGIN = 6;
+const HOST_WIDTH = 300; // least width of a subgraph's node with a list
 const shared = { files: [], views: new Set() };
 
 document.head.append(make("link", { rel: "stylesheet", href: new URL("./list.css", import.meta.url).href }));
@@ -49,6 +50,7 @@ function addPromoted(host, name, type, read, write) {
     getValue: read, setValue: () => {}, serialize: false,
   }));
   widget.serialize = false;
+  if (host.size[0] < HOST_WIDTH) host.setSize([HOST_WIDTH, host.size[1]]);
   return view;
 }
 
