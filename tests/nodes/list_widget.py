@@ -9,7 +9,7 @@ ADD = """([type, text, at]) => {
     app.extensionManager.workflow.activeWorkflow?.changeTracker?.captureCanvasState?.()
     return String(node.id)
 }"""
-# numbers of nodes are not used again: the editor keeps values of nodes that were cleared away by their numbers
+# numbers of nodes are not used again: the editor keeps the values of cleared nodes by their numbers
 EMPTY = """() => {
     app.canvas.setGraph(app.rootGraph ?? app.graph)
     app.graph.clear()

@@ -1,4 +1,4 @@
-// A list of files to choose one from, under the element that asks: type to search, arrows and Enter to choose.
+// A list of files to choose one from, under the element that asks: type to search, arrows and Enter choose.
 
 import { claim, make } from "./dom.js";
 import { searchFiles } from "./file_search.js";
@@ -39,10 +39,11 @@ export function pickFile({ anchor, files, current, onPick, onClose }) {
   }
 
   function option(file, marks, from) {
-    const shown = file.split("").map((letter, i) => (marks.has(i) ? make("mark", {}, letter) : letter)).slice(from);
+    const letters = file.split("").map((letter, i) => (marks.has(i) ? make("mark", {}, letter) : letter));
+    const shown = letters.slice(from);
     return make("div", {
-      role: "option", "data-file": file, title: file, "aria-selected": "false",
-      onclick: () => pick(file), onpointermove: (event) => activate(options().indexOf(event.currentTarget), false),
+      role: "option", "data-file": file, title: file, "aria-selected": "false", onclick: () => pick(file),
+      onpointermove: (event) => activate(options().indexOf(event.currentTarget), false),
     }, ...shown);
   }
 

@@ -16,7 +16,7 @@ export function searchFiles(query, files) {
   return found.sort((a, b) => b.score - a.score || order.compare(a.file, b.file));
 }
 
-/** How well the letters of a word stand in a file's path, in order; words in one piece in the name come first. */
+/** How well a word's letters stand in a file's path, in order; words in one piece in the name come first. */
 function match(word, file, marks) {
   const path = file.toLowerCase();
   const base = path.lastIndexOf("/") + 1;

@@ -13,7 +13,8 @@ export function makeRow(view, entry) {
   const line = make("div", { class: "line" },
     handle(view, entry, at, name),
     make("button", {
-      type: "button", class: "switch", role: "switch", "aria-checked": String(entry.on), "data-part": `on:${at}`,
+      type: "button", class: "switch", role: "switch", "aria-checked": String(entry.on),
+      "data-part": `on:${at}`,
       "aria-label": `${name} on`, title: entry.on ? "On" : "Off",
       onclick: () => view.edit(() => { entry.on = !entry.on; }),
     }),
@@ -28,7 +29,7 @@ export function makeRow(view, entry) {
     }) : null,
     removeButton(view, entry, `remove:${at}`, name),
   );
-  const classes = ["row", entry.on ? "" : "off", found.length === 1 ? "" : "missing"].filter(Boolean).join(" ");
+  const classes = `row${entry.on ? "" : " off"}${found.length === 1 ? "" : " missing"}`;
   const blocks = view.showBlocks || entry.blocks ? blocksField(view, entry, at, name) : null;
   return make("div", { class: classes, role: "listitem" }, line, blocks);
 }
@@ -114,7 +115,8 @@ function removeButton(view, entry, part, name) {
 
 function unreadable(view, entry) {
   return make("div", { class: "row unreadable", role: "listitem" }, make("div", { class: "line" },
-    make("span", { class: "name", title: "Write <lora:name:strength>" }, `Cannot be read: ${entry.unreadable}`),
+    make("span", { class: "name", title: "Write <lora:name:strength>" },
+      `Cannot be read: ${entry.unreadable}`),
     removeButton(view, entry, null, entry.unreadable),
   ));
 }

@@ -100,5 +100,6 @@ function parseTag(tag, on) {
   }
   const name = parts.join(":").trim();
   if (!name || !strengths.every((value) => Math.abs(value) <= MAX_STRENGTH)) return null;
-  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks: found ? found[1].trim() : "" };
+  const blocks = found ? found[1].trim() : "";
+  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks };
 }

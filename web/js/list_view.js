@@ -13,7 +13,8 @@ const NARROW = 290; // with less, and two strengths, a row takes two lines
 export class ListView {
   /** ``onEdit`` is called with the new text after each edit, ``files`` gives the names of the LoRA files. */
   constructor({ files, onEdit, onResize }) {
-    Object.assign(this, { files, onEdit, onResize, text: "", entries: [], showClip: false, showBlocks: false, narrow: false });
+    Object.assign(this, { files, onEdit, onResize, text: "", entries: [] });
+    Object.assign(this, { showClip: false, showBlocks: false, narrow: false });
     this.head = make("div", { class: "head" });
     this.list = make("div", { class: "rows", role: "list" });
     this.foot = make("div", { class: "foot" });
@@ -76,7 +77,8 @@ export class ListView {
       type: "button", class: "add", "data-part": "add", "aria-haspopup": "listbox",
       onclick: (event) => this.addRow(event.currentTarget),
     }, "+ Add LoRA");
-    this.foot.replaceChildren(this.textarea ? make("span", { class: "hint" }, "One <lora:name:strength> a line; # is off") : add);
+    const hint = make("span", { class: "hint" }, "One <lora:name:strength> a line; # is off");
+    this.foot.replaceChildren(this.textarea ? hint : add);
     this.root.classList.toggle("narrow", this.narrow);
     this.root.classList.toggle("two-lines", this.narrow && this.hasClip);
     this.root.style.minHeight = `${this.height}px`;
@@ -197,7 +199,8 @@ export class ListView {
     const pasted = pastedEntries(event.clipboardData.getData("text/plain"), this.files());
     if (!pasted.some(isRow)) return;
     claim(event);
-    this.edit(() => this.entries.push(...pasted), `name:${this.rows.length + pasted.filter(isRow).length - 1}`);
+    const last = this.rows.length + pasted.filter(isRow).length - 1;
+    this.edit(() => this.entries.push(...pasted), `name:${last}`);
   }
 
   focused() {

@@ -1,5 +1,5 @@
-// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". ComfyUI loads every script of this
-// folder; only this one does something by itself.
+// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". ComfyUI loads every script of
+// this folder; only this one does something by itself.
 
 import { app } from "../../../scripts/app.js";
 import { make } from "./dom.js";
@@ -83,7 +83,7 @@ function undoable(change) {
   }
 }
 
-/** On the classic canvas, a node that was as low as it could be stays so; one that was made larger only grows. */
+/** On the canvas, a node that was as low as it could be stays so; one that was made larger only grows. */
 function fit(node) {
   if (LiteGraph.vueNodesMode || !node.graph || node.flags?.collapsed) return;
   const needed = node.computeSize()[1];

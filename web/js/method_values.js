@@ -1,5 +1,5 @@
-// The parameters of a merge method, which ComfyUI makes anew whenever another method is chosen: what was set comes
-// back with the method. Newer ComfyUI does this by itself.
+// The parameters of a merge method, which ComfyUI makes anew whenever another method is chosen: what was set
+// comes back with the method. Newer ComfyUI does this by itself.
 
 const PREFIX = "method.";
 

@@ -1,5 +1,5 @@
-// A number that is dragged, stepped with the arrow keys, or typed. Not an <input> until something is typed, so that
-// Ctrl+Z reaches the editor.
+// A number that is dragged, stepped with the arrow keys, or typed. Not an <input> until something is typed,
+// so that Ctrl+Z reaches the editor.
 
 import { claim, make } from "./dom.js";
 import { formatNumber, MAX_STRENGTH, parseNumber } from "./list_text.js";
@@ -10,8 +10,10 @@ const SOFT_LIMIT = 10; // of dragging and stepping; what is typed may go to MAX_
 export function numberField({ label, value, inherited = null, part, onCommit }) {
   const start = value ?? inherited;
   const field = make("div", {
-    class: value === null ? "number inherited" : "number", role: "spinbutton", tabindex: "0", "data-part": part,
-    "aria-label": label, "aria-valuenow": start, "aria-valuemin": -MAX_STRENGTH, "aria-valuemax": MAX_STRENGTH,
+    class: value === null ? "number inherited" : "number", role: "spinbutton", tabindex: "0",
+    "data-part": part,
+    "aria-label": label, "aria-valuenow": start, "aria-valuemin": -MAX_STRENGTH,
+    "aria-valuemax": MAX_STRENGTH,
     title: `${label}\ndrag or arrow keys to change, Shift for fine steps, click to type`
       + (inherited === null ? "" : "\nempty: as the strength"),
     onkeydown: onKey, onpointerdown: onDown,

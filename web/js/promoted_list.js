@@ -1,5 +1,5 @@
-// The list on a subgraph's node: ComfyUI keeps the value of a promoted widget, but draws nothing for a widget that it
-// does not know. A second widget beside it, which stores nothing, is its editor.
+// The list on a subgraph's node: ComfyUI keeps the value of a promoted widget, but draws nothing for a widget
+// that it does not know. A second widget beside it, which stores nothing, is its editor.
 
 const SUFFIX = " rows";
 const heard = new WeakSet();
@@ -12,15 +12,19 @@ export function watchPromotion(graph, type, addEditor) {
     for (const { name } of promoted(subgraphNode, type)) draw(subgraphNode, name, type, addEditor);
     watchPromotion(subgraphNode.graph, type, addEditor); // it may be promoted once more
   });
-  graph.events.addEventListener("widget-demoted", ({ detail: { subgraphNode } }) => requestAnimationFrame(() => {
-    const names = promoted(subgraphNode, type).map(({ name }) => name + SUFFIX);
-    for (const widget of subgraphNode.widgets) {
-      if (widget.type === type + SUFFIX && !names.includes(widget.name)) subgraphNode.removeWidget(widget);
-    }
-  }));
+  graph.events.addEventListener("widget-demoted", ({ detail: { subgraphNode } }) => {
+    requestAnimationFrame(() => removeOrphans(subgraphNode, type));
+  });
 }
 
 const promoted = (host, type) => host.widgets.filter((widget) => widget.type === type && !widget.element);
+
+function removeOrphans(host, type) {
+  const names = promoted(host, type).map(({ name }) => name + SUFFIX);
+  for (const widget of host.widgets) {
+    if (widget.type === type + SUFFIX && !names.includes(widget.name)) host.removeWidget(widget);
+  }
+}
 
 function draw(host, name, type, addEditor) {
   if (host.widgets.some((widget) => widget.name === name + SUFFIX)) return;
