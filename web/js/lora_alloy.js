@@ -93,9 +93,12 @@ function fit(node) {
   node.setDirtyCanvas(true, true);
 }
 
-/** After undo, Nodes 2.0 goes on showing the element of the node that was replaced. */
+/**
+ * After undo, Nodes 2.0 goes on showing the element of the node that was replaced. Pasting makes passing nodes
+ * with the number of the one that was copied; they are in no graph.
+ */
 function replaceStale(node, root) {
-  if (root.isConnected) return;
+  if (root.isConnected || node.graph?.getNodeById(node.id) !== node) return;
   for (const host of document.querySelectorAll(`[data-node-id="${CSS.escape(String(node.id))}"]`)) {
     host.querySelector(".lora-alloy")?.replaceWith(root);
   }
