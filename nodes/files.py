@@ -10,6 +10,7 @@ from ..merge_ops.errors import ParameterError, did_you_mean
 from ..merge_ops.formats import load
 from ..merge_ops.formats.peft_config import CONFIG_NAME
 from ..merge_ops.types import Lora
+from .lora_names import files_called, plain_name
 
 # Files are kept so that changing a strength does not read them again: those used last, up to this many bytes.
 _KEPT = 2 << 30
@@ -28,19 +29,15 @@ def resolve(name: str) -> Path:
         ParameterError: if no file has the name, or a name without folder fits several.
     """
     known = lora_files()
-    for candidate in (name, f"{name}.safetensors", f"{name}/adapter_model.safetensors"):
-        path = folder_paths.get_full_path("loras", candidate)
-        if path is not None and _normal(candidate) in map(_normal, known):
-            return Path(path)
-    wanted = _normal(name).rpartition("/")[2]
-    alike = [file for file in known if _normal(file).rpartition("/")[2] in (wanted, f"{wanted}.safetensors")]
-    if len(alike) == 1 and "/" not in _normal(name):
-        return Path(folder_paths.get_full_path_or_raise("loras", alike[0]))
-    if len(alike) > 1:
+    found = files_called(name, known)
+    if len(found) > 1:
         raise ParameterError(
-            f"several LoRA files are called {name!r}: {', '.join(alike)}; give the folder too"
+            f"several LoRA files are called {name!r}: {', '.join(found)}; give the folder too"
         )
-    short = {PurePosixPath(_normal(file)).stem for file in known[:5000]}
+    path = folder_paths.get_full_path("loras", found[0]) if found else None
+    if path is not None:
+        return Path(path)
+    short = {PurePosixPath(plain_name(file)).stem for file in known[:5000]}
     hint = did_you_mean(name, [*known[:5000], *sorted(short)])
     raise ParameterError(f"there is no LoRA file {name!r} in the loras folders{hint}")
 
@@ -70,7 +67,3 @@ def read(name: str) -> Lora:
     while len(order) > 1 and sum(size for _, _, size in order) > _KEPT:
         _loaded.pop(order.pop(0), None)
     return lora
-
-
-def _normal(name: str) -> str:
-    return name.replace("\\", "/")

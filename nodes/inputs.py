@@ -22,15 +22,16 @@ ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "d
 
 
 def lora_list() -> io.String.Input:
-    """The list of LoRAs: its value is text, and an editor is drawn over it."""
+    """The list of LoRAs: its value is text; ``web/js`` draws its editor, which offers the file names."""
     return io.String.Input(
         "loras",
         multiline=True,
         default="",
         placeholder="<lora:name:strength>",
-        tooltip="One <lora:name:strength> or <lora:name:strength:clip strength> a line; # is off. "
-        "Strengths by block: <lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
-        extra_dict={"lora_options": lora_files()},
+        tooltip="The LoRAs and their strengths. As text: one <lora:name:strength> or "
+        "<lora:name:strength:clip strength> a line; # is off. Strengths by block: "
+        "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
+        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": lora_files()},
     )
 
 
@@ -42,11 +43,14 @@ def method_input() -> io.DynamicCombo.Input:
         options=list(COMBINATION_TYPES),
         default="linear",
         optional=True,
-        tooltip="A name of PEFT's add_weighted_adapter; the result is what PEFT computes.",
+        tooltip="One of the types of add_weighted_adapter in Hugging Face's PEFT; the result is what PEFT "
+        "computes. Names that end in svd merge the true changes, the others the factors.",
     )
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    return io.DynamicCombo.Input("method", options=options, tooltip=f"How to merge.\n{summaries}")
+    start = "How to merge. Start with linear; where LoRAs spoil each other, try ties."
+    peft = f"{PEFT_OPTION}: what the PEFT library computes, under its own names."
+    return io.DynamicCombo.Input("method", options=options, tooltip=f"{start}\n\n{summaries}\n{peft}")
 
 
 def space_input() -> io.Combo.Input:
@@ -57,8 +61,8 @@ def space_input() -> io.Combo.Input:
         default="delta",
         optional=True,
         advanced=True,
-        tooltip="delta merges the true weight changes. factors merges up and down separately, as PEFT does: "
-        "it needs equal ranks and mixes the LoRAs with each other.",
+        tooltip="Leave it at delta: it merges the true weight changes. factors merges the two matrices of a "
+        "LoRA separately, as PEFT does: it needs equal ranks and mixes the LoRAs with each other.",
     )
 
 
@@ -72,7 +76,8 @@ def result_inputs() -> list[io.Input]:
             max=4096,
             optional=True,
             advanced=True,
-            tooltip="Truncate every layer to this rank; 0 keeps the exact result.",
+            tooltip="0 keeps the exact result. Any other number cuts each layer to this rank: smaller, "
+            "with some loss.",
         ),
         io.Int.Input(
             "seed",
@@ -82,7 +87,8 @@ def result_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             control_after_generate="fixed",  # the enum came later than the oldest ComfyUI that is supported
-            tooltip="Of the random masks of DARE. The same seed gives the same masks everywhere.",
+            tooltip="For the dare methods, which drop entries at random. The same seed gives the same merge "
+            "everywhere; the others ignore it.",
         ),
     ]
 

@@ -11,13 +11,22 @@ from ..merge_ops.registry import METHODS, Param, get_method
 PEFT_OPTION = "peft"
 ONE_STRENGTH = "strength "  # before the number or name of a LoRA, what a sweep varies
 PEFT_PARAMS = (
-    Param("Fraction kept by ties, dare and magnitude_prune.", 0, 1, 0.01, name="density", default=0.5),
     Param(
-        "PEFT's sign vote of the ties types.", name="majority_sign_method", default="total",
-        choices=("total", "frequency"), type=str,
+        "How much of each LoRA is kept by the ties, dare and magnitude_prune types: 0.5 is half.",
+        0, 1, 0.01, name="density", default=0.5,
     ),
-    Param("Rank of the *svd types; 0: the largest of the LoRAs.", 0, 4096, 1, False, "svd_rank", int, 0),
-    Param("Quantile at which the *svd types clamp; 0 is off.", 0, 1, 0.01, True, "svd_clamp", float, 0.0),
+    Param(
+        "How the ties types settle a sign: 'total' by the larger sum, 'frequency' by more LoRAs.",
+        name="majority_sign_method", default="total", choices=("total", "frequency"), type=str, advanced=True,
+    ),
+    Param(
+        "Rank of the result of the types that end in svd; 0 takes the largest rank of the LoRAs.",
+        0, 4096, 1, True, "svd_rank", int, 0,
+    ),
+    Param(
+        "The types that end in svd cut off values beyond this quantile; 0 is off.",
+        0, 1, 0.01, True, "svd_clamp", float, 0.0,
+    ),
 )  # fmt: skip
 
 

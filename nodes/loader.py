@@ -69,7 +69,7 @@ class LoraAlloyLoader(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Multiplies the whole merge.",
+                    tooltip="Multiplies the whole merge: raise it where ties made the effect too soft.",
                 ),
             ],
             outputs=[

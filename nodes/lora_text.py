@@ -14,6 +14,8 @@ from ..merge_ops.errors import ParameterError
 
 MAX_STRENGTH = 100.0
 _TAG = re.compile(r"<lora:([^<>\n]+)>")
+# what web/js/list_text.js takes for a number; float() would take more
+_NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
 _BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
 
 
@@ -81,10 +83,7 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
 
 
 def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _line(row: LoraRow) -> str:

@@ -11,8 +11,8 @@ from ..sparsify import MaskGenerator, drop_random, keep_largest
 SignVote = Annotated[
     Literal["total", "frequency"],
     Param(
-        "How the sign of each entry is elected: 'total' by the summed values, 'frequency' by the number of "
-        "LoRAs on each side, which often does better.",
+        "Where LoRAs pull an entry up and down, one side wins. 'total': the side with the larger sum. "
+        "'frequency': the side with more LoRAs, which often does better.",
         advanced=True,
     ),
 ]
@@ -53,7 +53,13 @@ def ties(
     *,
     density: Annotated[
         float,
-        Param("Fraction of the entries of each LoRA that is kept, largest first.", min=0, max=1, step=0.01),
+        Param(
+            "How much of each LoRA is kept: the largest entries, 0.5 is half of them. Lower means fewer "
+            "conflicts and a softer effect; 1 keeps all.",
+            min=0,
+            max=1,
+            step=0.01,
+        ),
     ] = 0.5,
     majority_sign_method: SignVote = "total",
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
@@ -72,7 +78,11 @@ def dare_ties(
     density: Annotated[
         float,
         Param(
-            "Fraction of the entries of each LoRA that is kept, chosen at random.", min=0, max=1, step=0.01
+            "How much of each LoRA is kept: entries chosen at random, 0.5 is half of them; they are scaled "
+            "up to make up for it. Lower means fewer conflicts, but noise; 1 keeps all.",
+            min=0,
+            max=1,
+            step=0.01,
         ),
     ] = 0.5,
     majority_sign_method: SignVote = "total",

@@ -17,7 +17,11 @@ def dare_linear(
     density: Annotated[
         float,
         Param(
-            "Fraction of the entries of each LoRA that is kept, chosen at random.", min=0, max=1, step=0.01
+            "How much of each LoRA is kept: entries chosen at random, 0.7 is 70 %; they are scaled up to "
+            "make up for it. Lower means fewer conflicts, but noise; 1 keeps all.",
+            min=0,
+            max=1,
+            step=0.01,
         ),
     ] = 0.7,
     generator: MaskGenerator,

@@ -36,7 +36,13 @@ def magnitude_prune(
     *,
     density: Annotated[
         float,
-        Param("Fraction of the entries of each LoRA that is kept, largest first.", min=0, max=1, step=0.01),
+        Param(
+            "How much of each LoRA is kept: the largest entries, 0.7 is 70 % of them. 1 keeps all, which is "
+            "linear.",
+            min=0,
+            max=1,
+            step=0.01,
+        ),
     ] = 0.7,
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
     overwrite: bool = False,

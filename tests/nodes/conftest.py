@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.nodes.editor import CHROMIUM, FLAGS, Editor
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
@@ -27,7 +29,7 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
     for name in ("models/loras", "custom_nodes", "input", "output", "temp", "user"):
         (folder / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
-    shutil.copytree(ROOT, folder / "custom_nodes" / "any folder-name", ignore=ignored)
+    shutil.copytree(ROOT, folder / "custom_nodes" / "any_folder-name", ignore=ignored)
     command = [str(python), str(HERE / "make_models.py"), str(folder / "models")]
     subprocess.run(command, cwd=root, env=comfyui_env, check=True, capture_output=True, timeout=300)
     return folder
@@ -37,7 +39,7 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
 def run_checks(base, comfyui_python, comfyui_env):
     """Run the checks of ``inside.py``, or those with certain parts in their names."""
     root, python = comfyui_python
-    pack = base / "custom_nodes" / "any folder-name"
+    pack = base / "custom_nodes" / "any_folder-name"
 
     def run(*parts):
         command = [str(python), str(HERE / "inside.py"), str(pack), str(base), *parts]
@@ -139,3 +141,22 @@ def server(base, run_checks, comfyui_python, comfyui_env):
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def editor_page(server):
+    """The graph editor in a page that all tests share: loading it takes longer than most tests."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium; install it or name it in CHROMIUM")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield Editor(browser, server.url, {"Comfy.VueNodes.Enabled": False})
+        browser.close()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
+def editor(request, editor_page):
+    """The page, empty, with the classic canvas and with Nodes 2.0; a message of ours in the console fails."""
+    editor_page.setting("Comfy.VueNodes.Enabled", request.param)
+    return editor_page

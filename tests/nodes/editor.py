@@ -20,6 +20,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 LARGE, THUMBNAIL = (2400, 1350), (800, 450)
 BLUEPRINT = "Compare Two Merges"
+# what would lie over the page at the first start
+SEEN = {"Comfy.TutorialCompleted": True, "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}
 READY = """() => window.app?.graph && window.app?.extensionManager
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
 # columns from left to right by the longest way from a node without inputs, each node below the last; a long
@@ -95,16 +97,30 @@ class Editor:
         self.page = browser.new_page(viewport={"width": 1700, "height": 1000})
         self.problems = []
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("pageerror", lambda error: self.problems.append(error.stack or str(error)))
         inside = (url, "data:", "blob:")
         self.page.route(
             "**/*", lambda route: route.continue_() if route.request.url.startswith(inside) else route.abort()
         )
-        for key, value in {"Comfy.TutorialCompleted": True, **settings}.items():
+        for key, value in (SEEN | settings).items():
             self.page.request.post(f"{url}/api/settings/{key}", data=json.dumps(value))
         self.page.goto(url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=180_000)
         self.page.wait_for_timeout(1000)
+
+    def ours(self):
+        """The problems that come from this pack."""
+        names = ("lora-alloy", "loraalloy", "any_folder-name", "lora_alloy")
+        return [text for text in self.problems if any(name in text.lower() for name in names)]
+
+    def setting(self, name, value):
+        """Change a setting while the page is open."""
+        self.page.evaluate("([n, v]) => window.app.extensionManager.setting.set(n, v)", [name, value])
+        self.page.wait_for_timeout(500)
+
+    @property
+    def nodes2(self):
+        return self.page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)")
 
     def load(self, workflow, name="example"):
         """Load a workflow of either format."""
@@ -118,8 +134,8 @@ class Editor:
         self.page.evaluate(ARRANGE)
 
     def workflow(self):
-        """The graph in the editor's format."""
-        return self.page.evaluate("() => window.app.graph.serialize()")
+        """The graph in the editor's format, as it would be saved."""
+        return json.loads(self.page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
 
     def prompt(self):
         """The graph in API format, as the editor would queue it."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.nodes.editor import BLUEPRINT, CHROMIUM, FLAGS, Editor
+from tests.nodes.editor import BLUEPRINT
 from tests.nodes.pack import LIST, ROOT, example
 
 EXAMPLES = sorted(path for path in (ROOT / "example_workflows").glob("*.json") if "_api" not in path.name)
@@ -34,18 +34,6 @@ SURROUND = """(loras) => {
 }"""
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
-def editor(request, server):
-    """The editor's page, with the classic canvas and with Nodes 2.0."""
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium; install it or name it in CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield Editor(browser, server.url, {"Comfy.VueNodes.Enabled": request.param})
-        browser.close()
-
-
 def inputs_of(prompt):
     """What a prompt sets, without the titles."""
     return {node: (value["class_type"], value["inputs"]) for node, value in prompt.items()}
@@ -62,7 +50,7 @@ def test_examples_are_those_of_the_api(editor, path):
     for node, (kind, inputs) in posted.items():
         assert queued[node][0] == kind
         assert inputs.items() <= queued[node][1].items()  # the editor also sends what is at its default
-    assert not [text for text in editor.problems if "lora-alloy" in text.lower() or "LoraAlloy" in text]
+    assert not editor.ours()
 
 
 def test_the_blueprint_from_the_search_box(editor, server):

@@ -1,4 +1,4 @@
-"""The list of LoRAs as text, and the keywords of a merge. Needs no ComfyUI."""
+"""The list of LoRAs as text, and the keywords of a merge. Needs no ComfyUI; cases are in list_cases.json."""
 
 import math
 
@@ -12,45 +12,6 @@ lora_text = pack_module("nodes.lora_text")
 keywords = pack_module("nodes.keywords")
 merge_ops = pack_module("merge_ops")
 Row = lora_text.LoraRow
-
-
-@pytest.mark.parametrize(
-    ("text", "rows"),
-    [
-        ("", []),
-        ("\n  \n", []),
-        ("<lora:a.safetensors:0.8>", [Row("a.safetensors", 0.8)]),
-        ("<lora:style/ink.safetensors:0.7:0.5>", [Row("style/ink.safetensors", 0.7, 0.5)]),
-        ("# <lora:a:1>", [Row("a", 1.0, None, enabled=False)]),
-        ("# only a remark", []),
-        ("<lora:a>", [Row("a", 1.0)]),
-        ("<lora:a:-1.5>", [Row("a", -1.5)]),
-        ("<lora:a:1> <lora:b:2>,<lora:c:3>", [Row("a", 1.0), Row("b", 2.0), Row("c", 3.0)]),
-        ("<lora:odd:name:0.5>", [Row("odd:name", 0.5)]),
-        ("<lora:a:1:2:3>", [Row("a:1", 2.0, 3.0)]),
-        ("<lora:a:1:blocks=down:0.5 mid:1>", [Row("a", 1.0, blocks="down:0.5 mid:1")]),
-        ("<lora:a:1:0.5:lbw=1,0,0.5>", [Row("a", 1.0, 0.5, blocks="1,0,0.5")]),
-    ],
-)
-def test_reading(text, rows):
-    """Each spelling of a row."""
-    assert lora_text.parse_rows(text) == rows
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("<lora:a:1>\nfox", "line 2"),
-        ("<lora::1>", "no file name"),
-        ("<lora:a:101>", "outside"),
-        ("<lora:a:nan>", "outside"),
-        ("<lora:a:inf>", "outside"),
-    ],
-)
-def test_refusing(text, says):
-    """One sentence with the line's number."""
-    with pytest.raises(merge_ops.ParameterError, match=says):
-        lora_text.parse_rows(text)
 
 
 names = st.text(

@@ -1,0 +1,94 @@
+"""The list widget of one node in the editor's page, worked with mouse and keyboard."""
+
+ADD = """([type, text, at]) => {
+    const node = LiteGraph.createNode(type)
+    node.pos = at
+    app.graph.add(node)
+    if (text) node.widgets.find((widget) => widget.name === 'loras').value = text
+    app.graph.change?.()
+    app.extensionManager.workflow.activeWorkflow?.changeTracker?.captureCanvasState?.()
+    return String(node.id)
+}"""
+# numbers of nodes are not used again: the editor keeps the values of cleared nodes by their numbers
+EMPTY = """() => {
+    app.canvas.setGraph(app.rootGraph ?? app.graph)
+    app.graph.clear()
+    app.graph.state.lastNodeId = Date.now() % 1e9
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [200, 100]
+}"""
+FIND = """([id, name]) => {
+    const graphs = [app.canvas.graph, app.rootGraph ?? app.graph, ...(app.graph.subgraphs?.values() ?? [])]
+    const node = graphs.flatMap((graph) => graph.nodes).find((other) => String(other.id) === id)
+    return node?.widgets.find((widget) => widget.name === name)
+}"""
+
+
+class ListWidget:
+    """``node`` is the node's id; elements are looked up anew each time, since undo makes new ones."""
+
+    def __init__(self, editor, node, name="loras"):
+        self.page, self.node, self.name = editor.page, node, name
+
+    @property
+    def value(self):
+        return self.page.evaluate(f"(at) => ({FIND})(at).value", [self.node, self.name])
+
+    @property
+    def root(self):
+        """The widget's own element, which must be the one in the page."""
+        at = [self.node, self.name]
+        self.page.wait_for_function(f"(at) => ({FIND})(at)?.element.isConnected", arg=at)
+        self.page.evaluate(f"(at) => {{ ({FIND})(at).element.dataset.test = at.join() }}", at)
+        return self.page.locator(f'.lora-alloy[data-test="{",".join(at)}"]')
+
+    def part(self, name):
+        """A control, such as ``strength:0``."""
+        return self.root.locator(f'[data-part="{name}"]')
+
+    def becomes(self, *lines):
+        """Wait until the value has these lines, and that the rows on the screen are as many."""
+        text = "\n".join(lines)
+        wanted = f"([id, name, text]) => ({FIND})([id, name])?.value === text"
+        try:
+            self.page.wait_for_function(wanted, arg=[self.node, self.name, text], timeout=5000)
+        except Exception as error:
+            raise AssertionError(f"{self.value!r} is not {text!r}") from error
+        shown = [line for line in lines if not line.startswith("#") or "<lora:" in line]
+        assert self.root.locator(".row").count() == len(shown)
+
+    def drag(self, name, right=0, down=0, keys=()):
+        """Drag from the middle of a control."""
+        box = self.part(name).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for key in keys:
+            self.page.keyboard.down(key)
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        for i in range(1, 6):
+            self.page.mouse.move(x + right * i / 5, y + down * i / 5)
+        self.page.mouse.up()
+        for key in keys:
+            self.page.keyboard.up(key)
+
+    def paste(self, text):
+        """Paste as the clipboard would, while the list has the focus."""
+        self.root.evaluate(
+            """(root, text) => {
+                root.focus()
+                const data = new DataTransfer()
+                data.setData('text/plain', text)
+                const options = { clipboardData: data, bubbles: true, cancelable: true }
+                root.dispatchEvent(new ClipboardEvent('paste', options))
+            }""",
+            text,
+        )
+
+
+def add_list(editor, text="", kind="LoraAlloyStack", at=(60, 80)):
+    """An empty graph with one such node in it."""
+    editor.page.keyboard.press("Escape")
+    editor.page.evaluate(EMPTY)
+    widget = ListWidget(editor, editor.page.evaluate(ADD, [kind, text, list(at)]))
+    widget.becomes(*text.splitlines())
+    return widget

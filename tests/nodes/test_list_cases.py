@@ -1,0 +1,97 @@
+"""One table of lists, names and pasted texts, read by Python and by the scripts of the widget in Chromium."""
+
+import json
+
+import pytest
+
+from tests.nodes.editor import CHROMIUM, FLAGS
+from tests.nodes.pack import ROOT, pack_module
+
+CASES = json.loads((ROOT / "tests" / "nodes" / "list_cases.json").read_text(encoding="utf-8"))
+lora_text = pack_module("nodes.lora_text")
+lora_names = pack_module("nodes.lora_names")
+ParameterError = pack_module("merge_ops").ParameterError
+SITE = "http://pack.test/"
+READ = """async (text) => {
+    const { parseList, formatList, isRow } = await import('/js/list_text.js')
+    const entries = parseList(text)
+    const rows = entries.filter(isRow).map((r) => [r.name, r.strength, r.clip, r.on, r.blocks])
+    return { rows, written: formatList(entries), bad: entries.filter((e) => e.unreadable).length }
+}"""
+NAMES = "async ([n, f]) => (await import('/js/list_text.js')).filesCalled(n, f)"
+PASTE = """async ([text, files]) => {
+    const { pastedEntries, formatList } = await import('/js/list_text.js')
+    return formatList(pastedEntries(text, files))
+}"""
+SEARCH = "async ([q, f]) => (await import('/js/file_search.js')).searchFiles(q, f).map((hit) => hit.file)"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """An empty page that can import the pack's scripts; no ComfyUI."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium; install it or name it in CHROMIUM")
+    sync_api = pytest.importorskip("playwright.sync_api")
+
+    def serve(route):
+        path = ROOT / "web" / route.request.url.removeprefix(SITE)
+        if path.is_file():
+            route.fulfill(path=path, content_type="text/javascript")
+        else:
+            route.fulfill(body="<!doctype html>", content_type="text/html")
+
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.route("**/*", serve)
+        page.goto(SITE)
+        yield page
+        browser.close()
+
+
+@pytest.mark.parametrize("case", CASES["lists"], ids=lambda case: case["text"][:30])
+def test_python_reads_and_writes(case):
+    """Rows, and the text that is written back, less the remarks."""
+    rows = lora_text.parse_rows(case["text"])
+    assert [[r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks] for r in rows] == case["rows"]
+    lines = [line for line in case["written"].splitlines() if "<lora:" in line]
+    assert lora_text.format_rows(rows).splitlines() == lines
+
+
+@pytest.mark.parametrize("case", CASES["lists"], ids=lambda case: case["text"][:30])
+def test_the_widget_reads_and_writes(scripts, case):
+    """The same rows, and the text with its remarks; what is written is written again as it is."""
+    assert scripts.evaluate(READ, case["text"]) == {
+        "rows": case["rows"],
+        "written": case["written"],
+        "bad": 0,
+    }
+    assert scripts.evaluate(READ, case["written"])["written"] == case["written"]
+
+
+@pytest.mark.parametrize(("text", "says"), CASES["refused"])
+def test_both_refuse(scripts, text, says):
+    """Python with one sentence that names the line, the widget with a line marked as unreadable."""
+    with pytest.raises(ParameterError, match=says):
+        lora_text.parse_rows(text)
+    assert scripts.evaluate(READ, text)["bad"] == 1
+
+
+@pytest.mark.parametrize(("name", "files"), CASES["names"])
+def test_both_find_the_same_files(scripts, name, files):
+    """With or without folder and ending, only where it is clear."""
+    assert lora_names.files_called(name, CASES["files"]) == files
+    assert scripts.evaluate(NAMES, [name, CASES["files"]]) == files
+
+
+@pytest.mark.parametrize(("text", "written"), CASES["pasted"])
+def test_pasted_text(scripts, text, written):
+    """Tags are taken out of a prompt, and names become those of the files."""
+    assert scripts.evaluate(PASTE, [text, CASES["files"]]) == written
+
+
+@pytest.mark.parametrize(("query", "best"), CASES["searches"])
+def test_search(scripts, query, best):
+    """The best file comes first; nothing comes where nothing fits."""
+    found = scripts.evaluate(SEARCH, [query, CASES["files"]])
+    assert found[: len(best)] == best and bool(found) == bool(best)

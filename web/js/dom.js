@@ -1,0 +1,17 @@
+// Elements in one call: make("button", {class: "add", onclick: add, "aria-label": "Add"}, "text", child).
+
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+/** An event that nothing outside hears of: ComfyUI's own keys would delete or queue something. */
+export function claim(event) {
+  event.preventDefault();
+  event.stopPropagation();
+}

@@ -1,0 +1,103 @@
+// A list of files to choose one from, under the element that asks: type to search, arrows and Enter choose.
+
+import { claim, make } from "./dom.js";
+import { searchFiles } from "./file_search.js";
+
+const SHOWN = 200;
+let close = null;
+
+/** Ask for one of the files; onPick gets its name. Only one picker is open at a time. */
+export function pickFile({ anchor, files, current, onPick, onClose }) {
+  close?.();
+  const search = make("input", {
+    type: "text", role: "combobox", placeholder: "Search LoRAs", spellcheck: "false", autocomplete: "off",
+    "aria-label": "Search LoRAs", "aria-expanded": "true", "aria-controls": "lora-alloy-files",
+    oninput: () => show(), onkeydown: onKey,
+  });
+  const list = make("div", { role: "listbox", id: "lora-alloy-files", "aria-label": "LoRA files" });
+  const popup = make("div", { class: "lora-alloy-picker" }, search, list);
+  let active = 0;
+
+  function show() {
+    const found = searchFiles(search.value, files);
+    let folder = null;
+    list.replaceChildren();
+    for (const { file, marks } of found.slice(0, SHOWN)) {
+      const cut = file.lastIndexOf("/") + 1;
+      if (!search.value.trim() && file.slice(0, cut) !== folder) {
+        folder = file.slice(0, cut);
+        if (folder) list.append(make("div", { class: "folder", role: "presentation" }, folder));
+      }
+      list.append(option(file, marks, search.value.trim() ? 0 : cut));
+    }
+    const rest = found.length - SHOWN;
+    const note = files.length === 0 ? "There are no files in the loras folders."
+      : found.length === 0 ? "No LoRA fits." : rest > 0 ? `${rest} more: type to search` : "";
+    if (note) list.append(make("div", { class: "note", role: "presentation" }, note));
+    const at = search.value.trim() ? 0 : options().findIndex((item) => item.dataset.file === current);
+    activate(Math.max(0, at));
+  }
+
+  function option(file, marks, from) {
+    const letters = file.split("").map((letter, i) => (marks.has(i) ? make("mark", {}, letter) : letter));
+    const shown = letters.slice(from);
+    return make("div", {
+      role: "option", "data-file": file, title: file, "aria-selected": "false", onclick: () => pick(file),
+      onpointermove: (event) => activate(options().indexOf(event.currentTarget), false),
+    }, ...shown);
+  }
+
+  const options = () => [...list.querySelectorAll("[role=option]")];
+
+  function activate(index, scroll = true) {
+    const all = options();
+    active = Math.max(0, Math.min(index, all.length - 1));
+    all.forEach((item, i) => {
+      item.id = `lora-alloy-file-${i}`;
+      item.setAttribute("aria-selected", String(i === active));
+    });
+    search.setAttribute("aria-activedescendant", all.length ? `lora-alloy-file-${active}` : "");
+    if (scroll) all[active]?.scrollIntoView({ block: "nearest" });
+  }
+
+  function onKey(event) {
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 };
+    if (event.key in steps) activate(active + steps[event.key]);
+    else if (event.key === "Enter") options()[active]?.click();
+    else if (event.key === "Escape" || event.key === "Tab") close();
+    else return event.stopPropagation();
+    claim(event);
+  }
+
+  function pick(file) {
+    close();
+    onPick(file);
+  }
+
+  const outside = (event) => popup.contains(event.target) || close();
+  close = () => {
+    close = null;
+    document.removeEventListener("pointerdown", outside, true);
+    document.removeEventListener("wheel", outside, true);
+    popup.remove();
+    onClose?.();
+  };
+  document.addEventListener("pointerdown", outside, true);
+  document.addEventListener("wheel", outside, true);
+  document.body.append(popup);
+  place(popup, anchor.getBoundingClientRect());
+  show();
+  search.focus();
+}
+
+/** Under the anchor, or above it where there is more room, and inside the window. */
+function place(popup, box) {
+  const below = innerHeight - box.bottom - 12;
+  const above = box.top - 12;
+  const isBelow = below >= Math.min(320, above);
+  const width = Math.min(Math.max(box.width, 300), innerWidth - 16);
+  popup.style.width = `${width}px`;
+  popup.style.left = `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`;
+  popup.style.maxHeight = `${Math.max(120, Math.min(420, isBelow ? below : above))}px`;
+  popup.style[isBelow ? "top" : "bottom"] = `${isBelow ? box.bottom + 4 : innerHeight - box.top + 4}px`;
+}

@@ -1,0 +1,127 @@
+// One row of the list: handle, switch, name, strengths, remove; under it the block strengths.
+
+import { claim, make } from "./dom.js";
+import { filesCalled, isRow, plainName } from "./list_text.js";
+import { numberField } from "./number_field.js";
+
+export function makeRow(view, entry) {
+  if (!isRow(entry)) return unreadable(view, entry);
+  const at = view.rows.indexOf(entry);
+  const found = filesCalled(entry.name, view.files());
+  const shown = plainName(found.length === 1 ? found[0] : entry.name);
+  const name = nameOf(shown);
+  const line = make("div", { class: "line" },
+    handle(view, entry, at, name),
+    make("button", {
+      type: "button", class: "switch", role: "switch", "aria-checked": String(entry.on),
+      "data-part": `on:${at}`,
+      "aria-label": `${name} on`, title: entry.on ? "On" : "Off",
+      onclick: () => view.edit(() => { entry.on = !entry.on; }),
+    }),
+    nameButton(view, entry, at, shown, found),
+    numberField({
+      label: `Strength of ${name}`, value: entry.strength, part: `strength:${at}`,
+      onCommit: (value) => view.edit(() => { entry.strength = value; }),
+    }),
+    view.hasClip ? numberField({
+      label: `CLIP strength of ${name}`, value: entry.clip, inherited: entry.strength, part: `clip:${at}`,
+      onCommit: (value) => view.edit(() => { entry.clip = value; }),
+    }) : null,
+    removeButton(view, entry, `remove:${at}`, name),
+  );
+  const classes = `row${entry.on ? "" : " off"}${found.length === 1 ? "" : " missing"}`;
+  const blocks = view.showBlocks || entry.blocks ? blocksField(view, entry, at, name) : null;
+  return make("div", { class: classes, role: "listitem" }, line, blocks);
+}
+
+function handle(view, entry, at, name) {
+  const grip = make("div", {
+    class: "handle", "data-part": `handle:${at}`, "aria-hidden": "true",
+    title: `Drag to move ${name}; or Alt+Up, Alt+Down`, onpointerdown: (event) => {
+      if (event.button === 0) dragRow(view, entry, at, grip, event);
+    },
+  });
+  return grip;
+}
+
+function dragRow(view, entry, at, grip, down) {
+  claim(down);
+  grip.setPointerCapture(down.pointerId);
+  const rows = [...view.list.querySelectorAll(".row:not(.unreadable)")];
+  let to = at;
+  const mark = () => rows.forEach((row, i) => {
+    row.classList.toggle("dragging", i === at);
+    row.classList.toggle("drop-above", i === to && to < at);
+    row.classList.toggle("drop-below", i === to && to > at);
+  });
+  const move = (event) => {
+    const box = view.list.getBoundingClientRect();
+    if (event.clientY < box.top + 8) view.list.scrollTop -= 8;
+    if (event.clientY > box.bottom - 8) view.list.scrollTop += 8;
+    const above = rows.filter((row, i) => {
+      const place = row.getBoundingClientRect();
+      return i !== at && event.clientY > place.top + place.height / 2;
+    });
+    to = above.length;
+    mark();
+  };
+  const end = (event) => {
+    grip.removeEventListener("pointermove", move);
+    grip.removeEventListener("pointerup", end);
+    grip.removeEventListener("pointercancel", end);
+    rows.forEach((row) => row.classList.remove("dragging", "drop-above", "drop-below"));
+    if (event.type === "pointerup") view.move(entry, to, "name");
+  };
+  grip.addEventListener("pointermove", move);
+  grip.addEventListener("pointerup", end);
+  grip.addEventListener("pointercancel", end);
+}
+
+function nameButton(view, entry, at, shown, found) {
+  const cut = shown.lastIndexOf("/") + 1;
+  const problem = found.length === 0 ? "There is no such file in the loras folders."
+    : found.length > 1 ? `Several files are called so: ${found.join(", ")}. Choose one.` : null;
+  return make("button", {
+    type: "button", class: "name", "data-part": `name:${at}`, "aria-haspopup": "listbox",
+    "aria-invalid": problem ? "true" : null, title: problem ? `${entry.name}\n${problem}` : shown,
+    onclick: (event) => view.pick(event.currentTarget, entry.name, (file) => {
+      if (file !== entry.name) view.edit(() => { entry.name = file; });
+    }),
+  }, make("span", { class: "folder" }, shown.slice(0, cut)), make("span", { class: "stem" }, nameOf(shown)));
+}
+
+function blocksField(view, entry, at, name) {
+  const commit = (event) => {
+    const blocks = event.target.value.replace(/[<>\n]/g, "").trim();
+    if (blocks !== entry.blocks) view.edit(() => { entry.blocks = blocks; });
+  };
+  return make("label", { class: "blocks" }, "blocks", make("input", {
+    type: "text", value: entry.blocks, spellcheck: "false", "data-part": `blocks:${at}`,
+    placeholder: "down:0.5 mid:1", "aria-label": `Block strengths of ${name}`, onblur: commit,
+    onkeydown: (event) => {
+      if (event.key === "Enter") commit(event);
+      else if (event.key === "Escape") event.target.value = entry.blocks;
+      event.stopPropagation();
+    },
+  }));
+}
+
+function removeButton(view, entry, part, name) {
+  return make("button", {
+    type: "button", class: "remove", "data-part": part, "aria-label": `Remove ${name}`, title: "Remove",
+    onclick: () => view.remove(entry),
+  }, "×");
+}
+
+function unreadable(view, entry) {
+  return make("div", { class: "row unreadable", role: "listitem" }, make("div", { class: "line" },
+    make("span", { class: "name", title: "Write <lora:name:strength>" },
+      `Cannot be read: ${entry.unreadable}`),
+    removeButton(view, entry, null, entry.unreadable),
+  ));
+}
+
+/** The name without folder and .safetensors; of a PEFT folder, the folder's. */
+export function nameOf(file) {
+  return file.replace(/\/adapter_model\.safetensors$/, "").split("/").pop().replace(/\.safetensors$/, "");
+}

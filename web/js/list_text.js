@@ -1,0 +1,105 @@
+// The list of LoRAs as text, as nodes/lora_text.py and nodes/lora_names.py read it: one
+// <lora:name:strength[:clip][:blocks=TEXT]> a line, "#" switches a line off. Both sides are tested over
+// tests/nodes/list_cases.json.
+//
+// An entry is a row {name, strength, clip, on, blocks}, where clip null means "as strength", or a line that
+// is no row: {remark} or {unreadable}.
+
+export const MAX_STRENGTH = 100;
+
+const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
+const TAG = /<lora:([^<>\n]+)>/g;
+const BLOCKS = /:(?:blocks|lbw)=(.*)$/;
+const NUMBER = /^\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*$/i;
+
+export const isRow = (entry) => entry.name !== undefined;
+
+export function parseList(text) {
+  const entries = [];
+  for (const line of text.split(LINE)) {
+    const on = !line.trimStart().startsWith("#");
+    const tags = [...line.matchAll(TAG)];
+    const rest = line.replace(TAG, "").replace(/^[ ,\t]+|[ ,\t]+$/g, "");
+    if (on && rest) entries.push({ unreadable: rest });
+    if (!on && rest.replace(/^[#\s]+/, "")) {
+      entries.push({ remark: tags.length ? `# ${rest.replace(/^[#\s]+/, "")}` : line.trimEnd() });
+    }
+    for (const [whole, tag] of tags) entries.push(parseTag(tag, on) ?? { unreadable: whole });
+  }
+  return entries;
+}
+
+export function formatList(entries) {
+  return entries.map((entry) => entry.remark ?? entry.unreadable ?? formatRow(entry)).join("\n");
+}
+
+export function formatRow(row) {
+  const parts = [row.name, formatNumber(row.strength)];
+  if (row.clip !== null) parts.push(formatNumber(row.clip));
+  if (row.blocks) parts.push(`blocks=${row.blocks}`);
+  return `${row.on ? "" : "# "}<lora:${parts.join(":")}>`;
+}
+
+export const formatNumber = (value) => String(Number(value.toPrecision(6)) || 0);
+
+/** A number as typed, or null. */
+export function parseNumber(text) {
+  return NUMBER.test(text) ? Number(text) : null;
+}
+
+/**
+ * Entries of any text that holds tags, such as an A1111 prompt; a name becomes that of its file where that is
+ * clear.
+ */
+export function pastedEntries(text, files) {
+  const list = parseList(text);
+  const isPrompt = list.some((entry) => entry.unreadable);
+  return list.filter((entry) => isRow(entry) || (entry.remark && !isPrompt)).map((entry) => {
+    if (!isRow(entry)) return entry;
+    const found = filesCalled(entry.name, files);
+    return found.length === 1 ? { ...entry, name: plainName(found[0]) } : entry;
+  });
+}
+
+/** The files that a name may mean: with or without folder and .safetensors, or a PEFT folder. */
+export function filesCalled(name, files) {
+  const { paths, bases } = indexOf(files);
+  const wanted = plainName(name);
+  for (const full of [wanted, `${wanted}.safetensors`, `${wanted}/adapter_model.safetensors`]) {
+    if (paths.has(full)) return [paths.get(full)];
+  }
+  const base = wanted.split("/").pop();
+  const alike = [...(bases.get(base) ?? []), ...(bases.get(`${base}.safetensors`) ?? [])];
+  return wanted.includes("/") && alike.length === 1 ? [] : alike;
+}
+
+export const plainName = (file) => file.replaceAll("\\", "/");
+
+const indexes = new WeakMap();
+
+function indexOf(files) {
+  if (!indexes.has(files)) {
+    const paths = new Map();
+    const bases = new Map();
+    for (const file of files) {
+      const base = plainName(file).split("/").pop();
+      if (!paths.has(plainName(file))) paths.set(plainName(file), file);
+      bases.set(base, [...(bases.get(base) ?? []), file]);
+    }
+    indexes.set(files, { paths, bases });
+  }
+  return indexes.get(files);
+}
+
+function parseTag(tag, on) {
+  const found = BLOCKS.exec(tag);
+  const parts = (found ? tag.slice(0, found.index) : tag).split(":");
+  const strengths = [];
+  while (parts.length > 1 && strengths.length < 2 && NUMBER.test(parts.at(-1))) {
+    strengths.unshift(Number(parts.pop()));
+  }
+  const name = parts.join(":").trim();
+  if (!name || !strengths.every((value) => Math.abs(value) <= MAX_STRENGTH)) return null;
+  const blocks = found ? found[1].trim() : "";
+  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks };
+}
