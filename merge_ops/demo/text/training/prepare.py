@@ -104,7 +104,7 @@ def split(
     rows = []
     for key in order:
         labels = {label for label, _ in families[key]}
-        part = next((part for part, room in rooms.items() if any(room[label] for label in labels)), None)
+        part = next((part for part, room in rooms.items() if any(room[label] for label in labels)), "")
         for label, text in families[key] if part else []:
             if rooms[part][label]:
                 rooms[part][label] -= 1

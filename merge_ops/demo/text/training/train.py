@@ -1,4 +1,4 @@
-"""Train the text demo's LoRAs on MiniLM with stock PEFT. About two minutes each (sentences: four) on one idle core.
+"""Train the text demo's LoRAs on MiniLM with stock PEFT. Two to four minutes each on one core.
 
 python -m merge_ops.demo.text.training.train [NAME ...]
 
