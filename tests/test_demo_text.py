@@ -20,7 +20,7 @@ from merge_ops.demo.text.plan import LORAS, ROWS
 from merge_ops.demo.text.tasks import ASSETS, TASKS, texts
 
 METHODS = ("linear", "dare_ties", "PEFT ties_svd")
-GAINS = {"sentiment": 0.03, "grammar": 0.2, "language": 0.1}
+GAINS = {"sentiment": 0.08, "grammar": 0.2, "language": 0.1}  # at least, in fractions of the texts
 
 
 @pytest.fixture(scope="module")
