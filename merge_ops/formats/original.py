@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 
-_QKV, _ADDED  # original layer -> its names in diffusers, several where it is fused
+# original layer -> its names in diffusers, several where it is fused
 _Layers = dict[str, tuple[str, ...]]
-_QKV = (
-    ("attn.to_q", "attn.to_k", "attn.to_v"),
-    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-)
+_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+_ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 # the parts of a time, guidance or vector embedder
 _MLP: _Layers = {
     "in_layer": ("linear_1",),
