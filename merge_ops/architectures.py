@@ -94,6 +94,8 @@ def guess(lora: Lora) -> Guess | None:
         family = "flux2"
     elif any(other == "qwen" for other, _ in votes):
         family = "qwen"
+    elif family == "joint" and any(other == "bfl" for other, _ in votes):
+        family = "bfl"
     name = _narrowed(family, layers, lora)
     return Guess(name, structure) if name in TITLES else None
 
@@ -150,7 +152,10 @@ def _narrowed(family: str, layers: dict[str, Layer], lora: Lora) -> str:
             if name.endswith("linear1")
         )
         refiner = any("token_refiner" in name for name in layers)
-        deep = any(re.match(r"(double_blocks_19|single_blocks_3[89])_", name) for name in layers)
+        deep = any(
+            re.match(r"((double|transformer)_blocks_19|single_(transformer_)?blocks_3[89])_", name)
+            for name in layers
+        )
         return "flux2" if wide else "hunyuan" if tencent or refiner or deep else "flux"
     if family == "cross":
         return "pixart" if width == 1152 else "ltx"

@@ -48,12 +48,12 @@ def load(path: str | os.PathLike[str], architecture: str | None = None) -> Lora:
             file and what to do.
         ParameterError: if there is no such architecture.
     """
+    if architecture not in (None, _AUTO, *TITLES):
+        known = (_AUTO, *TITLES)
+        raise ParameterError(f"there is no architecture {architecture!r}{did_you_mean(architecture, known)}")
     lora = read(path)
     if architecture is None:
         return lora
-    if architecture != _AUTO and architecture not in TITLES:
-        known = (_AUTO, *TITLES)
-        raise ParameterError(f"there is no architecture {architecture!r}{did_you_mean(architecture, known)}")
     if architecture == _AUTO:
         found = guess(lora)
         return lora if found is None else as_diffusers_names(lora, found.name)

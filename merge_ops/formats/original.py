@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import re
 
-_QKV, _ADDED_QKV = (
-    ("attn.to_q", "attn.to_k", "attn.to_v"),
-    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-)
+# original layer -> its names in diffusers, several where it is fused
+_Layers = dict[str, tuple[str, ...]]
+_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+_ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 # the parts of a time, guidance or vector embedder
-_MLP = {"in_layer": ("linear_1",), "out_layer": ("linear_2",), "mlp.0": ("linear_1",), "mlp.2": ("linear_2",)}
-_WAN_ATTENTION = {
+_MLP: _Layers = {
+    "in_layer": ("linear_1",),
+    "out_layer": ("linear_2",),
+    "mlp.0": ("linear_1",),
+    "mlp.2": ("linear_2",),
+}
+_WAN_ATTENTION: _Layers = {
     "q": ("to_q",), "k": ("to_k",), "v": ("to_v",), "o": ("to_out.0",),
     "k_img": ("add_k_proj",), "v_img": ("add_v_proj",),
 }  # fmt: skip
-_LUMINA_BLOCK = {
+_LUMINA_BLOCK: _Layers = {
     "attention.qkv": _QKV, "attention.out": ("attn.to_out.0",), "adaLN_modulation.1": ("norm1.linear",),
     "feed_forward.w1": ("feed_forward.linear_1",), "feed_forward.w2": ("feed_forward.linear_2",),
     "feed_forward.w3": ("feed_forward.linear_3",),
 }  # fmt: skip
 
 # image_model of ComfyUI's configuration -> (original block, diffusers' block, its layers); ``#`` is a number
-_BLOCKS: dict[str, tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...]] = {
+_BLOCKS: dict[str, tuple[tuple[str, str, _Layers], ...]] = {
     "wan2.1": (
         ("blocks.#.self_attn.", "blocks.#.attn1.", _WAN_ATTENTION),
         ("blocks.#.cross_attn.", "blocks.#.attn2.", _WAN_ATTENTION),
