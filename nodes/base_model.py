@@ -51,8 +51,10 @@ def _weights(patchers: list[ModelPatcher]) -> Weights:
     def weight(target: Target) -> torch.Tensor:
         stored, convert = known[key_of(target)][0]
         found: torch.Tensor = convert(stored, inplace=False)
-        if isinstance(target, str) or target[1] is None:
-            return found.detach()
-        return found.detach().narrow(*target[1])
+        found = found.detach()
+        if isinstance(target, str):
+            return found
+        rows = found if target[1] is None else found.narrow(*target[1])
+        return target[2](rows) if len(target) == 3 else rows  # such functions swap halves, and back
 
     return weight

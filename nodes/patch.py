@@ -84,7 +84,8 @@ class MergedAdapter(WeightAdapterBase):
         original_weight: Any = None,
     ) -> torch.Tensor:
         """Add ``strength * delta`` to the weight, which is a slice of it where ComfyUI says so."""
-        layer = self.layer(weight)
+        # a function puts a delta's rows in the order of the weight, or the weight's in that of the LoRA
+        layer = self.layer(function(weight) if self.weights[-1] else weight)
         if layer.padded_to:
             weight = pad_tensor_to_shape(weight, list(layer.padded_to))
         rows = weight.reshape(weight.shape[0], -1)

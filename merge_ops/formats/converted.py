@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def load(path: str | os.PathLike[str], architecture: str | None = None) -> Lora:
             file and what to do.
         ParameterError: if there is no such architecture.
     """
-    if architecture not in (None, _AUTO, *TITLES):
+    if architecture is not None and architecture not in (_AUTO, *TITLES):
         known = (_AUTO, *TITLES)
         raise ParameterError(f"there is no architecture {architecture!r}{did_you_mean(architecture, known)}")
     lora = read(path)
@@ -127,10 +128,10 @@ def _converted(lora: Lora, own: dict[str, Layer], architecture: str, title: str)
     return result.layers
 
 
-def _pipeline(name: str) -> type:
+def _pipeline(name: str) -> Any:
     import diffusers
 
-    return getattr(diffusers, name)  # type: ignore[no-any-return]
+    return getattr(diffusers, name)
 
 
 def _energy(layers: dict[str, Layer]) -> float:
@@ -152,7 +153,7 @@ def _pair(layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def _kohya(layers: dict[str, Layer]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         up, down = _pair(layer)
         stem = f"lora_unet_{flat_name(name)}"
@@ -162,7 +163,7 @@ def _kohya(layers: dict[str, Layer]) -> dict[str, Tensor]:
 
 
 def _dotted(layers: dict[str, Layer]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         up, down = _pair(layer)
         stem = f"diffusion_model.{_with_dots(name)}"

@@ -66,9 +66,12 @@ def write_based(name, model_name, seed, kinds=KINDS):
     def made(*shape):
         return torch.randn(shape, generator=random) * SIZE
 
-    named = sorted(key_names(*load_model(model_name)).values())
-    # the tiny CLIP's projection is not loaded, and holds whatever was in memory
-    for i, (stem, shape) in enumerate(pair for pair in named if "text_projection" not in pair[0]):
+    # not: slices that overlap others; rows that ComfyUI swaps, since it does not swap magnitudes with them;
+    # and the projection of the tiny CLIP, which is not loaded and holds whatever was in memory
+    targets = key_names(*load_model(model_name)).items()
+    named = sorted(pair for target, pair in targets if isinstance(target, str) or len(target) == 2)
+    named = [(stem, shape) for stem, shape in named if "text_proj" not in stem and "linear1_qkv" not in stem]
+    for i, (stem, shape) in enumerate(named):
         kind = kinds[i % len(kinds)]
         tensors |= {f"{stem}.{role}": tensor for role, tensor in kind(shape, made).items()}
         tensors[f"{stem}.alpha"] = torch.tensor(0.0 if kind in (oft, boft) else 2.0)

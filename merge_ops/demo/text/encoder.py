@@ -42,8 +42,9 @@ class Encoder:
         from transformers import AutoTokenizer, BertModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # it names the pooler, which the mean over tokens does not need
+        quiet: Any = logging
+        quiet.disable_progress_bar()
+        quiet.set_verbosity_error()  # it names the pooler, which the mean over tokens does not need
         folder = folder or model_folder()
         model: Any = BertModel
         tokenizer: Any = AutoTokenizer

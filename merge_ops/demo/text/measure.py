@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -101,7 +102,7 @@ class StockPeft:
             wanted = self.model.base_model.model.get_submodule(name).get_delta_weight("merged").detach()
             apart += float((merged.delta(name) - wanted).square().sum())
             whole += float(wanted.square().sum())
-        return (apart / whole) ** 0.5
+        return math.sqrt(apart / whole)
 
 
 def measure(seed: int, rows: Sequence[Row] = ROWS, split: str = "test") -> Result:
