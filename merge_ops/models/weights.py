@@ -37,15 +37,15 @@ class Patch:
                 they were before the call.
         """
         modules = {name: found for name in merged.layers if (found := self._find(name)) is not None}
-        _check(merged, modules)
+        check_fits(merged, modules)
         self.restore()
         self.matched = tuple(modules)
         self.unmatched = tuple(name for name in merged.layers if name not in modules)
         try:
             for name, module in modules.items():
-                weight = _weight(module)
+                weight = weight_of(module)
                 delta = merged.delta(name, device=weight.device) * strength
-                self._add(name, weight, delta.T if _is_turned(merged, name, module) else delta)
+                self._add(name, weight, delta.T if is_turned(merged, name, module) else delta)
         except BaseException:
             self.restore()
             raise
@@ -53,8 +53,8 @@ class Patch:
     def restore(self) -> None:
         """Put the original weights back; calling it again does nothing."""
         with torch.no_grad():
-            for name, original in self._originals.items():
-                _weight(self._find(name)).copy_(original)
+            for name, original in reversed(self._originals.items()):
+                weight_of(self._find(name)).copy_(original)
         self._originals = {}
 
     def _add(self, name: str, weight: Tensor, delta: Tensor) -> None:
@@ -71,26 +71,32 @@ class Patch:
         self.restore()
 
 
-def _weight(module: nn.Module | None) -> Tensor:
+def owner_of(module: nn.Module) -> nn.Module:
+    """What holds the weight of a module: itself, or the base layer that PEFT has wrapped."""
+    base = getattr(module, "base_layer", module)
+    return base if isinstance(base, nn.Module) else module
+
+
+def weight_of(module: nn.Module | None) -> Tensor:
     """The weight of a module; of the base layer where PEFT has wrapped it."""
-    weight = getattr(getattr(module, "base_layer", module), "weight", None)
+    weight = None if module is None else getattr(owner_of(module), "weight", None)
     if not isinstance(weight, Tensor):
         raise IncompatibleLoraError(f"{type(module).__name__} has no weight that a LoRA could be added to")
     return weight
 
 
-def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
+def is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
     """True if the module stores its weight the other way round than the adapter's file says.
 
     PEFT keeps one ``fan_in_fan_out`` for a whole adapter, so where linear layers and transformers' Conv1D
     (which stores (in, out)) are mixed, the flag is wrong for one of them; the module itself knows.
     """
     layout = merged.layer(name).template.layout
-    stores_in_out = type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
+    stores_in_out = type(owner_of(module)).__name__ == "Conv1D"
     return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != stores_in_out
 
 
-def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
+def check_fits(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse before anything is changed: no layer in common, or a weight that cannot take its delta."""
     if not modules:
         shown = ", ".join(merged.layers[:3])
@@ -99,11 +105,11 @@ def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
             "the LoRAs are for another base model"
         )
     for name, module in modules.items():
-        weight, shape = _weight(module), merged.layer(name).template.weight_shape
+        weight, shape = weight_of(module), merged.layer(name).template.weight_shape
         if not weight.is_floating_point() or weight.is_meta:
             state = "is not loaded (meta device)" if weight.is_meta else f"is quantised ({weight.dtype})"
             raise IncompatibleLoraError(f"the weight of {name} {state}; a merge cannot be added to it")
-        expected = shape[::-1] if _is_turned(merged, name, module) else shape
+        expected = shape[::-1] if is_turned(merged, name, module) else shape
         if not _fits(expected, tuple(weight.shape)):
             raise IncompatibleLoraError(
                 f"{name} has the shape {expected} in the LoRA and {tuple(weight.shape)} in the model; "

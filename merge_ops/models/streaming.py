@@ -1,0 +1,112 @@
+"""One shard copied tensor by tensor, with deltas added on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+from ..formats.container import changed, file_digest, is_finite
+from ..formats.header import Entry, torch_dtype
+from ..merged import Merged
+from .base import Shard, read_shard
+from .placing import Target
+
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FusedTensor:
+    """One changed tensor: Frobenius norms of the weight, of the delta, and of what rounding took from it."""
+
+    name: str
+    layer: str
+    shard: str
+    weight: float
+    delta: float
+    rounding: float
+
+
+def write_shard(
+    shard: Shard, out: Path, targets: dict[str, Target], merged: Merged, report: Callable[[int, str], None]
+) -> list[FusedTensor]:
+    """Write the shard with the merge in it, and read it back.
+
+    Raises:
+        LoraFormatError: if the shard changes meanwhile.
+        MergeError: if a result does not fit into its dtype, or the file read back differs.
+    """
+    digest = hashlib.sha256(shard.header)
+    found: list[FusedTensor] = []
+    with shard.path.open("rb") as source, out.open("xb") as file:
+        before = os.fstat(source.fileno())
+        file.write(shard.header)
+        source.seek(len(shard.header))
+        for done, entry in enumerate(shard.entries):
+            report(done, entry.name)
+            if entry.name in targets:
+                data, line = _fused(_read(source, entry, shard), entry, targets[entry.name], merged, shard)
+                found.append(line)
+                pieces: Iterator[bytes | memoryview] = iter([data])
+            else:
+                pieces = _blocks(source, entry, shard)
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        after = os.fstat(source.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise changed(shard.path.name)
+    if read_shard(out).entries != shard.entries or file_digest(out) != digest.hexdigest():
+        raise MergeError(f"{out.name} read back differs from what was computed; nothing was saved")
+    return found
+
+
+def _fused(
+    raw: bytearray, entry: Entry, target: Target, merged: Merged, shard: Shard
+) -> tuple[memoryview, FusedTensor]:
+    """The bytes of the tensor with its delta added, and its line of the report."""
+    weight = torch.frombuffer(raw, dtype=torch_dtype(entry, shard.path.name)).view(entry.shape)
+    delta = merged.delta(target.layer, dtype=torch.float32).to("cpu")
+    delta = delta.T if target.turned else delta
+    size, step = _norm(weight), _norm(delta)
+    exact = weight if weight.dtype in (torch.float32, torch.float64) else weight.to(torch.float32)
+    exact += delta
+    stored = exact.to(weight.dtype)
+    if not is_finite(stored):
+        raise MergeError(
+            f"{entry.name} with {target.layer} does not fit into {entry.dtype}, or is not finite before; "
+            "nothing was saved"
+        )
+    lost = 0.0 if stored is exact else _norm(exact.sub_(stored))
+    line = FusedTensor(entry.name, target.layer, shard.path.name, size, step, lost)
+    return stored.contiguous().flatten().view(torch.uint8).numpy().data, line
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+
+
+def _read(source: BufferedReader, entry: Entry, shard: Shard) -> bytearray:
+    raw = bytearray(entry.end - entry.begin)
+    if source.readinto(raw) != len(raw):
+        raise changed(shard.path.name)
+    return raw
+
+
+def _blocks(source: BufferedReader, entry: Entry, shard: Shard) -> Iterator[bytes]:
+    left = entry.end - entry.begin
+    while left:
+        piece = source.read(min(left, _BLOCK))
+        if not piece:
+            raise changed(shard.path.name)
+        left -= len(piece)
+        yield piece
