@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ from .base import Shard, read_shard
 from .placing import Target
 
 _BLOCK = 4 << 20
+
+Piece = bytes | memoryview
+
+
+class Digest(Protocol):
+    """What ``hashlib`` gives."""
+
+    def update(self, data: Piece, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +60,10 @@ def write_shard(
         source.seek(len(shard.header))
         for done, entry in enumerate(shard.entries):
             report(done, entry.name)
+            pieces = _blocks(source, entry, shard)
             if entry.name in targets:
-                data, line = _fused(_read(source, entry, shard), entry, targets[entry.name], merged, shard)
-                found.append(line)
-                pieces: Iterator[bytes | memoryview] = iter([data])
-            else:
-                pieces = _blocks(source, entry, shard)
-            for piece in pieces:
-                digest.update(piece)
-                file.write(piece)
+                pieces = _fused(_read(source, entry, shard), entry, targets[entry.name], merged, shard, found)
+            _write(pieces, file, digest)
         file.flush()
         os.fsync(file.fileno())
         after = os.fstat(source.fileno())
@@ -71,24 +75,31 @@ def write_shard(
 
 
 def _fused(
-    raw: bytearray, entry: Entry, target: Target, merged: Merged, shard: Shard
-) -> tuple[memoryview, FusedTensor]:
-    """The bytes of the tensor with its delta added, and its line of the report."""
+    raw: bytearray, entry: Entry, target: Target, merged: Merged, shard: Shard, found: list[FusedTensor]
+) -> Iterator[Piece]:
+    """The bytes of the tensor with its delta added; its line goes to ``found``."""
     weight = torch.frombuffer(raw, dtype=torch_dtype(entry, shard.path.name)).view(entry.shape)
     delta = merged.delta(target.layer, dtype=torch.float32).to("cpu")
-    delta = delta.T if target.turned else delta
     size, step = _norm(weight), _norm(delta)
     exact = weight if weight.dtype in (torch.float32, torch.float64) else weight.to(torch.float32)
-    exact += delta
-    stored = exact.to(weight.dtype)
+    exact += delta.T if target.turned else delta
+    del delta, raw
+    stored = weight if exact is weight else weight.copy_(exact)
+    lost = 0.0 if exact is weight else _norm(exact.sub_(stored))
+    del exact
     if not is_finite(stored):
         raise MergeError(
             f"{entry.name} with {target.layer} does not fit into {entry.dtype}, or is not finite before; "
             "nothing was saved"
         )
-    lost = 0.0 if stored is exact else _norm(exact.sub_(stored))
-    line = FusedTensor(entry.name, target.layer, shard.path.name, size, step, lost)
-    return stored.contiguous().flatten().view(torch.uint8).numpy().data, line
+    found.append(FusedTensor(entry.name, target.layer, shard.path.name, size, step, lost))
+    yield stored.flatten().view(torch.uint8).numpy().data
+
+
+def _write(pieces: Iterator[Piece], file: BufferedWriter, digest: Digest) -> None:
+    for piece in pieces:
+        digest.update(piece)
+        file.write(piece)
 
 
 def _norm(tensor: Tensor) -> float:
@@ -102,7 +113,7 @@ def _read(source: BufferedReader, entry: Entry, shard: Shard) -> bytearray:
     return raw
 
 
-def _blocks(source: BufferedReader, entry: Entry, shard: Shard) -> Iterator[bytes]:
+def _blocks(source: BufferedReader, entry: Entry, shard: Shard) -> Iterator[Piece]:
     left = entry.end - entry.begin
     while left:
         piece = source.read(min(left, _BLOCK))

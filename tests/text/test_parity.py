@@ -8,7 +8,7 @@ from merge_ops import COMBINATION_TYPES, IncompatibleLoraError, merge
 from merge_ops.fingerprint import fingerprint
 from merge_ops.models.transformers import patched
 from merge_ops.sparsify import MaskGenerator, mask_key
-from tests.text.conftest import KINDS, add_adapters, logits, make_model
+from tests.text.models import KINDS, add_adapters, logits, make_model
 
 WEIGHTS = [0.9, -0.5, 0.7]
 PARAMS = {"density": 0.4, "majority_sign_method": "frequency"}
@@ -96,14 +96,12 @@ def test_a_merge_goes_into_a_model_that_peft_has_wrapped(kind, loras):
     assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_shared_weights_part_for_the_time(loras, kind):
+def test_shared_weights_part_for_the_time(make_lora):
     """A LoRA on an embedding that is the output head too changes the embedding alone; then they are one."""
-    if kind != "gpt2":
-        pytest.skip("only GPT-2's are shared here")
-    model = make_model(kind)
+    model = make_model("gpt2")
     before = model.lm_head.weight
     kept = before.detach().clone()
-    with patched(model, merge([loras["a"]])):
+    with patched(model, merge([make_lora(shapes={"transformer.wte": ("embedding", 32, 96, ())})])):
         assert model.lm_head.weight is before and model.transformer.wte.weight is not before
     assert model.transformer.wte.weight is model.lm_head.weight is before
     assert torch.equal(before, kept)
