@@ -54,6 +54,8 @@ def write_shard(
     """
     digest = hashlib.sha256(shard.header)
     found: list[FusedTensor] = []
+    # one buffer for all tensors: pieces that are freed and taken again leave holes in the heap
+    buffer = bytearray(max((e.end - e.begin for e in shard.entries if e.name in targets), default=0))
     with shard.path.open("rb") as source, out.open("xb") as file:
         before = os.fstat(source.fileno())
         file.write(shard.header)
@@ -62,7 +64,9 @@ def write_shard(
             report(done, entry.name)
             pieces = _blocks(source, entry, shard)
             if entry.name in targets:
-                pieces = _fused(_read(source, entry, shard), entry, targets[entry.name], merged, shard, found)
+                pieces = _fused(
+                    _read(source, entry, shard, buffer), entry, targets[entry.name], merged, shard, found
+                )
             _write(pieces, file, digest)
         file.flush()
         os.fsync(file.fileno())
@@ -75,7 +79,7 @@ def write_shard(
 
 
 def _fused(
-    raw: bytearray, entry: Entry, target: Target, merged: Merged, shard: Shard, found: list[FusedTensor]
+    raw: memoryview, entry: Entry, target: Target, merged: Merged, shard: Shard, found: list[FusedTensor]
 ) -> Iterator[Piece]:
     """The bytes of the tensor with its delta added; its line goes to ``found``."""
     weight = torch.frombuffer(raw, dtype=torch_dtype(entry, shard.path.name)).view(entry.shape)
@@ -87,7 +91,7 @@ def _fused(
     stored = weight if exact is weight else weight.copy_(exact)
     lost = 0.0 if exact is weight else _norm(exact.sub_(stored))
     del exact
-    if not is_finite(stored):
+    if not all(is_finite(part) for part in stored.flatten().split(_BLOCK)):
         raise MergeError(
             f"{entry.name} with {target.layer} does not fit into {entry.dtype}, or is not finite before; "
             "nothing was saved"
@@ -106,8 +110,8 @@ def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
 
 
-def _read(source: BufferedReader, entry: Entry, shard: Shard) -> bytearray:
-    raw = bytearray(entry.end - entry.begin)
+def _read(source: BufferedReader, entry: Entry, shard: Shard, buffer: bytearray) -> memoryview:
+    raw = memoryview(buffer)[: entry.end - entry.begin]
     if source.readinto(raw) != len(raw):
         raise changed(shard.path.name)
     return raw
