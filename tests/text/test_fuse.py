@@ -240,7 +240,7 @@ print(peak[0] - before)
 
 
 def test_memory_is_that_of_one_layer(tmp_path):
-    """A model of 400 MB in shards of 50 MB, whose tensors have 16 MB: two of these, and blocks."""
+    """A model of 400 MB in shards of 50 MB, whose tensors have 16 MB: less than four of these."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -261,5 +261,5 @@ def test_memory_is_that_of_one_layer(tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) < 3 * 2048 * 2048 * 4, f"{int(done.stdout) / 1e6:.0f} MB above the start"
+    assert int(done.stdout) < 4 * 2048 * 2048 * 4, f"{int(done.stdout) / 1e6:.0f} MB above the start"
     shutil.rmtree(tmp_path / "out")
