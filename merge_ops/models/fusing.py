@@ -15,7 +15,7 @@ from ..formats.verified import put_in_place, sync, sync_names
 from ..merged import Merged
 from ..recipes import Recipe
 from .base import RECIPE, BaseModel, read_base
-from .placing import find_targets
+from .placing import Target, find_targets
 from .streaming import FusedTensor, write_shard
 
 Progress = Callable[[int, int, str], None]
@@ -65,32 +65,38 @@ def fuse(
     """
     model = read_base(base)
     targets = find_targets(model, merged)
-    changes: list[FusedTensor] = []
-    if out is not None:
-        target = Path(out)
-        _check_target(model, target)
-        temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.part")
-        try:
-            temporary.mkdir()
-            for shard in model.shards:
-                report = _counted(progress, len(model.tensors), model.first_of(shard))
-                changes += write_shard(shard, temporary / shard.path.name, targets, merged, report)
-            _copy_files(model, merged, temporary)
-            put_in_place(temporary, target, overwrite=False)
-            sync_names(target.parent)
-        except OSError as error:
-            reason = error.strerror or error
-            raise MergeError(f"{target.name} could not be written: {reason}; nothing was saved") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if progress is not None:
-            progress(len(model.tensors), len(model.tensors), "")
+    changes = () if out is None else _write_folder(model, merged, targets, Path(out), progress)
     fused = {name: target.layer for name, target in targets.items()}
     names = (*(shard.path.name for shard in model.shards), *(file.name for file in model.files), RECIPE)
     return FuseReport(
-        "" if out is None else str(out), fused, tuple(changes), len(model.tensors), names, model.left_out,
+        "" if out is None else str(out), fused, changes, len(model.tensors), names, model.left_out,
         model.size,
     )  # fmt: skip
+
+
+def _write_folder(
+    model: BaseModel, merged: Merged, targets: dict[str, Target], out: Path, progress: Progress | None
+) -> tuple[FusedTensor, ...]:
+    """Write beside the target, and rename when all is there and verified."""
+    _check_target(model, out)
+    changes: list[FusedTensor] = []
+    temporary = out.with_name(f".{out.name[:80]}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.mkdir()
+        for shard in model.shards:
+            report = _counted(progress, len(model.tensors), model.first_of(shard))
+            changes += write_shard(shard, temporary / shard.path.name, targets, merged, report)
+        _copy_files(model, merged, temporary)
+        put_in_place(temporary, out, overwrite=False)
+        sync_names(out.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MergeError(f"{out.name} could not be written: {reason}; nothing was saved") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if progress is not None:
+        progress(len(model.tensors), len(model.tensors), "")
+    return tuple(changes)
 
 
 def _check_target(model: BaseModel, target: Path) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 import merge_ops
-from tests.text.models import ATTENTION, KINDS, MLP, save_adapters
+from merge_ops.models.transformers import AdapterPool
+from tests.text.models import ATTENTION, KINDS, MLP, make_model, save_adapters
 
 
 @pytest.fixture(scope="session", params=sorted(KINDS))
@@ -26,3 +27,16 @@ def llama_adapters(tmp_path_factory):
 @pytest.fixture(scope="session")
 def loras(adapters):
     return {name: merge_ops.load(path) for name, path in adapters.items()}
+
+
+@pytest.fixture
+def model():
+    return make_model("llama")
+
+
+@pytest.fixture
+def pool(model, llama_adapters):
+    made = AdapterPool(model)
+    for name, path in llama_adapters.items():
+        made.add(name, path)
+    return made
