@@ -33,7 +33,7 @@ print(peak[0] - before)
 
 
 def test_memory_is_that_of_one_layer(tmp_path):
-    """A model of 400 MB in shards of 50 MB, whose tensors have 16 MB: less than four of these."""
+    """A model of 400 MB in shards of 50 MB, whose tensors have 16 MB: two of these."""
     config = LlamaConfig(
         vocab_size=512, hidden_size=2048, intermediate_size=2048, num_hidden_layers=4,
         num_attention_heads=16, num_key_value_heads=16,
@@ -54,5 +54,5 @@ def test_memory_is_that_of_one_layer(tmp_path):
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) < 4 * 2048 * 2048 * 4, f"{int(done.stdout) / 1e6:.0f} MB above the start"
+    assert int(done.stdout) < 2.5 * 2048 * 2048 * 4, f"{int(done.stdout) / 1e6:.0f} MB above the start"
     shutil.rmtree(tmp_path / "out")
