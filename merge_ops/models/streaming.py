@@ -91,7 +91,7 @@ def _fused(
     stored = weight if exact is weight else weight.copy_(exact)
     lost = 0.0 if exact is weight else _norm(exact.sub_(stored))
     del exact
-    if not all(is_finite(part) for part in stored.flatten().split(_BLOCK)):
+    if not all(is_finite(part) for part in torch.split(stored.flatten(), _BLOCK)):
         raise MergeError(
             f"{entry.name} with {target.layer} does not fit into {entry.dtype}, or is not finite before; "
             "nothing was saved"
