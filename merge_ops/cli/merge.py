@@ -44,9 +44,17 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
         "merge",
         help="merge LoRAs into one file",
         description="Merge LoRAs into one file that loads at strength 1.",
-        epilog=f"{_method_help()}\n{_EXAMPLES}",
+        epilog=f"{method_help()}\n{_EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_merging(parser, argv)
+    add_base(parser)
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Add what says which LoRAs to merge, and how."""
     parser.add_argument(
         "loras", nargs="+", metavar="LORA[:WEIGHT]", help="a file or PEFT folder, and its weight (default: 1)"
     )
@@ -82,21 +90,24 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     add_base(how)
     for param in _params_of(argv).values():
         add_param(how, param)
-    add_output(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, merge, save and report."""
     if not args.output and not args.dry_run:
         raise ParameterError("say where to write with -o FILE, or use --dry-run")
+    finish(args, merged_from(args), args.rank)
+
+
+def merged_from(args: argparse.Namespace) -> Merged:
+    """Read the LoRAs and merge them as the options say."""
     specs = [split_weight(spec) for spec in args.loras]
     loras = alike_by_diffusers([load(path) for path, _ in specs])
     given = vars(args)
     names = {name for method in METHODS.values() for name in (p.name for p in method.params)}
     params = {name: given[name] for name in names if name in given}
     with progress_bar("merging") as progress:
-        merged = merge(
+        return merge(
             loras,
             [weight for _, weight in specs],
             args.method,
@@ -115,7 +126,6 @@ def run(args: argparse.Namespace) -> None:
             keep=args.keep,
             **params,
         )
-    finish(args, merged, args.rank)
 
 
 def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
@@ -136,7 +146,7 @@ def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
     if args.json:
         print_json({"merge": merged.report.to_dict(), "saved": saved.to_dict()})
         return
-    _print_summary(merged)
+    print_summary(merged)
     print_saved(saved)
 
 
@@ -201,7 +211,7 @@ def _params_of(argv: list[str]) -> dict[str, Param]:
     return {p.name: p for p in method.params} if method else {}
 
 
-def _method_help() -> str:
+def method_help() -> str:
     """What each method takes, for ``--help``."""
     lines = ["parameters of the methods:"]
     for method in METHODS.values():
@@ -210,7 +220,8 @@ def _method_help() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _print_summary(merged: Merged) -> None:
+def print_summary(merged: Merged) -> None:
+    """Print what was merged, and what was not."""
     counts = merged.outline.counts()
     print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
     for line in merged.outline.layers:
@@ -233,7 +244,7 @@ def _print_plan(merged: Merged, as_json: bool) -> None:
             result = "full rank" if line.rank_out is None else f"rank {line.rank_out}"
             rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
     print(table(rows))
-    _print_summary(merged)
+    print_summary(merged)
     print("dry run: nothing was written")
 
 

@@ -46,17 +46,17 @@ def write_verified(
         save_file(tensors, file, metadata)
         file.chmod(mode)  # safetensors lets only the owner read what it writes
         sort_metadata(file)
-        _sync(file)
+        sync(file)
         if config is not None:
             text = json.dumps(config, indent=2) + "\n"
             (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-            _sync(temporary / CONFIG_NAME)
-            _sync_names(temporary)
+            sync(temporary / CONFIG_NAME)
+            sync_names(temporary)
         whole = file if config is None else temporary
         _verify(whole, layers, stems, replaced)
         size = file.stat().st_size
-        _put_in_place(whole, target, overwrite)
-        _sync_names(target.parent)
+        put_in_place(whole, target, overwrite)
+        sync_names(target.parent)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise MergeError(f"{target.name} could not be written: {reason}; nothing was saved") from error
@@ -108,7 +108,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return np.array_equal(one, other)
 
 
-def _put_in_place(whole: Path, target: Path, overwrite: bool) -> None:
+def put_in_place(whole: Path, target: Path, overwrite: bool) -> None:
     """Give the finished file its name in one step; without ``overwrite`` a file that appeared is kept."""
     if whole.is_dir():
         if not target.is_dir():
@@ -147,13 +147,13 @@ def _replace_folder(whole: Path, target: Path) -> None:
             aside.rename(target)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold a file before the next step relies on it."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _sync_names(folder: Path) -> None:
+def sync_names(folder: Path) -> None:
     """The same for the names in a folder, where the system can: a new name outlives a power cut."""
     with suppress(OSError):  # Windows opens no folders, and some network file systems sync none
         handle = os.open(folder, os.O_RDONLY)

@@ -16,6 +16,7 @@ from ..architectures import flat_name
 from ..errors import IncompatibleLoraError
 from ..formats.names import DOTTED_COMPONENTS
 from ..merged import Merged
+from .exchange import Modules
 from .weights import FindModule, Patch
 
 
@@ -59,16 +60,17 @@ def finder(target: Any) -> FindModule:
     """A function from a layer's name to its module in a pipeline or model; None where there is none."""
     modules = {name: dict(component.named_modules()) for name, component in _components(target).items()}
     # layers of a text model that is no part of a pipeline are named by their paths in it
-    alone = dict(target.named_modules()) if isinstance(target, nn.Module) else {}
+    elsewhere = Modules(target).find if isinstance(target, nn.Module) else lambda _: None
     denoiser = modules.get("transformer") or modules.get("unet") or {}
     flat = {flat_name(f"unet.{path}"): module for path, module in denoiser.items()}
 
     def find(layer: str) -> nn.Module | None:
         component, _, path = layer.partition(".")
         if not component.startswith("text_encoder"):
-            return flat.get(flat_name(layer)) or alone.get(layer)
+            return flat.get(flat_name(layer)) or elsewhere(layer)
         own = modules.get(component, {})
         # transformers 5 dropped the level "text_model" that older versions and all files have
-        return own.get(path) or own.get(path.removeprefix("text_model.")) or alone.get(layer)
+        found = own.get(path) or own.get(path.removeprefix("text_model."))
+        return found or elsewhere(layer)
 
     return find

@@ -42,21 +42,14 @@ class Patch:
         """
         names = dict.fromkeys((*merged.replaced, *merged.layers))
         modules = {name: found for name in names if (found := self._module(name)) is not None}
-        _check(merged, modules)
+        check_fits(merged, modules)
         self.restore()
         self.matched = tuple(name for name in merged.layers if name in modules)
         self.unmatched = tuple(name for name in names if name not in modules)
         try:
-            for name, weight in merged.replaced.items():
-                if name in modules:
-                    self._put(name, parameter(modules[name], name), weight.value)
-            for name in self.matched:
-                module = modules[name]
-                weight_now = parameter(module, name)
-                delta = merged.delta(name, device=weight_now.device) * strength
-                delta = delta.T if _is_turned(merged, name, module) else delta
-                changed = weight_now.detach().to(torch.float32) + delta.reshape(weight_now.shape)
-                self._put(name, weight_now, changed)
+            for name, module in modules.items():
+                weight = parameter(module, name)
+                self._put(name, weight, merged_weight(merged, name, module, weight, strength))
         except BaseException:
             self.restore()
             raise
@@ -64,7 +57,7 @@ class Patch:
     def restore(self) -> None:
         """Put the original weights back; calling it again does nothing."""
         with torch.no_grad():
-            for name, original in self._originals.items():
+            for name, original in reversed(self._originals.items()):
                 module = self._module(name)
                 if module is not None:
                     parameter(module, name).copy_(original)
@@ -75,7 +68,7 @@ class Patch:
 
     def _put(self, name: str, weight: Tensor, value: Tensor) -> None:
         with torch.no_grad():
-            self._originals.setdefault(name, weight.to("cpu", copy=True))
+            self._originals[name] = weight.to("cpu", copy=True)
             weight.copy_(value)
 
     def __enter__(self) -> Patch:
@@ -87,14 +80,38 @@ class Patch:
         self.restore()
 
 
+def owner_of(module: nn.Module) -> nn.Module:
+    """What holds the weight of a module: itself, or the base layer that PEFT has wrapped."""
+    base = getattr(module, "base_layer", module)
+    return base if isinstance(base, nn.Module) else module
+
+
+def attribute_of(layer: str) -> str:
+    """The name of a layer's parameter in its module."""
+    return "bias" if layer.endswith(".bias") else "weight"
+
+
+def merged_weight(
+    merged: Merged, name: str, module: nn.Module, weight: Tensor, strength: float = 1.0
+) -> Tensor:
+    """What becomes of ``weight``, the parameter of a layer: in float32 where a delta is added to it."""
+    replacement = merged.replaced.get(name)
+    before = weight.detach() if replacement is None else replacement.value.to(weight.device)
+    if name not in merged.results:
+        return before
+    delta = merged.delta(name, device=weight.device) * strength
+    delta = delta.T if is_turned(merged, name, module) else delta
+    return before.to(torch.float32) + delta.reshape(weight.shape)
+
+
 def parameter(module: nn.Module, layer: str) -> Tensor:
     """The weight of a module, or its bias for ``layer.bias``; of the base layer where PEFT has wrapped it.
 
     Raises:
         IncompatibleLoraError: if it has none.
     """
-    name = "bias" if layer.endswith(".bias") else "weight"
-    found = getattr(getattr(module, "base_layer", module), name, None)
+    name = attribute_of(layer)
+    found = getattr(owner_of(module), name, None)
     if not isinstance(found, Tensor):
         raise IncompatibleLoraError(
             f"{layer} is a {type(module).__name__} without a {name} that a LoRA could be added to"
@@ -102,18 +119,18 @@ def parameter(module: nn.Module, layer: str) -> Tensor:
     return found
 
 
-def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
+def is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
     """True if the module stores its weight the other way round than the adapter's file says.
 
     PEFT keeps one ``fan_in_fan_out`` for a whole adapter, so where linear layers and transformers' Conv1D
     (which stores (in, out)) are mixed, the flag is wrong for one of them; the module itself knows.
     """
     layout = merged.layer(name).template.layout
-    stores_in_out = type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
+    stores_in_out = type(owner_of(module)).__name__ == "Conv1D"
     return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != stores_in_out
 
 
-def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
+def check_fits(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse before anything is changed: no layer in common, or a weight that cannot take its delta."""
     if not modules:
         shown = ", ".join(merged.layers[:3])
@@ -135,7 +152,7 @@ def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
             raise IncompatibleLoraError(f"the weight of {name} {state}; a merge cannot be added to it")
         if name in merged.results:
             shape = merged.layer(name).template.weight_shape
-            _check_shape(name, shape[::-1] if _is_turned(merged, name, module) else shape, weight)
+            _check_shape(name, shape[::-1] if is_turned(merged, name, module) else shape, weight)
         if name in merged.replaced:
             _check_shape(name, tuple(merged.replaced[name].value.shape), weight)
 

@@ -1,0 +1,161 @@
+"""A transformers folder as it lies on the disk: its shards, and where each tensor is, without reading any."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoraFormatError
+from ..formats.header import Entry, parse_header, shown
+from ..formats.lookalike import refuse_by_bytes
+
+CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+RECIPE = "lora_alloy.json"  # what a fused model was made with
+_MAX_HEADER = 100 << 20  # the limit of the safetensors format itself
+_MAX_JSON = 64 << 20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
+_ABOUT_THE_BASE = ("README.md", RECIPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file. ``header`` is all that lies before the data, with the length in front."""
+
+    path: Path
+    header: bytes
+    entries: tuple[Entry, ...]  # in the order of their data
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + (self.entries[-1].end if self.entries else 0)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A folder that ``from_pretrained`` of transformers takes."""
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    files: tuple[Path, ...]  # the other files that belong to the model
+    left_out: tuple[str, ...]  # names of what does not: weights in other formats, folders, the model card
+
+    @cached_property
+    def tensors(self) -> dict[str, Entry]:
+        """Every tensor of every shard by its name."""
+        return {entry.name: entry for shard in self.shards for entry in shard.entries}
+
+    def first_of(self, shard: Shard) -> int:
+        """How many tensors the shards before this one hold."""
+        return sum(len(s.entries) for s in self.shards[: self.shards.index(shard)])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(s.size for s in self.shards) + sum(file.stat().st_size for file in self.files)
+
+    def said(self, key: str) -> Any:
+        """What the configuration says; else what that of the text part of a larger model says."""
+        inner = self.config.get("text_config")
+        return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
+
+
+def read_base(path: str | os.PathLike[str]) -> BaseModel:
+    """Look at the headers of a folder with ``config.json`` and ``model.safetensors``, whole or in shards.
+
+    Raises:
+        LoraFormatError: if it is not such a folder, or a shard is missing, damaged or cut off; names it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise LoraFormatError(f"there is no folder {folder.name!r}; give a transformers folder")
+    if not (folder / CONFIG).is_file():
+        raise LoraFormatError(f"{folder.name} has no {CONFIG}; give a transformers folder")
+    config = _read_json(folder / CONFIG)
+    names = _shard_names(folder)
+    shards = tuple(read_shard(folder / name) for name in names)
+    _refuse_twice(shards)
+    others = [file for file in sorted(folder.iterdir()) if file.name not in names]
+    kept = tuple(file for file in others if _belongs(file, names))
+    left_out = tuple(file.name for file in others if file not in kept)
+    return BaseModel(folder, config, shards, kept, left_out)
+
+
+def read_shard(path: Path) -> Shard:
+    """The header of one safetensors file, checked against the size of the file."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(64)
+            refuse_by_bytes(path.name, start, size)
+            length = struct.unpack("<Q", start[:8])[0]
+            if length > _MAX_HEADER or length + 8 > size:
+                raise LoraFormatError(f"{path.name} is cut off or not a safetensors file; download it again")
+            file.seek(0)
+            header = file.read(8 + length)
+    except OSError as error:
+        raise LoraFormatError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    entries, _ = parse_header(header[8:], path.name)
+    shard = Shard(path, header, tuple(entries))
+    if shard.size != size:
+        raise LoraFormatError(f"{path.name} needs {shard.size} bytes and has {size}; download it again")
+    return shard
+
+
+def _shard_names(folder: Path) -> list[str]:
+    """The files that transformers would read, in order."""
+    if (folder / WHOLE).is_file():
+        return [WHOLE]
+    if not (folder / INDEX).is_file():
+        hint = " (pickled weights: convert them)" if any(folder.glob("*.bin")) else ""
+        raise LoraFormatError(f"{folder.name} has neither {WHOLE} nor {INDEX}{hint}")
+    listed = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise LoraFormatError(f"{folder.name}/{INDEX} has no weight_map; download it again")
+    names = set()
+    for name in listed.values():
+        plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+        if not plain or "\\" in name:
+            raise LoraFormatError(f"{folder.name}/{INDEX} names {shown(name)}, which is no safetensors file")
+        if not (folder / name).is_file():
+            raise LoraFormatError(f"{folder.name} has no {name}, which its index names; download it")
+        names.add(name)
+    return sorted(names)
+
+
+def _belongs(file: Path, shards: list[str]) -> bool:
+    """True for what a fused model needs too: configuration, tokenizer, the index of its shards, code."""
+    if file.name.endswith(".index.json"):
+        return file.name == INDEX and shards != [WHOLE]
+    about_weights = file.suffix.lower() in _WEIGHTS or file.name in _ABOUT_THE_BASE
+    return file.is_file() and not about_weights and not file.name.startswith(".")
+
+
+def _refuse_twice(shards: tuple[Shard, ...]) -> None:
+    seen: dict[str, str] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            if entry.name in seen:
+                raise LoraFormatError(f"{entry.name} is in {seen[entry.name]} and in {shard.path.name}")
+            seen[entry.name] = shard.path.name
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    where = f"{file.parent.name}/{file.name}"
+    try:
+        if file.stat().st_size > _MAX_JSON:
+            raise LoraFormatError(f"{where} is too large")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoraFormatError(f"{where} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise LoraFormatError(f"{where} is not valid JSON") from error
+    if not isinstance(found, dict):
+        raise LoraFormatError(f"{where} is not a JSON object")
+    return found
