@@ -87,7 +87,6 @@ def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         default="peft",
         help="whose arithmetic DoRA and OFT follow where programs differ (default: peft)",
     )
-    add_base(how)
     for param in _params_of(argv).values():
         add_param(how, param)
 
