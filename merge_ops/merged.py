@@ -53,13 +53,17 @@ class MergedLayer:
             return merge_deltas(self.stack, self.settings, self.thresholds, device, scratch)
         return pair[0] @ pair[1]
 
-    def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor] | None:
-        """Float32 ``(up (out, r), down (r, in))`` with every scale folded in; None if it is full rank."""
+    def factors(self, device: torch.device | None = None, even: bool = True) -> tuple[Tensor, Tensor] | None:
+        """Float32 ``(up (out, r), down (r, in))`` with every scale folded in; None if it is full rank.
+
+        A sum has its scales on both factors, or not ``even`` on ``up`` alone: ``down`` is then as the LoRAs
+        hold it, and needs no rounding in their dtype.
+        """
         if self.fixed is not None:
             up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
             return up if self.fixed.scale == 1 else up * self.fixed.scale, down
         if self.is_low_rank:
-            return concatenated(self.stack, self.settings.scale, device)
+            return concatenated(self.stack, self.settings.scale, device, even)
         return None
 
     def value(

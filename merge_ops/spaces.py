@@ -86,10 +86,12 @@ def sparing_memory() -> Iterator[None]:
         _sparing.reset(token)
 
 
-def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -> tuple[Tensor, Tensor]:
+def concatenated(
+    stack: LayerStack, scale: float, device: torch.device | None, even: bool = True
+) -> tuple[Tensor, Tensor]:
     """The exact weighted sum of the low-rank parts as one pair: ups side by side, downs stacked (``cat``).
 
-    Each product ``scale * weight * alpha / rank`` is split evenly over both factors.
+    Each product ``scale * weight * alpha / rank`` is split evenly over both factors, or all on ``up``.
     """
     where = device or stack.parts[0].device
     parts, weights = stack.low_rank()
@@ -97,10 +99,13 @@ def concatenated(stack: LayerStack, scale: float, device: torch.device | None) -
     up, down = torch.empty((rows, inner), device=where), torch.empty((inner, columns), device=where)
     start = 0
     for part, weight in zip(parts, weights, strict=True):
-        on_up, on_down = _split(scale * weight * part.scale)
+        factor = scale * weight * part.scale
+        on_up, on_down = _split(factor) if even else (factor, 1.0)
         end = start + part.rank
         up[:, start:end].copy_(part.up).mul_(on_up)
-        down[start:end].copy_(part.down).mul_(on_down)
+        down[start:end].copy_(part.down)
+        if on_down != 1:
+            down[start:end].mul_(on_down)
         start = end
     return up, down
 

@@ -28,8 +28,10 @@ _INFINITY = {
 }
 
 
-def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_container(path: Path, finite: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is.
+
+    NaN and infinity are looked for, unless the tensors are compared with some that are ``finite``.
 
     The tensors are copies in memory. A mapped file would do until somebody writes into it: a LoRA that is
     trained again under its name would change under a merge, and one that is cut off would end the process.
@@ -47,7 +49,7 @@ def read_container(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise changed(path.name)
     tensors = {entry.name: _tensor(data, entry, path.name) for entry in entries}
-    damaged = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    damaged = next((name for name, t in tensors.items() if not (finite or is_finite(t))), None)
     if damaged is not None:
         raise LoraFormatError(
             f"{path.name}: {damaged} holds NaN or infinity; the file is damaged, use another copy"

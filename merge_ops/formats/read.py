@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> Lora:
 
 
 def read_back(path: Path) -> Lora:
-    """``load`` without the checksum, for a file that was just written and is compared in full."""
+    """``load`` without checksum and search for NaN, for a file just written that is compared in full."""
     return _load(path, None)
 
 
@@ -67,7 +67,7 @@ def _load(where: Path, digest: Digest) -> Lora:
     if not is_file:
         raise LoraFormatError(f"there is no file {where.name!r}; check the path")
     with _unchanged(where):
-        tensors, metadata = read_container(where)
+        tensors, metadata = read_container(where, finite=digest is None)
         in_folder = (where.parent / CONFIG_NAME).is_file()
         if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
             return _load_peft_folder(where.parent, where, digest)
@@ -122,7 +122,7 @@ def _read_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
             " (adapter_model.bin is a pickle: convert it)" if (folder / "adapter_model.bin").is_file() else ""
         )
         raise LoraFormatError(f"{folder.name} has no {WEIGHTS_NAME}{pickled}; give a PEFT adapter folder")
-    tensors, metadata = read_container(file)
+    tensors, metadata = read_container(file, finite=digest is None)
     base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")
     component = _COMPONENT_OF_CLASS.get(base_class)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..merged import Merged, MergedLayer
@@ -20,7 +19,7 @@ from ..scratch import Scratch
 from ..types import LowRank
 from .container import is_finite
 from .described import file_metadata, peft_config
-from .error import rounding_error, truncation_error
+from .rounding import rounded, truncation_error
 from .verified import EXISTS, write_verified
 from .write import FORMATS, file_tensors, module_names, replaced_tensors, resolve_format
 
@@ -162,7 +161,8 @@ def _round(
     """
     if layer.template.layout == "vector":
         return _round_vector(name, layer, dtype)
-    exact, limit, kept = layer.value(scratch=scratch), _limit(layer, rank), 1.0
+    exact = layer.factors(even=False) or layer.matrix(scratch=scratch)
+    limit, kept = _limit(layer, rank), 1.0
     whole = isinstance(exact, tuple) and exact[1].shape[0] <= limit
     if isinstance(exact, tuple) and whole:
         up, down = exact
@@ -170,13 +170,14 @@ def _round(
         found = layer.svd(limit, exact)
         (up, down), kept = found.balanced(), found.energy_kept
     scale = 1.0 if alpha is None else alpha / down.shape[0]
-    up, down = _balance(up / scale, down)
+    up, down, error, norm = rounded(up if scale == 1 else up / scale, down, dtype)
     model = layer.template
-    stored = LowRank(
-        up.to(dtype), down.to(dtype), scale, model.layout, model.kernel, padded_to=layer.padded_to
-    )
+    stored = LowRank(up, down, scale, model.layout, model.kernel, padded_to=layer.padded_to)
     _check_finite(name, stored, dtype)
-    error, norm = rounding_error(up, down, stored) if whole else truncation_error(exact, stored)
+    if whole:
+        error, norm = error * scale**2, norm * scale**2
+    else:
+        error, norm = truncation_error(exact, stored)
     relative = math.sqrt(error / norm) if norm else 0.0
     return stored, SavedLayer(name, stored.rank, layer.energy_kept * kept, relative), error, norm
 
@@ -196,15 +197,3 @@ def _round_vector(
 def _check_finite(name: str, stored: LowRank, dtype: torch.dtype) -> None:
     if not (is_finite(stored.up) and is_finite(stored.down)):
         raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
-
-
-def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Even out each column of ``up`` and row of ``down`` by a power of two.
-
-    That is exact, and it keeps half precision away from its smallest numbers.
-    """
-    # for columns, torch's own norm takes several times as long
-    sizes_up, sizes_down = up.square().sum(dim=0).sqrt(), down.norm(dim=1)
-    ratio = torch.where((sizes_up > 0) & (sizes_down > 0), sizes_down / sizes_up, torch.ones_like(sizes_up))
-    factor = torch.exp2((ratio.log2() / 2).round())
-    return up * factor, down / factor[:, None]

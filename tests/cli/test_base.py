@@ -32,7 +32,20 @@ def test_merging_against_a_base(reader, files, capsys):
     """The same as the library; the recipe in the file makes it again with ``--base``."""
     loras = [str(files / f"{name}.safetensors") for name in ("ink", "mia")]
     out, again, base = (str(files / f"{name}.safetensors") for name in ("out", "again", "base"))
-    how = ("--base", base, "--reader", reader, "--keep", "mia", "--method", "ties", "--rank", "5", "--dtype", "float32")
+    how = (
+        "--base",
+        base,
+        "--reader",
+        reader,
+        "--keep",
+        "mia",
+        "--method",
+        "ties",
+        "--rank",
+        "5",
+        "--dtype",
+        "float32",
+    )
     code, _, err = run_here(capsys, "merge", *loras, *how, "-o", out)
     assert code == 0, err
     wanted = merge_ops.merge(
