@@ -10,7 +10,7 @@ import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
 from .architectures import check_structure, named_alike
-from .base import agreed, base_weights, bind
+from .base import base_weights, bind
 from .batches import batches, merge_batch
 from .blocks import BlockStrengths, block_strengths
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
@@ -18,6 +18,7 @@ from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .lineup import line_up
 from .merged import Merged, MergedLayer
 from .registry import get_method
+from .replaced import agreed
 from .scratch import Scratch
 from .spaces import LayerStack, Settings, find_thresholds, merge_factors
 from .types import Lora, LowRank
@@ -80,9 +81,10 @@ def merge(
         IncompatibleLoraError: if two LoRAs disagree about the shape of a layer or about a whole weight, or
             an adapter needs the base model and it is not given.
     """
-    loras = named_alike(bind(list(loras), base_weights(base), reader))
+    weights_of_base = base_weights(base)
+    loras = named_alike(bind(list(loras), weights_of_base, reader))
     check_structure(loras)
-    replaced = agreed(loras, keep)
+    replaced = agreed(loras, keep, weights_of_base)
     weights = _checked_weights(loras, weights)
     text_weights = weights if text_weights is None else _checked_weights(loras, text_weights)
     strengths = _checked_blocks(loras, blocks)

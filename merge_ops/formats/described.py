@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..types import Lora, LowRank, Replacement
 from .carried import HUB_NAME, carried_over, hashes
+from .experts import expert_of
 from .read import DIFFUSERS_METADATA
+from .tokens import TOKENS, tokens_config
 from .whole import BIAS, EMBEDDING
 from .write import component_of, matrices_of, without_component
 
@@ -52,6 +54,8 @@ def peft_config(
     """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
     matrices = matrices_of(layers)
     by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in matrices.items()}
+    targets = [path for path in sorted(by_path) if not expert_of(path)]
+    by_path = {(expert_of(path) or (path,))[0]: layer for path, layer in by_path.items()}
     inherited = next((lora.config for lora in loras if lora.config), {})
     kept = {key: inherited[key] for key in ("task_type", "auto_mapping", "revision") if inherited.get(key)}
     base = inherited.get("base_model_name_or_path")
@@ -61,7 +65,9 @@ def peft_config(
         "peft_type": "LORA",
         **kept,
         **_rank_config(by_path),
-        "target_modules": sorted(by_path),
+        "target_modules": targets,
+        "target_parameters": sorted(by_path.keys() - set(targets)) or None,
+        "trainable_token_indices": tokens_config(replaced, stems),
         "fan_in_fan_out": any(layer.layout == "fan_in_fan_out" for layer in layers.values()),
         **_whole_config(replaced, loras),
         "lora_bias": len(matrices) < len(layers),
@@ -74,12 +80,12 @@ def peft_config(
 def _whole_config(replaced: dict[str, Replacement], loras: list[Lora]) -> dict[str, Any]:
     """What makes PEFT expect trained biases and heads."""
     biases = any(weight.why == BIAS for weight in replaced.values())
+    known = [str(m) for lora in loras for m in (lora.config or {}).get("modules_to_save") or []]
     heads = [
         name.removesuffix(".bias")
         for name, weight in replaced.items()
-        if weight.why != EMBEDDING and weight.why != BIAS
+        if weight.why not in (BIAS, TOKENS) and (weight.why != EMBEDDING or name.endswith(tuple(known)))
     ]
-    known = [str(m) for lora in loras for m in (lora.config or {}).get("modules_to_save") or []]
     ends = {next((m for m in known if head.endswith(m)), head) for head in heads}
     return {"bias": "all" if biases else "none", "modules_to_save": sorted(ends) or None}
 

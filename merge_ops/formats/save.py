@@ -21,6 +21,7 @@ from ..types import LowRank
 from .container import is_finite
 from .described import file_metadata, peft_config
 from .error import rounding_error, truncation_error
+from .experts import at_one_rank
 from .verified import EXISTS, write_verified
 from .write import FORMATS, file_tensors, module_names, replaced_tensors, resolve_format
 
@@ -100,8 +101,11 @@ def save(
         layers[name], line, error, norm = _round(name, merged.layer(name), rank, dtype, alpha, scratch)
         saved.append(line)
         squares = [squares[0] + error, squares[1] + norm]
+    layers = at_one_rank(layers)
     recipe = recipe_of(merged, rank)
-    tensors = file_tensors(layers, stems, form) | replaced_tensors(merged.replaced, stems, form)
+    tensors = file_tensors(layers, stems, form) | replaced_tensors(
+        merged.replaced, stems, form, layers
+    )
     metadata = file_metadata(layers, form, merged.loras, recipe, target.stem, tensors)
     config = peft_config(layers, stems, merged.loras, merged.replaced) if form == "peft" else None
     size = write_verified(target, tensors, metadata, config, layers, stems, merged.replaced, overwrite)

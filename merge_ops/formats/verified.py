@@ -79,9 +79,9 @@ def _verify(
         raise MergeError(
             f"the file read back has {len(read)} layers instead of {len(layers)}; nothing was saved"
         )
-    values = [weight.value for weight in whole.replaced.values()]
     for name, weight in replaced.items():
-        if not any(_same_bits(value, weight.value.cpu()) for value in values):
+        alike = (other for other in whole.replaced.values() if other.rows == weight.rows)
+        if not any(_same_bits(other.value, weight.value.cpu()) for other in alike):
             raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
     for name, layer in layers.items():
         found = read.get((stems[name], _is_bias(name)))

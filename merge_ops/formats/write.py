@@ -8,14 +8,16 @@ factors: diffusers takes the most common alpha for attention layers, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor
 
 from ..errors import MergeError
 from ..types import Lora, LowRank, Replacement
+from .experts import expert_of, stacked
 from .names import DOTTED_COMPONENTS, kohya_name
+from .tokens import KEY as TOKENS_KEY
 
 FORMATS = ("kohya", "diffusers", "peft")
 _AUTO = {
@@ -80,9 +82,14 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
     down, up = (
         (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
     )
-    tensors: dict[str, Tensor] = {}
+    experts = {stems[name]: layer for name, layer in layers.items() if expert_of(name)}
+    if experts and form != "peft":
+        raise MergeError(f"{next(iter(experts))} is an expert's, which {form} files cannot hold; use format='peft'")
+    tensors = stacked(experts)
     for name, layer in layers.items():
         stem = stems[name]
+        if stem in experts:
+            continue
         if layer.layout == "vector":
             tensors[_key_of_vector(name, stem, form, layers)] = layer.up.flatten()
             continue
@@ -101,7 +108,9 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def replaced_tensors(replaced: dict[str, Replacement], stems: dict[str, str], form: str) -> dict[str, Tensor]:
+def replaced_tensors(
+    replaced: dict[str, Replacement], stems: dict[str, str], form: str, layers: Container[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of weights that are held whole.
 
     Raises:
@@ -110,8 +119,15 @@ def replaced_tensors(replaced: dict[str, Replacement], stems: dict[str, str], fo
     tensors = {}
     for name, weight in replaced.items():
         last = "bias" if name.endswith(".bias") else "weight"
-        if form == "peft":
+        if weight.rows and form != "peft":
+            raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
+        if weight.rows:
+            key = stems[name] + TOKENS_KEY
+        elif form == "peft" and weight.is_vocabulary and name in layers:
+            key = f"{stems[name]}.base_layer.{last}"  # where PEFT puts a LoRA on a resized embedding
+        elif form == "peft":
             own = weight.key.startswith("base_model.model.") and weight.key.endswith(f".{last}")
+            own = own and not (weight.is_vocabulary and ".base_layer." in weight.key)
             key = weight.key if own else f"{stems[name]}.{last}"
         elif form == "kohya" and last == "weight":
             key = f"{stems[name]}.set_weight"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 from ..architectures import guess
 from ..errors import IncompatibleLoraError
 from ..merged import Merged
+from ..types import Replacement
 
 FindModule = Callable[[str], nn.Module | None]
+_EXPERT = re.compile(r"(?P<module>.+)\.(?P<parameter>[^.]+)\[(?P<expert>\d+)\]")
 
 
 class Patch:
@@ -49,7 +53,8 @@ class Patch:
         try:
             for name, weight in merged.replaced.items():
                 if name in modules:
-                    self._put(name, parameter(modules[name], name), weight.value)
+                    weight_now = parameter(modules[name], name)
+                    self._put(name, weight_now, _with_rows(weight_now, weight))
             for name in self.matched:
                 module = modules[name]
                 weight_now = parameter(module, name)
@@ -71,7 +76,8 @@ class Patch:
         self._originals = {}
 
     def _module(self, name: str) -> nn.Module | None:
-        return self._find(name.removesuffix(".bias"))
+        expert = _EXPERT.fullmatch(name)
+        return self._find(expert["module"] if expert else name.removesuffix(".bias"))
 
     def _put(self, name: str, weight: Tensor, value: Tensor) -> None:
         with torch.no_grad():
@@ -90,12 +96,17 @@ class Patch:
 def parameter(module: nn.Module, layer: str) -> Tensor:
     """The weight of a module, or its bias for ``layer.bias``; of the base layer where PEFT has wrapped it.
 
+    For ``layer.name[2]`` it is the matrix of expert 2 in the parameter ``name``.
+
     Raises:
         IncompatibleLoraError: if it has none.
     """
-    name = "bias" if layer.endswith(".bias") else "weight"
+    expert = _EXPERT.fullmatch(layer)
+    name = expert["parameter"] if expert else "bias" if layer.endswith(".bias") else "weight"
     found = getattr(getattr(module, "base_layer", module), name, None)
-    if not isinstance(found, Tensor):
+    if expert and isinstance(found, Tensor) and found.ndim == 3 and int(expert["expert"]) < found.shape[0]:
+        return found.detach()[int(expert["expert"])]
+    if expert or not isinstance(found, Tensor):
         raise IncompatibleLoraError(
             f"{layer} is a {type(module).__name__} without a {name} that a LoRA could be added to"
         )
@@ -108,6 +119,8 @@ def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
     PEFT keeps one ``fan_in_fan_out`` for a whole adapter, so where linear layers and transformers' Conv1D
     (which stores (in, out)) are mixed, the flag is wrong for one of them; the module itself knows.
     """
+    if _EXPERT.fullmatch(name):
+        return bool(getattr(module, "is_transposed", False))
     layout = merged.layer(name).template.layout
     stores_in_out = type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
     return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != stores_in_out
@@ -137,7 +150,62 @@ def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
             shape = merged.layer(name).template.weight_shape
             _check_shape(name, shape[::-1] if _is_turned(merged, name, module) else shape, weight)
         if name in merged.replaced:
-            _check_shape(name, tuple(merged.replaced[name].value.shape), weight)
+            _check_whole(name, merged.replaced[name], weight)
+    _check_experts(merged, modules)
+    _check_ties(merged, modules)
+
+
+def _check_whole(name: str, whole: Replacement, weight: Tensor) -> None:
+    """Refuse a weight that does not fit, and tokens that the model does not have."""
+    shape = tuple(whole.value.shape)
+    needed = max(whole.rows) + 1 if whole.rows else shape[0]
+    same_width = len(shape) == weight.ndim == 2 and shape[1] == weight.shape[1]
+    if whole.is_vocabulary and same_width and (needed > weight.shape[0] or not whole.rows):
+        if needed != weight.shape[0]:
+            raise IncompatibleLoraError(
+                f"{name} has {weight.shape[0]} tokens in the model, and the merge holds "
+                f"{'one at index ' + str(needed - 1) if whole.rows else needed}; "
+                f"call model.resize_token_embeddings({needed}) first"
+            )
+    elif not (whole.rows and same_width):
+        _check_shape(name, shape, weight)
+
+
+def _check_experts(merged: Merged, modules: dict[str, nn.Module]) -> None:
+    """Refuse a merge with fewer experts than the parameter has: it is of another model."""
+    counts = Counter(found.group("module", "parameter") for n in modules if (found := _EXPERT.fullmatch(n)))
+    for name, module in modules.items():
+        if (found := _EXPERT.fullmatch(name)) and found["expert"] == "0":
+            whole = getattr(getattr(module, "base_layer", module), found["parameter"])
+            count = counts[found.group("module", "parameter")]
+            if merged.blocks == [None] * len(merged.loras) and count != whole.shape[0]:
+                raise IncompatibleLoraError(
+                    f"{name[:-3]} has {whole.shape[0]} experts in the model and {count} in the LoRA; "
+                    "the LoRA is for another base model"
+                )
+
+
+def _check_ties(merged: Merged, modules: dict[str, nn.Module]) -> None:
+    """Refuse different values for two names of one weight, as of tied embeddings."""
+    seen: dict[int, str] = {}
+    for name in merged.replaced:
+        if name in modules:
+            other = seen.setdefault(parameter(modules[name], name).data_ptr(), name)
+            a, b = merged.replaced[other], merged.replaced[name]
+            if a.rows != b.rows or a.value.shape != b.value.shape or not torch.equal(a.value, b.value):
+                raise IncompatibleLoraError(
+                    f"{other} and {name} are one weight in this model, and the merge holds different values "
+                    "for them; untie them in the model first"
+                )
+
+
+def _with_rows(weight: Tensor, whole: Replacement) -> Tensor:
+    """The whole weight that is put in place: with ``rows`` the model's, with these rows exchanged."""
+    if not whole.rows:
+        return whole.value
+    changed = weight.detach().clone()
+    changed[list(whole.rows)] = whole.value.to(changed)
+    return changed
 
 
 def _check_shape(name: str, shape: tuple[int, ...], weight: Tensor) -> None:
