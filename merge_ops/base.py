@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .kinds import Bound, Hadamard, Kronecker, Scaling, Trained
-from .types import READERS, BaseDependent, Layer, Lora, Replacement
+from .types import READERS, BaseDependent, Layer, Lora
 
 # the base model's weight of a layer (``module.bias``: the module's bias), or None if it has none
 BaseWeights = Callable[[str], Tensor | None]

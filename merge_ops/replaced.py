@@ -15,8 +15,8 @@ from .types import Lora, Replacement
 def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None) -> dict[str, Replacement]:
     """The weights that take the place of the base model's, where the LoRAs agree on them or one is kept.
 
-    ``keep`` names the LoRA whose weights win. Rows of tokens are united, and of two embeddings the longer one is
-    taken if it begins with the other. They are not merged as differences, even beside a base model: what it
+    ``keep`` names the LoRA whose weights win. Rows of tokens are united, and of two embeddings the longer one
+    is taken if it begins with the other. They are not merged as differences, even beside a base model: what it
     holds for a new token is untrained, so a difference to it says nothing.
 
     Raises:
@@ -43,8 +43,8 @@ def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None)
         stranger = next((lora for lora in loras if name in lora.layers and name not in lora.replaced), None)
         if stranger is not None and not kept:
             raise IncompatibleLoraError(
-                f"{owners[0].name} replaces {name} ({found[name].why}), and {stranger.name} was trained on the "
-                f"base model's; say whose to keep with keep={owners[0].name!r}, or merge without one of them"
+                f"{owners[0].name} replaces {name} ({found[name].why}), and {stranger.name} was trained on "
+                f"the base model's; say whose to keep with keep={owners[0].name!r}, or merge without one of them"
             )
     return found
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..kinds import Scaling
 from ..types import Lora, LowRank, Replacement
 from .carried import HUB_NAME, carried_over, hashes
 from .experts import expert_of
+from .ia3 import ia3_config
 from .read import DIFFUSERS_METADATA
-from .tokens import TOKENS, tokens_config
+from .tokens import TOKENS, tokens_config, tokens_only_config
 from .whole import BIAS, EMBEDDING
 from .write import component_of, matrices_of, without_component
 
@@ -49,8 +51,9 @@ def file_metadata(
 
 
 def peft_config(
-    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora], replaced: dict[str, Replacement]
-) -> dict[str, Any]:
+    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora], replaced: dict[str, Replacement],
+    scaled: dict[str, Scaling],
+) -> dict[str, Any]:  # fmt: skip
     """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
     matrices = matrices_of(layers)
     by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in matrices.items()}
@@ -61,6 +64,14 @@ def peft_config(
     base = inherited.get("base_model_name_or_path")
     if isinstance(base, str) and HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
         kept["base_model_name_or_path"] = base
+    if scaled:
+        return {
+            **kept,
+            **ia3_config(scaled),
+            "modules_to_save": _whole_config(replaced, loras)["modules_to_save"],
+        }
+    if not layers and replaced and all(weight.rows for weight in replaced.values()):
+        return {**kept, **tokens_only_config(replaced, stems)}
     return {
         "peft_type": "LORA",
         **kept,

@@ -1,9 +1,10 @@
 """LoRAs of parameters with one matrix an expert (PEFT's ``target_parameters``), as one layer an expert.
 
-The layers of the parameter ``experts.down_proj`` are called ``experts.down_proj[0]``, ``experts.down_proj[1]``
-and so on, each a low-rank pair ``(out, in)`` whichever way round the model stores it. So every method takes an
-expert as a matrix of its own. PEFT stacks them: ``lora_A`` is ``(experts * r, in)``, expert by expert, and
-``lora_B`` is ``(out, r * experts)``, in which neighbours are experts.
+The layers of the parameter ``experts.down_proj`` are called ``experts.down_proj[0]``,
+``experts.down_proj[1]`` and so on, each a low-rank pair ``(out, in)`` whichever way round the model stores it.
+So every method takes an expert as a matrix of its own: TIES trims each by itself. PEFT stacks them: ``lora_A``
+is ``(experts * r, in)``, expert by expert, and ``lora_B`` is ``(out, r * experts)``, in which neighbours are
+experts.
 """
 
 from __future__ import annotations
@@ -60,15 +61,21 @@ def expert_layers(modules: dict[str, RawModule], config: dict[str, Any], file: s
 
 
 def _parameters(
-    path: str, targets: list[str], stems: dict[int, str], modules: dict[str, RawModule], config: dict[str, Any]
-) -> list[str]:  # fmt: skip
+    path: str,
+    targets: list[str],
+    stems: dict[int, str],
+    modules: dict[str, RawModule],
+    config: dict[str, Any],
+) -> list[str]:
     """The targeted parameters of a module, the innermost first."""
     names = set()
     for target in targets:
         parent, _, name = target.rpartition(".")
         if parent and f".{path}".endswith(f".{parent}"):
             names.add(name)
-        elif not parent and all(_is_stacked(f"{path}.{name}", modules[stem], config) for stem in stems.values()):
+        elif not parent and all(
+            _is_stacked(f"{path}.{name}", modules[stem], config) for stem in stems.values()
+        ):
             names.add(name)
     return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
@@ -140,4 +147,3 @@ def stacked(layers: dict[str, LowRank]) -> dict[str, Tensor]:
         tensors[f"{key}.lora_A.weight"] = torch.cat([layer.down for layer in ordered])
         tensors[f"{key}.lora_B.weight"] = torch.stack([layer.up for layer in ordered], dim=-1).flatten(1)
     return tensors
-

@@ -1,4 +1,4 @@
-"""Rows of embeddings that a PEFT folder trains one by one: ``trainable_token_indices``, and TrainableTokens."""
+"""Rows of embeddings that a PEFT folder trains one by one (``trainable_token_indices``, TrainableTokens)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import LoraFormatError
+from ..errors import LoraFormatError, MergeError
 from ..types import Replacement
 
 TOKENS = "an embedding of which single tokens are trained"
 KEY = ".token_adapter.trainable_tokens_delta"
-_KEYS = (KEY, ".trainable_tokens_delta")  # of a LoRA that trains tokens too, and of TrainableTokens alone
+ONLY_KEY = ".trainable_tokens_delta"  # where there is no LoRA besides (TrainableTokens)
+_KEYS = (KEY, ONLY_KEY)
 
 
 def token_rows(
@@ -55,3 +56,21 @@ def tokens_config(replaced: dict[str, Replacement], stems: dict[str, str]) -> di
         if weight.rows
     }
     return found or None
+
+
+def tokens_only_config(replaced: dict[str, Replacement], stems: dict[str, str]) -> dict[str, Any]:
+    """The configuration of a folder without any LoRA, which PEFT allows for tokens only as a kind of its own.
+
+    Raises:
+        MergeError: if modules train different tokens, which that kind cannot say.
+    """
+    if len({weight.rows for weight in replaced.values()}) > 1:
+        names = ", ".join(sorted(replaced))
+        raise MergeError(f"{names} train different tokens, which a PEFT folder without a LoRA cannot say")
+    found = tokens_config(replaced, stems) or {}
+    return {
+        "peft_type": "TRAINABLE_TOKENS",
+        "target_modules": sorted(found),
+        "token_indices": next(iter(found.values())),
+        "inference_mode": True,
+    }

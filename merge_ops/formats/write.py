@@ -18,6 +18,7 @@ from ..types import Lora, LowRank, Replacement
 from .experts import expert_of, stacked
 from .names import DOTTED_COMPONENTS, kohya_name
 from .tokens import KEY as TOKENS_KEY
+from .tokens import ONLY_KEY as TOKENS_ONLY_KEY
 
 FORMATS = ("kohya", "diffusers", "peft")
 _AUTO = {
@@ -84,7 +85,9 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
     )
     experts = {stems[name]: layer for name, layer in layers.items() if expert_of(name)}
     if experts and form != "peft":
-        raise MergeError(f"{next(iter(experts))} is an expert's, which {form} files cannot hold; use format='peft'")
+        raise MergeError(
+            f"{next(iter(experts))} is an expert's, which {form} files cannot hold; use format='peft'"
+        )
     tensors = stacked(experts)
     for name, layer in layers.items():
         stem = stems[name]
@@ -122,7 +125,7 @@ def replaced_tensors(
         if weight.rows and form != "peft":
             raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
         if weight.rows:
-            key = stems[name] + TOKENS_KEY
+            key = stems[name] + (TOKENS_KEY if layers else TOKENS_ONLY_KEY)
         elif form == "peft" and weight.is_vocabulary and name in layers:
             key = f"{stems[name]}.base_layer.{last}"  # where PEFT puts a LoRA on a resized embedding
         elif form == "peft":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..architectures import guess
 from ..errors import IncompatibleLoraError
+from ..kinds import Scaling
 from ..merged import Merged
 from ..types import Replacement
 
@@ -44,11 +45,14 @@ class Patch:
             IncompatibleLoraError: if no layer, or a layer of another shape, is found; the weights are then as
                 they were before the call.
         """
-        names = dict.fromkeys((*merged.replaced, *merged.layers))
+        names = dict.fromkeys((*merged.replaced, *merged.layers, *merged.scaled))
         modules = {name: found for name in names if (found := self._module(name)) is not None}
+        for name in [name for name in merged.scaled if name.endswith(".bias")]:
+            if name in modules and not _has_bias(modules[name]):  # PEFT's factors are those of a bias too
+                del names[name], modules[name]
         _check(merged, modules)
         self.restore()
-        self.matched = tuple(name for name in merged.layers if name in modules)
+        self.matched = tuple(name for name in (*merged.layers, *merged.scaled) if name in modules)
         self.unmatched = tuple(name for name in names if name not in modules)
         try:
             for name, weight in merged.replaced.items():
@@ -58,6 +62,9 @@ class Patch:
             for name in self.matched:
                 module = modules[name]
                 weight_now = parameter(module, name)
+                if name in merged.scaled:
+                    self._put(name, weight_now, _scaled(weight_now, merged.scaled[name], module, strength))
+                    continue
                 delta = merged.delta(name, device=weight_now.device) * strength
                 delta = delta.T if _is_turned(merged, name, module) else delta
                 changed = weight_now.detach().to(torch.float32) + delta.reshape(weight_now.shape)
@@ -122,8 +129,7 @@ def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
     if _EXPERT.fullmatch(name):
         return bool(getattr(module, "is_transposed", False))
     layout = merged.layer(name).template.layout
-    stores_in_out = type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
-    return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != stores_in_out
+    return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != _stores_in_out(module)
 
 
 def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
@@ -197,6 +203,22 @@ def _check_ties(merged: Merged, modules: dict[str, nn.Module]) -> None:
                     f"{other} and {name} are one weight in this model, and the merge holds different values "
                     "for them; untie them in the model first"
                 )
+
+
+def _scaled(weight: Tensor, factors: Scaling, module: nn.Module, strength: float) -> Tensor:
+    """The weight with its rows or columns scaled; of a Conv1D, which stores (in, out), turned."""
+    whole = weight.detach().to(torch.float32)
+    turned = whole.ndim == 2 and _stores_in_out(module)
+    change = factors.change(whole.T if turned else whole, "peft") * strength
+    return whole + (change.T if turned else change)
+
+
+def _stores_in_out(module: nn.Module) -> bool:
+    return type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return getattr(getattr(module, "base_layer", module), "bias", None) is not None
 
 
 def _with_rows(weight: Tensor, whole: Replacement) -> Tensor:
