@@ -16,8 +16,8 @@ def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None)
     """The weights that take the place of the base model's, where the LoRAs agree on them or one is kept.
 
     ``keep`` names the LoRA whose weights win. Rows of tokens are united, and of two embeddings the longer one
-    is taken if it begins with the other. They are not merged as differences, even beside a base model: what it
-    holds for a new token is untrained, so a difference to it says nothing.
+    is taken if it begins with the other. They are not merged as differences, even beside a base model: what
+    it holds for a new token is untrained, so a difference to it says nothing.
 
     Raises:
         ParameterError: if no LoRA of that name has such weights.
@@ -44,7 +44,8 @@ def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None)
         if stranger is not None and not kept:
             raise IncompatibleLoraError(
                 f"{owners[0].name} replaces {name} ({found[name].why}), and {stranger.name} was trained on "
-                f"the base model's; say whose to keep with keep={owners[0].name!r}, or merge without one of them"
+                f"the base model's; say whose to keep with keep={owners[0].name!r}, or merge without one "
+                "of them"
             )
     return found
 

@@ -1,8 +1,8 @@
 """(IA)3 without the base model: a linear merge of factors of rows and columns is again such factors.
 
 LoRA Alloy adds differences, so weights ``w`` and factors ``l`` give ``1 + sum w (l - 1)``. PEFT's own
-``add_weighted_adapter`` gives ``sum w l``: the same where the weights sum to 1 and every adapter has the layer.
-An adapter without the layer leaves it as it is here; in PEFT it counts as a factor of 0.
+``add_weighted_adapter`` gives ``sum w l``: the same where the weights sum to 1 and every adapter has the
+layer. An adapter without the layer leaves it as it is here; in PEFT it counts as a factor of 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """LoRAs of parameters with one matrix an expert (PEFT's ``target_parameters``), as one layer an expert.
 
 The layers of the parameter ``experts.down_proj`` are called ``experts.down_proj[0]``,
-``experts.down_proj[1]`` and so on, each a low-rank pair ``(out, in)`` whichever way round the model stores it.
-So every method takes an expert as a matrix of its own: TIES trims each by itself. PEFT stacks them: ``lora_A``
-is ``(experts * r, in)``, expert by expert, and ``lora_B`` is ``(out, r * experts)``, in which neighbours are
-experts.
+``experts.down_proj[1]`` and so on, each a low-rank pair ``(out, in)`` whichever way round the model stores
+it. So every method takes an expert as a matrix of its own: TIES trims each by itself. PEFT stacks them:
+``lora_A`` is ``(experts * r, in)``, expert by expert, and ``lora_B`` is ``(out, r * experts)``, in which
+neighbours are experts.
 """
 
 from __future__ import annotations
