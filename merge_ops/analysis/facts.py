@@ -39,7 +39,8 @@ def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
     names = (*lora.layers, *lora.based)
     kinds = Counter(_kind(layer) for layer in lora.layers.values())
     kinds.update(adapter.kind for adapter in lora.based.values())
-    dtypes = Counter(_dtype(adapter) for adapter in (*lora.layers.values(), *lora.based.values()))
+    held: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.based.values()]
+    dtypes = Counter(map(_dtype, held))
     ranks = Counter(layer.rank for layer in lora.layers.values())
     scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
     return {

@@ -166,7 +166,13 @@ def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
 def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
     """Layer name to the stem of its keys, as the first PEFT folder that has it spells them."""
     folders = [lora for lora in reversed(loras) if lora.dialect == "peft"]
-    return {name.removesuffix(".bias"): layer.key for lora in folders for name, layer in lora.layers.items()}
+    found = {}
+    for lora in folders:
+        for name, weight in lora.replaced.items():
+            stem = weight.key if weight.rows else weight.key.rpartition(".")[0]
+            found[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
+        found |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
+    return found
 
 
 def _component_in(name: str, spelled: dict[str, str]) -> str:
