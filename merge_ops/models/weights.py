@@ -135,7 +135,8 @@ def _is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
 def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse before anything is changed: no layer in common, or a weight that cannot take its delta."""
     if not modules:
-        shown = ", ".join(merged.layers[:3])
+        names = (*merged.layers, *merged.scaled, *merged.replaced)
+        shown = ", ".join(names[:3])
         found = guess(merged.loras[0])
         title = f" ({found.title})" if found else ""
         hint = (
@@ -144,7 +145,7 @@ def _check(merged: Merged, modules: dict[str, nn.Module]) -> None:
             else ""
         )
         raise IncompatibleLoraError(
-            f"none of the {len(merged.layers)} merged layers is in this model (the first are {shown}); "
+            f"none of the {len(names)} merged layers is in this model (the first are {shown}); "
             f"the LoRAs are for another base model{title}{hint}"
         )
     for name, module in modules.items():

@@ -8,6 +8,7 @@ import torch
 import merge_ops
 from merge_ops import IncompatibleLoraError, LoraFormatError, MergeError, merge
 from merge_ops.analysis.facts import describe
+from merge_ops.analysis.study import study
 from merge_ops.models.diffusers import patched
 
 peft = pytest.importorskip("peft")
@@ -433,3 +434,7 @@ def test_facts_name_what_is_no_layer(made):
     dora = merge_ops.load(made("llama", lora(target_modules=["q_proj"], use_dora=True), "dora")[0])
     facts = describe(dora)
     assert (facts["kinds"], facts["layers"], facts["whole"]) == ({"DoRA": 2}, 2, {})
+    advice = study([dora, merge_ops.load(scaled(made, "llama", "ia3", 1)[0])]).advice
+    assert [sentence.partition(" changes ")[2] for sentence in advice] == [
+        "depends on the base model, so it is not measured here"
+    ] * 2
