@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
 from .kinds import Bound, Hadamard, Kronecker, Scaling, Trained
-from .types import READERS, BaseDependent, Layer, Lora, Replacement
+from .types import READERS, BaseDependent, Layer, Lora
 
 # the base model's weight of a layer (``module.bias``: the module's bias), or None if it has none
 BaseWeights = Callable[[str], Tensor | None]
@@ -43,39 +43,6 @@ def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]
     if reader not in READERS:
         raise ParameterError(f"unknown reader {reader!r}{did_you_mean(str(reader), READERS)}")
     return [_bound(lora, base, reader) for lora in loras]
-
-
-def agreed(loras: list[Lora], keep: str | None) -> dict[str, Replacement]:
-    """The weights that take the place of the base model's, where the LoRAs agree on them or one is kept.
-
-    ``keep`` names the LoRA whose weights win.
-
-    Raises:
-        ParameterError: if no LoRA of that name has such weights.
-        IncompatibleLoraError: if LoRAs differ, or one adapts what another replaces, and none is named.
-    """
-    kept = [lora for lora in loras if lora.name == keep and lora.replaced]
-    if keep is not None and not kept:
-        names = [lora.name for lora in loras if lora.replaced]
-        raise ParameterError(
-            f"no LoRA called {keep!r} holds whole weights{did_you_mean(keep, names) if names else ''}"
-        )
-    found: dict[str, Replacement] = {}
-    owners: dict[str, Lora] = {}
-    for lora in (*kept, *loras):
-        for name, weight in lora.replaced.items():
-            other = found.setdefault(name, weight)
-            owner = owners.setdefault(name, lora)
-            if not (kept or _alike(other.value, weight.value)):
-                raise _disagreement(name, weight, owner, lora)
-    for name, owner in owners.items():
-        stranger = next((lora for lora in loras if name in lora.layers and name not in lora.replaced), None)
-        if stranger is not None and not kept:
-            raise IncompatibleLoraError(
-                f"{owner.name} replaces {name} ({found[name].why}), and {stranger.name} was trained on the "
-                f"base model's; say whose to keep with keep={owner.name!r}, or merge without one of them"
-            )
-    return found
 
 
 def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
@@ -124,14 +91,3 @@ def _needs_base(lora: Lora) -> str:
         f"{lora.name} holds {len(lora.based)} layers of {' and '.join(kinds)}, such as {name}: what they "
         "change depends on the weights of the base model; give it as base="
     )
-
-
-def _disagreement(name: str, weight: Replacement, first: Lora, second: Lora) -> IncompatibleLoraError:
-    return IncompatibleLoraError(
-        f"{first.name} and {second.name} hold different weights for {name} ({weight.why}), which cannot be "
-        f"merged; say whose to keep with keep={first.name!r}"
-    )
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.to("cpu", torch.float32), b.to("cpu", torch.float32))

@@ -10,14 +10,17 @@ import torch
 
 from . import methods as _methods  # noqa: F401  (registers every method)
 from .architectures import check_structure, named_alike
-from .base import agreed, base_weights, bind
+from .base import base_weights, bind
 from .batches import batches, merge_batch
 from .blocks import BlockStrengths, block_strengths
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
+from .kinds import Scaling
 from .lineup import line_up
 from .merged import Merged, MergedLayer
 from .registry import get_method
+from .replaced import agreed
+from .scalings import scalings_apart
 from .scratch import Scratch
 from .spaces import LayerStack, Settings, find_thresholds, merge_factors
 from .types import Lora, LowRank
@@ -68,6 +71,7 @@ def merge(
         base: the base model, for adapters whose change depends on its weights (DoRA, GLoRA, OFT, BOFT,
             (IA)3): a safetensors file, a folder of diffusers or transformers, of which only the weights that
             are needed are read; a model or pipeline; or a function from a layer's name to its weight.
+            Without it (IA)3 adapters are merged by ``linear`` only, as the factors that they are.
         reader: whose arithmetic such adapters follow where programs differ: ``peft`` (and the trainers), or
             ``comfyui``, which takes the norms of a DoRA from the weight without the LoRA.
         keep: name of the LoRA whose heads and other whole weights are kept where the LoRAs differ in them.
@@ -80,12 +84,16 @@ def merge(
         IncompatibleLoraError: if two LoRAs disagree about the shape of a layer or about a whole weight, or
             an adapter needs the base model and it is not given.
     """
-    loras = named_alike(bind(list(loras), base_weights(base), reader))
-    check_structure(loras)
-    replaced = agreed(loras, keep)
+    loras, weights_of_base = list(loras), base_weights(base)
     weights = _checked_weights(loras, weights)
     text_weights = weights if text_weights is None else _checked_weights(loras, text_weights)
     strengths = _checked_blocks(loras, blocks)
+    scaled: dict[str, Scaling] = {}
+    if base is None and combination_type is None and method in (None, "linear"):
+        loras, scaled = scalings_apart(loras, weights, text_weights, strengths, scale)
+    loras = named_alike(bind(loras, weights_of_base, reader))
+    check_structure(loras)
+    replaced = agreed(loras, keep, weights_of_base)
     if combination_type is None:
         if svd_rank is not None or svd_clamp is not None:
             raise ParameterError("svd_rank and svd_clamp belong to combination_type; use rank with a method")
@@ -110,7 +118,7 @@ def merge(
         progress(len(stacks), len(stacks), "")
     return Merged(
         results, loras, weights, text_weights, settings, where, dtype or torch.float32, combination_type,
-        replaced, reader, keep, strengths,
+        replaced, reader, keep, strengths, scaled,
     )  # fmt: skip
 
 

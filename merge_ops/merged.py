@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .blocks import BlockStrengths
 from .errors import MergeError, did_you_mean
+from .kinds import Scaling
 from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, product_inner, svd_of_matrix, svd_of_product
 from .lineup import factor_of
 from .report import LayerReport, MergeReport, sign_conflict
@@ -108,7 +109,7 @@ class Merged:
         text_weights: list[float], settings: Settings, device: torch.device | None, dtype: torch.dtype,
         combination_type: str | None = None, replaced: dict[str, Replacement] | None = None,
         reader: str = "peft", keep: str | None = None,
-        blocks: list[BlockStrengths | None] | None = None,
+        blocks: list[BlockStrengths | None] | None = None, scaled: dict[str, Scaling] | None = None,
     ) -> None:  # fmt: skip
         self.results = results
         self.loras = loras
@@ -117,6 +118,7 @@ class Merged:
         self.settings = settings
         self.combination_type = combination_type
         self.replaced = replaced or {}  # weights that take the place of the base model's
+        self.scaled = scaled or {}  # (IA)3 that is merged without the base model: its delta is not known
         self.reader = reader
         self.keep = keep
         self.blocks = blocks or [None] * len(loras)
@@ -195,6 +197,9 @@ class Merged:
             )
             for name, layer in self.results.items()
         ]
+        for name in self.scaled:
+            holders = sum(name in (lora.origin or lora).based for lora in self.loras)
+            rows.append(LayerReport(name, "merged", "factors of (IA)3", holders))
         rows += [LayerReport(name, "passed", weight.why) for name, weight in self.replaced.items()]
         return MergeReport.of(rows, self.loras, self.blocks)
 

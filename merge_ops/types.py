@@ -154,11 +154,16 @@ READERS = ("peft", "comfyui")
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """A weight that is put in place of that of the base model: a head, a set patch, a trained bias."""
+    """A weight that is put in place of that of the base model: a head, a set patch, a trained bias.
+
+    With ``rows`` it is only these rows of the weight.
+    """
 
     value: Tensor
     why: str
     key: str = ""
+    rows: tuple[int, ...] = ()
+    is_vocabulary: bool = False  # a row belongs to a token
 
 
 @dataclass(frozen=True, eq=False)

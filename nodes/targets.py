@@ -117,6 +117,10 @@ def _check_whole(loras: list[Lora], whole: list[dict[str, Target]], shapes: Shap
     """Refuse weights that take the place of others and have another shape."""
     for lora, targets in zip(loras, whole, strict=True):
         for name, target in targets.items():
+            if lora.replaced[name].rows:
+                raise IncompatibleLoraError(
+                    f"{lora.name} trains single tokens of {name}, which ComfyUI cannot apply"
+                )
             found, expected = tuple(lora.replaced[name].value.shape), shapes[key_of(target)]
             if isinstance(target, str) and found != expected:
                 raise IncompatibleLoraError(

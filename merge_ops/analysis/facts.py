@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..linalg import product_inner
-from ..types import Layer, Lora, LowRank
+from ..types import BaseDependent, Layer, Lora, LowRank, Replacement
 
 _SHOWN = 200  # characters of a metadata value
 
@@ -32,20 +32,29 @@ def lora_norm(lora: Lora) -> float:
 
 
 def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
-    """The facts of one LoRA as plain values; ``norm`` is its norm where that is known."""
+    """The facts of one LoRA as plain values; ``norm`` is its norm where that is known.
+
+    Ranks, scales and the norm are of the layers whose change is known without the base model.
+    """
+    names = (*lora.layers, *lora.based)
+    kinds = Counter(_kind(layer) for layer in lora.layers.values())
+    kinds.update(adapter.kind for adapter in lora.based.values())
+    held: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.based.values()]
+    dtypes = Counter(map(_dtype, held))
     ranks = Counter(layer.rank for layer in lora.layers.values())
     scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
     return {
         "name": lora.name,
         "format": lora.dialect,
-        "layers": len(lora.layers),
-        "components": dict(Counter(name.partition(".")[0] for name in lora.layers)),
-        "kinds": dict(Counter(_kind(layer) for layer in lora.layers.values())),
+        "layers": len(names),
+        "components": dict(Counter(name.partition(".")[0] for name in names)),
+        "kinds": dict(kinds),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
-        "dtypes": dict(Counter(_dtype(layer) for layer in lora.layers.values())),
+        "dtypes": dict(dtypes),
         "norm": lora_norm(lora) if norm is None else norm,
         "sha256": lora.sha256,
+        "whole": {name: _whole(weight) for name, weight in lora.replaced.items()},
         "unmerged": lora.unmerged,
         "warnings": list(lora.warnings),
         "metadata": {key: printable(value) for key, value in lora.metadata.items()},
@@ -57,7 +66,13 @@ def _kind(layer: Layer) -> str:
     return names.get(type(layer).__name__, layer.layout)
 
 
-def _dtype(layer: Layer) -> str:
+def _whole(weight: Replacement) -> str:
+    """What a weight is that is put in place of the base model's, in words."""
+    tokens = f", {len(weight.rows)} tokens" if weight.rows else ""
+    return f"{weight.why}, {' x '.join(map(str, weight.value.shape))}{tokens}"
+
+
+def _dtype(layer: Layer | BaseDependent) -> str:
     return str(layer.tensors[0].dtype).removeprefix("torch.")
 
 

@@ -35,13 +35,23 @@ class Study:
     @cached_property
     def pair_advice(self) -> tuple[str, ...]:
         """A sentence on whatever matters about the LoRAs together, the most pressing first."""
-        norms = {spectrum.name: fact["norm"] for spectrum, fact in zip(self.spectra, self.facts, strict=True)}
-        return tuple(on_pairs(self.relations, norms))
+        norms = {
+            spectrum.name: fact["norm"]
+            for spectrum, fact in zip(self.spectra, self.facts, strict=True)
+            if not _needs_base(fact)
+        }
+        known = [r for r in self.relations if r.first in norms and r.second in norms]
+        return tuple(on_pairs(known, norms))
 
     @cached_property
     def rank_advice(self) -> tuple[str, ...]:
         """A sentence a LoRA on how much of its rank it uses."""
-        return tuple(map(on_ranks, self.spectra))
+        return tuple(
+            f"what {fact['name']} changes depends on the base model, so it is not measured here"
+            if _needs_base(fact)
+            else on_ranks(spectrum)
+            for spectrum, fact in zip(self.spectra, self.facts, strict=True)
+        )
 
     def view(self, name: str | None = None) -> str:
         """The view of that name; of a single LoRA its spectrum, where there is no pair to show.
@@ -86,6 +96,11 @@ def study(loras: Sequence[Lora]) -> Study:
         found.block_norms,
         tuple(map(spectrum_of, loras)),
     )
+
+
+def _needs_base(fact: dict[str, Any]) -> bool:
+    """True for a LoRA without any layer whose change is known by itself."""
+    return bool(fact["layers"]) and not fact["ranks"]
 
 
 def _without_blocks(relation: Relation) -> dict[str, Any]:

@@ -91,7 +91,10 @@ def _print_relations(found: Study) -> None:
 def _print_lora(fact: dict[str, Any]) -> None:
     print(f"{fact['name']}: {fact['format']}, {fact['layers']} layers, norm {fact['norm']:.4g}")
     for key in ("components", "kinds", "ranks", "scales", "dtypes"):
-        print(f"  {key}: " + ", ".join(f"{name} ({count})" for name, count in fact[key].items()))
+        if fact[key]:
+            print(f"  {key}: " + ", ".join(f"{name} ({count})" for name, count in fact[key].items()))
+    for name, what in fact["whole"].items():
+        print(f"  whole: {printable(name)} ({what})")
     for name, reason in fact["unmerged"].items():
         print(f"  not merged: {printable(name)} ({reason})")
     for warning in fact["warnings"]:

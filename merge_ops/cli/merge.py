@@ -240,7 +240,8 @@ def _print_plan(merged: Merged, as_json: bool) -> None:
     for line in merged.report.layers:
         if line.status == "merged":
             conflict = "" if line.sign_conflict is None else f"{line.sign_conflict:.1%}"
-            result = "full rank" if line.rank_out is None else f"rank {line.rank_out}"
+            full = line.reason or "full rank"
+            result = full if line.rank_out is None else f"rank {line.rank_out}"
             rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
     print(table(rows))
     print_summary(merged)

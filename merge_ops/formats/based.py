@@ -122,7 +122,7 @@ def _ia3(module: RawModule, config: dict[str, Any], file: str) -> dict[str, Base
     by_input = _is_feedforward(module.stem, config)
     if factors.ndim == 2 and factors.shape[0] != factors.shape[1]:
         by_input = factors.shape[0] == 1
-    weight = Scaling(added, by_input, key=module.stem)
+    weight = Scaling(added, by_input, key=module.stem, stored=tuple(factors.shape))
     bias = Scaling(added, False, layout="vector", key=module.stem)
     return {"": weight} if by_input else {"": weight, ".bias": bias}
 

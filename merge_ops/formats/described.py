@@ -8,9 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..kinds import Scaling
 from ..types import Lora, LowRank, Replacement
 from .carried import HUB_NAME, carried_over, hashes
+from .experts import expert_of
+from .ia3 import ia3_config
 from .read import DIFFUSERS_METADATA
+from .tokens import TOKENS, tokens_config, tokens_only_config
 from .whole import BIAS, EMBEDDING
 from .write import component_of, matrices_of, without_component
 
@@ -47,21 +51,34 @@ def file_metadata(
 
 
 def peft_config(
-    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora], replaced: dict[str, Replacement]
-) -> dict[str, Any]:
+    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora], replaced: dict[str, Replacement],
+    scaled: dict[str, Scaling],
+) -> dict[str, Any]:  # fmt: skip
     """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
     matrices = matrices_of(layers)
     by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in matrices.items()}
+    targets = [path for path in sorted(by_path) if not expert_of(path)]
+    by_path = {(expert_of(path) or (path,))[0]: layer for path, layer in by_path.items()}
     inherited = next((lora.config for lora in loras if lora.config), {})
     kept = {key: inherited[key] for key in ("task_type", "auto_mapping", "revision") if inherited.get(key)}
     base = inherited.get("base_model_name_or_path")
     if isinstance(base, str) and HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
         kept["base_model_name_or_path"] = base
+    if scaled:
+        return {
+            **kept,
+            **ia3_config(scaled),
+            "modules_to_save": _whole_config(replaced, loras)["modules_to_save"],
+        }
+    if not layers and replaced and all(weight.rows for weight in replaced.values()):
+        return {**kept, **tokens_only_config(replaced, stems)}
     return {
         "peft_type": "LORA",
         **kept,
         **_rank_config(by_path),
-        "target_modules": sorted(by_path),
+        "target_modules": targets,
+        "target_parameters": sorted(by_path.keys() - set(targets)) or None,
+        "trainable_token_indices": tokens_config(replaced, stems),
         "fan_in_fan_out": any(layer.layout == "fan_in_fan_out" for layer in layers.values()),
         **_whole_config(replaced, loras),
         "lora_bias": len(matrices) < len(layers),
@@ -74,12 +91,12 @@ def peft_config(
 def _whole_config(replaced: dict[str, Replacement], loras: list[Lora]) -> dict[str, Any]:
     """What makes PEFT expect trained biases and heads."""
     biases = any(weight.why == BIAS for weight in replaced.values())
+    known = [str(m) for lora in loras for m in (lora.config or {}).get("modules_to_save") or []]
     heads = [
         name.removesuffix(".bias")
         for name, weight in replaced.items()
-        if weight.why != EMBEDDING and weight.why != BIAS
+        if weight.why not in (BIAS, TOKENS) and (weight.why != EMBEDDING or name.endswith(tuple(known)))
     ]
-    known = [str(m) for lora in loras for m in (lora.config or {}).get("modules_to_save") or []]
     ends = {next((m for m in known if head.endswith(m)), head) for head in heads}
     return {"bias": "all" if biases else "none", "modules_to_save": sorted(ends) or None}
 

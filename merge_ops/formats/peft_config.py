@@ -10,12 +10,13 @@ from typing import Any
 
 from ..errors import LoraFormatError
 from .header import shown
+from .peft_refused import refuse_other_meanings
 
 CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
 _MAX_REPEATS = 3  # each adds a power of the name's length to the time that matching may take
 _PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say, and for the rank too
-_KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
+_KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "TRAINABLE_TOKENS")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("auto_mapping") or {}, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
     check_scales(config, f"{path.parent.name}/{CONFIG_NAME}")
+    refuse_other_meanings(config, path.parent.name)
     return config
 
 
@@ -87,12 +89,16 @@ def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> 
     """
     alpha = _by_pattern(config.get("alpha_pattern") or {}, module, _alpha(config))
     if rank is None:
-        rank = _by_pattern(config.get("rank_pattern") or {}, module, config.get("r", _PEFT_ALPHA))
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise LoraFormatError(
-                f"{CONFIG_NAME}: the rank of {module} is {shown(rank)}, not a number from 1"
-            )
+        rank = rank_from_config(config, module)
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def rank_from_config(config: dict[str, Any], module: str) -> int:
+    """The rank that the configuration gives a module."""
+    rank = _by_pattern(config.get("rank_pattern") or {}, module, config.get("r", _PEFT_ALPHA))
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise LoraFormatError(f"{CONFIG_NAME}: the rank of {module} is {shown(rank)}, not a number from 1")
+    return rank
 
 
 def _alpha(config: dict[str, Any]) -> Any:

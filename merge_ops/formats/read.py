@@ -18,10 +18,12 @@ from ..errors import LoraFormatError
 from ..types import BaseDependent, Layer, Lora, Replacement
 from .adapters import adapters_of, group_by_module, reason_not_merged
 from .container import changed, file_digest, read_container
+from .experts import expert_layers
 from .module import UNRECOGNISED, RawModule
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
 from .pti import from_pti, is_pti
+from .tokens import token_rows
 from .whole import whole_weights
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -155,10 +157,13 @@ def _build(
 ) -> Lora:
     """The layers of a file, and what is in it besides; ``config`` is that of a PEFT folder."""
     modules, unknown = group_by_module(tensors, file)
-    whole = {} if config is None else whole_weights(unknown, tensors, config)
+    whole, experts = {}, {}
+    if config is not None:
+        whole = whole_weights(unknown, tensors, config) | token_rows(unknown, tensors, config, file)
+        experts = expert_layers(modules, config, file)
     unmerged = {key: UNRECOGNISED for key in unknown if key not in whole}
     replaced = {name_of(stem): weight for stem, weight in whole.values()}
-    layers: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {name_of(stem): layer for stem, layer in experts.items()}
     based: dict[str, BaseDependent] = {}
     for stem, module in modules.items():
         name, reason = name_of(stem), reason_not_merged(module)

@@ -19,6 +19,8 @@ from ..scratch import Scratch
 from ..types import LowRank
 from .container import is_finite
 from .described import file_metadata, peft_config
+from .experts import at_one_rank
+from .ia3 import check_alone, ia3_errors, ia3_tensors
 from .rounding import rounded, truncation_error
 from .verified import EXISTS, write_verified
 from .write import FORMATS, file_tensors, module_names, replaced_tensors, resolve_format
@@ -29,7 +31,10 @@ _DTYPES = (*_HALF, torch.float32)
 
 @dataclass(frozen=True, slots=True)
 class SavedLayer:
-    """One layer of a saved file: its rank, and the relative Frobenius error of its delta."""
+    """One layer of a saved file: its rank, and the relative Frobenius error of its delta.
+
+    Factors of (IA)3 have rank 0, and their error is that of what they add to 1.
+    """
 
     name: str
     rank: int
@@ -88,6 +93,7 @@ def save(
     """
     target, form = Path(path), resolve_format(format, merged.loras[0])
     _check_request(target, form, rank, dtype, overwrite)
+    check_alone(merged.scaled, len(merged.layers), form)
     stems = stems or module_names((*merged.layers, *merged.replaced), form, merged.loras)
     alpha = _common_rank(merged, rank) if form == "kohya" else None
     layers: dict[str, LowRank] = {}
@@ -99,10 +105,18 @@ def save(
         layers[name], line, error, norm = _round(name, merged.layer(name), rank, dtype, alpha, scratch)
         saved.append(line)
         squares = [squares[0] + error, squares[1] + norm]
+    layers = at_one_rank(layers)
     recipe = recipe_of(merged, rank)
-    tensors = file_tensors(layers, stems, form) | replaced_tensors(merged.replaced, stems, form)
+    tensors = file_tensors(layers, stems, form) | replaced_tensors(merged.replaced, stems, form, layers)
+    factors = ia3_tensors(merged.scaled, dtype)
+    for name, error, norm in ia3_errors(merged.scaled, factors):
+        saved.append(SavedLayer(name, 0, 1.0, math.sqrt(error / norm) if norm else 0.0))
+        squares = [squares[0] + error, squares[1] + norm]
+    tensors |= factors
     metadata = file_metadata(layers, form, merged.loras, recipe, target.stem, tensors)
-    config = peft_config(layers, stems, merged.loras, merged.replaced) if form == "peft" else None
+    config = (
+        peft_config(layers, stems, merged.loras, merged.replaced, merged.scaled) if form == "peft" else None
+    )
     size = write_verified(target, tensors, metadata, config, layers, stems, merged.replaced, overwrite)
     if progress is not None:
         progress(len(merged.layers), len(merged.layers), "")

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import MergeError, ParameterError
-from ..types import LowRank, Replacement
+from ..types import Lora, LowRank, Replacement
 from .container import sort_metadata
 from .peft_config import CONFIG_NAME
 from .read import WEIGHTS_NAME, read_back
@@ -53,7 +53,7 @@ def write_verified(
             sync(temporary / CONFIG_NAME)
             sync_names(temporary)
         whole = file if config is None else temporary
-        _verify(whole, layers, stems, replaced)
+        _verify(whole, layers, stems, replaced, tensors)
         size = file.stat().st_size
         put_in_place(whole, target, overwrite)
         sync_names(target.parent)
@@ -65,11 +65,23 @@ def write_verified(
     return size
 
 
+def _verify_factors(whole: Lora, tensors: dict[str, Tensor]) -> None:
+    """The same for the factors of (IA)3, which are no layers."""
+    for key, wanted in tensors.items():
+        if key.endswith(".ia3_l"):
+            alike = (found for found in whole.based.values() if f"{found.key}.ia3_l" == key)
+            expected = wanted.flatten().to(torch.float32) - 1
+            if not any(torch.equal(found.tensors[0], expected) for found in alike):
+                raise MergeError(f"{key} read back differs from what was merged; nothing was saved")
+
+
 def _verify(
-    path: Path, layers: dict[str, LowRank], stems: dict[str, str], replaced: dict[str, Replacement]
-) -> None:
+    path: Path, layers: dict[str, LowRank], stems: dict[str, str], replaced: dict[str, Replacement],
+    tensors: dict[str, Tensor],
+) -> None:  # fmt: skip
     """Read the file as anybody would, and require every layer, its bits and its scale."""
     whole = read_back(path)
+    _verify_factors(whole, tensors)
     read = {
         (layer.key, _is_bias(name)): layer
         for name, layer in whole.layers.items()
@@ -79,9 +91,9 @@ def _verify(
         raise MergeError(
             f"the file read back has {len(read)} layers instead of {len(layers)}; nothing was saved"
         )
-    values = [weight.value for weight in whole.replaced.values()]
     for name, weight in replaced.items():
-        if not any(_same_bits(value, weight.value.cpu()) for value in values):
+        alike = (other for other in whole.replaced.values() if other.rows == weight.rows)
+        if not any(_same_bits(other.value, weight.value.cpu()) for other in alike):
             raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
     for name, layer in layers.items():
         found = read.get((stems[name], _is_bias(name)))

@@ -26,7 +26,8 @@ def whole_weights(
         if last in ("weight", "bias") and stem.startswith("base_model.model."):
             place = stem.removesuffix(".base_layer")
             why = _why(place, last, tensors[key], config)
-            found[key] = (place if last == "weight" else f"{place}.bias", Replacement(tensors[key], why, key))
+            weight = Replacement(tensors[key], why, key, is_vocabulary=why == EMBEDDING)
+            found[key] = (place if last == "weight" else f"{place}.bias", weight)
     return found
 
 

@@ -8,14 +8,17 @@ factors: diffusers takes the most common alpha for attention layers, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor
 
 from ..errors import MergeError
 from ..types import Lora, LowRank, Replacement
+from .experts import expert_of, stacked
 from .names import DOTTED_COMPONENTS, kohya_name
+from .tokens import KEY as TOKENS_KEY
+from .tokens import ONLY_KEY as TOKENS_ONLY_KEY
 
 FORMATS = ("kohya", "diffusers", "peft")
 _AUTO = {
@@ -80,9 +83,16 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
     down, up = (
         (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
     )
-    tensors: dict[str, Tensor] = {}
+    experts = {stems[name]: layer for name, layer in layers.items() if expert_of(name)}
+    if experts and form != "peft":
+        raise MergeError(
+            f"{next(iter(experts))} is an expert's, which {form} files cannot hold; use format='peft'"
+        )
+    tensors = stacked(experts)
     for name, layer in layers.items():
         stem = stems[name]
+        if stem in experts:
+            continue
         if layer.layout == "vector":
             tensors[_key_of_vector(name, stem, form, layers)] = layer.up.flatten()
             continue
@@ -101,7 +111,9 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def replaced_tensors(replaced: dict[str, Replacement], stems: dict[str, str], form: str) -> dict[str, Tensor]:
+def replaced_tensors(
+    replaced: dict[str, Replacement], stems: dict[str, str], form: str, layers: Container[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of weights that are held whole.
 
     Raises:
@@ -110,8 +122,15 @@ def replaced_tensors(replaced: dict[str, Replacement], stems: dict[str, str], fo
     tensors = {}
     for name, weight in replaced.items():
         last = "bias" if name.endswith(".bias") else "weight"
-        if form == "peft":
+        if weight.rows and form != "peft":
+            raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
+        if weight.rows:
+            key = stems[name] + (TOKENS_KEY if layers else TOKENS_ONLY_KEY)
+        elif form == "peft" and weight.is_vocabulary and name in layers:
+            key = f"{stems[name]}.base_layer.{last}"  # where PEFT puts a LoRA on a resized embedding
+        elif form == "peft":
             own = weight.key.startswith("base_model.model.") and weight.key.endswith(f".{last}")
+            own = own and not (weight.is_vocabulary and ".base_layer." in weight.key)
             key = weight.key if own else f"{stems[name]}.{last}"
         elif form == "kohya" and last == "weight":
             key = f"{stems[name]}.set_weight"
@@ -147,7 +166,13 @@ def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
 def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
     """Layer name to the stem of its keys, as the first PEFT folder that has it spells them."""
     folders = [lora for lora in reversed(loras) if lora.dialect == "peft"]
-    return {name.removesuffix(".bias"): layer.key for lora in folders for name, layer in lora.layers.items()}
+    found = {}
+    for lora in folders:
+        for name, weight in lora.replaced.items():
+            stem = weight.key if weight.rows else weight.key.rpartition(".")[0]
+            found[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
+        found |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
+    return found
 
 
 def _component_in(name: str, spelled: dict[str, str]) -> str:

@@ -90,6 +90,7 @@ class Scaling(BaseDependent):
     by_input: bool
     layout: Layout = "linear"
     key: str = ""
+    stored: tuple[int, ...] = ()  # the shape of the factors in the file
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

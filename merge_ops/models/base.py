@@ -9,7 +9,7 @@ from torch import Tensor
 from ..base import BaseWeights
 from ..errors import IncompatibleLoraError
 from .diffusers import finder
-from .weights import parameter
+from .parameters import parameter
 
 
 def weights_of(target: Any) -> BaseWeights:

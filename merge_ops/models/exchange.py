@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import IncompatibleLoraError, MergeError
 from ..merged import Merged
-from .weights import attribute_of, check_fits, merged_weight, owner_of
+from .fits import check_fits
+from .parameters import attribute_of, merged_weight, module_of, owner_of
 
 Stamp = tuple[int, int, torch.dtype, torch.device]
 
@@ -30,11 +31,11 @@ class Modules:
         self.by_path = dict(inner.named_modules())
 
     def path(self, layer: str) -> str | None:
-        """The path of the layer's module, or of its bias; None if the model has no such module."""
-        module = layer.removesuffix(".bias")
+        """The path of the layer's module, bias or expert; None if the model has no such module."""
+        module = module_of(layer)
         spellings = (module, self._prefix + module, module.removeprefix(self._prefix))
         found = next((name for name in spellings if name in self.by_path), None)
-        return found if found is None or module == layer else f"{found}.bias"
+        return None if found is None else found + layer[len(module) :]
 
     def find(self, layer: str) -> nn.Module | None:
         """The layer's module."""
@@ -43,7 +44,7 @@ class Modules:
 
     def module(self, path: str) -> nn.Module:
         """The module of a path that ``path`` gave."""
-        found: nn.Module = self.by_path[path.removesuffix(".bias")]
+        found: nn.Module = self.by_path[module_of(path)]
         return found
 
     def paths(self, layers: Iterable[str]) -> dict[str, str]:
@@ -97,12 +98,25 @@ class Exchange:
         """Bytes of the weights of these modules."""
         return sum(self._places[path][1].nbytes for path in paths)
 
+    def check(self, paths: Iterable[str]) -> None:
+        """Refuse layers whose parameter cannot be exchanged as a whole.
+
+        Raises:
+            IncompatibleLoraError: naming the layer.
+        """
+        for path in paths:
+            if path not in self._places:
+                raise IncompatibleLoraError(
+                    f"{path} is one matrix of a larger parameter, or a module without a weight; a pool exchanges "
+                    "whole weights"
+                )
+
     def patched(self, merged: Merged) -> Patched:
         """New weights with the merge added; those of the model stay as they are.
 
         The layers of the merge are called by module paths.
         """
-        names = dict.fromkeys((*merged.replaced, *merged.layers))
+        names = dict.fromkeys((*merged.replaced, *merged.layers, *merged.scaled))
         modules = {path: self.modules.module(path) for path in names}
         check_fits(merged, modules)
         weights = {}

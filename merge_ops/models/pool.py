@@ -21,8 +21,8 @@ from ..recipes import Recipe, Source
 from ..recipes.checked import plain_name
 from ..types import Lora
 from .exchange import Exchange, Patched
+from .fits import check_fits
 from .turns import Turns
-from .weights import check_fits
 
 _CACHE_BYTES = 4 << 30
 
@@ -112,6 +112,7 @@ class AdapterPool:
         layers = {paths[layer]: part for layer, part in read.layers.items()}
         replaced = {paths[layer]: weight for layer, weight in read.replaced.items()}
         lora = replace(read, name=name, layers=layers, replaced=replaced, origin=read.origin or read)
+        self._exchange.check(paths.values())
         check_fits(merge([lora]), {path: self._exchange.modules.module(path) for path in paths.values()})
         with self._lock:
             self._refuse_taken(name)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..merged import Merged
 from .exchange import Modules, as_parameter
+from .parameters import EXPERT, attribute_of, owner_of
 from .pool import AdapterPool
-from .weights import Patch, attribute_of, owner_of
+from .weights import Patch
 
 __all__ = ["AdapterPool", "patched"]
 
@@ -54,11 +55,17 @@ class _Exchanged(Patch):
         super().replace(merged, strength)
 
     def restore(self) -> None:
+        written = {name: weight for name, weight in self._originals.items() if EXPERT.fullmatch(name)}
         for name, original in self._originals.items():
-            self._set(name, original)
-        self._originals = {}
+            if name not in written:
+                self._set(name, original)
+        self._originals = written
+        super().restore()
 
     def _put(self, name: str, weight: Tensor, value: Tensor) -> None:
+        if EXPERT.fullmatch(name):  # one matrix of a larger parameter is written to
+            super()._put(name, weight, value)
+            return
         self._originals[name] = weight
         self._set(name, as_parameter(value, weight))
 

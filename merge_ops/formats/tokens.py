@@ -1,0 +1,76 @@
+"""Rows of embeddings that a PEFT folder trains one by one (``trainable_token_indices``, TrainableTokens)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import LoraFormatError, MergeError
+from ..types import Replacement
+
+TOKENS = "an embedding of which single tokens are trained"
+KEY = ".token_adapter.trainable_tokens_delta"
+ONLY_KEY = ".trainable_tokens_delta"  # where there is no LoRA besides (TrainableTokens)
+_KEYS = (KEY, ONLY_KEY)
+
+
+def token_rows(
+    keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any], file: str
+) -> dict[str, tuple[str, Replacement]]:
+    """Of the keys that play no role in an adapter those of trained tokens: key to the stem of the module.
+
+    Raises:
+        LoraFormatError: if the configuration does not say which tokens they are.
+    """
+    found = {}
+    for key in keys:
+        end = next((end for end in _KEYS if key.endswith(end)), None)
+        if end is not None:
+            stem, value = key.removesuffix(end), tensors[key]
+            rows = _indices(stem.removeprefix("base_model.model."), config)
+            if value.ndim != 2 or not rows or len(rows) != value.shape[0] or len(set(rows)) != len(rows):
+                raise LoraFormatError(
+                    f"{file}: {key} has the shape {tuple(value.shape)}, and the configuration names "
+                    f"{len(rows)} tokens for it; each row needs a token of its own"
+                )
+            found[key] = stem, Replacement(value, TOKENS, stem, rows, True)
+    return found
+
+
+def _indices(path: str, config: dict[str, Any]) -> tuple[int, ...]:
+    """The tokens of a module; none if the configuration does not say."""
+    said = config.get("trainable_token_indices") or config.get("token_indices")
+    if isinstance(said, dict):
+        said = next((own for name, own in said.items() if f".{path}".endswith(f".{name}")), None)
+    if not isinstance(said, list) or any(type(index) is not int or index < 0 for index in said):
+        return ()
+    return tuple(said)
+
+
+def tokens_config(replaced: dict[str, Replacement], stems: dict[str, str]) -> dict[str, list[int]] | None:
+    """What makes PEFT expect the tokens, by the path of the module."""
+    found = {
+        stems[name].removeprefix("base_model.model."): list(weight.rows)
+        for name, weight in replaced.items()
+        if weight.rows
+    }
+    return found or None
+
+
+def tokens_only_config(replaced: dict[str, Replacement], stems: dict[str, str]) -> dict[str, Any]:
+    """The configuration of a folder without any LoRA, which PEFT allows for tokens only as a kind of its own.
+
+    Raises:
+        MergeError: if modules train different tokens, which that kind cannot say.
+    """
+    if len({weight.rows for weight in replaced.values()}) > 1:
+        names = ", ".join(sorted(replaced))
+        raise MergeError(f"{names} train different tokens, which a PEFT folder without a LoRA cannot say")
+    found = tokens_config(replaced, stems) or {}
+    return {
+        "peft_type": "TRAINABLE_TOKENS",
+        "target_modules": sorted(found),
+        "token_indices": next(iter(found.values())),
+        "inference_mode": True,
+    }
