@@ -107,8 +107,8 @@ class Exchange:
         for path in paths:
             if path not in self._places:
                 raise IncompatibleLoraError(
-                    f"{path} is one matrix of a larger parameter, or a module without a weight; a pool exchanges "
-                    "whole weights"
+                    f"{path} is one matrix of a larger parameter, or a module without a weight; a pool "
+                    "exchanges whole weights"
                 )
 
     def patched(self, merged: Merged) -> Patched:
