@@ -30,6 +30,7 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
         (folder / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
     shutil.copytree(ROOT, folder / "custom_nodes" / "any_folder-name", ignore=ignored)
+    shutil.copy(HERE / "tiny_language_model.py", folder / "custom_nodes")
     command = [str(python), str(HERE / "make_models.py"), str(folder / "models")]
     subprocess.run(command, cwd=root, env=comfyui_env, check=True, capture_output=True, timeout=300)
     return folder
