@@ -8,6 +8,7 @@ import json
 import peft
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = {"a": (0.7, 0.4), "b": (-0.5, 0.9)}  # strength and clip strength; that of the clip holds
@@ -98,3 +99,9 @@ def fused(models, name):
     path = models / "text_encoders" / f"{name}.safetensors"
     changed = load_file(models.parent / "language" / f"{name}.safetensors")
     return load_file(path) | {key: tensor for key, tensor in changed.items() if key != "lm_head.weight"}
+
+
+def metadata_of(models, name):
+    """What the file of a text encoder says about it."""
+    with safe_open(models / "text_encoders" / f"{name}.safetensors", "pt") as file:
+        return file.metadata()
