@@ -6,7 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from comfy_inside import BASE, NODES, assert_close, check, folder_paths, merge_ops, patched, run
+from comfy_inside import (
+    BASE,
+    NODES,
+    assert_close,
+    check,
+    folder_paths,
+    load_model,
+    merge_ops,
+    patched,
+    run,
+    write_lora,
+)
 from safetensors.torch import load_file, save_file
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny_language_model.py"))
@@ -156,3 +167,37 @@ def fuse(layer):
         for part in parts:
             delattr(owner, part)
     layer.self_attn.merged_qkv = layer.mlp.merged_mlp = True
+
+
+@check
+def language_model_under_other_names():
+    """The names of other classes of transformers, in a file: the same weights; the clip strength holds."""
+    clip, loras = load("qwen25"), BASE / "models" / "loras"
+    wanted = weights_with(merge("<lora:qwen25_a:0:0.6>", clip=clip), clip)
+    tensors = load_file(loras / "qwen25_a" / "adapter_model.safetensors")
+    for start in ("", "model.language_model.", "language_model.model."):
+        renamed = {key.replace("base_model.model.model.", f"base_model.model.{start}"): tensor
+                   for key, tensor in tensors.items()}  # fmt: skip
+        save_file(renamed, loras / "renamed.safetensors")
+        folder_paths.filename_list_cache.clear()
+        lora = merge("<lora:renamed:0:1.2>", clip=clip)  # without a configuration alpha is the rank, not 8
+        assert_close(weights_with(lora, clip), wanted, start, 1e-6)
+
+
+@check
+def language_model_beside_an_image_model():
+    """One list for both; without CLIP the adapter is refused."""
+    model, clip = load_model("wan")[0], load("qwen25")
+    lines = f"<lora:{write_lora('beside', 'wan', 4, 4, 5)}:1:0>\n<lora:qwen25_a:0.3:0.6>"
+    chosen = {"loras": lines, "method": {"method": "linear"}}
+    new_model, new_clip, _ = run("LoraAlloyLoader", model=model, clip=clip, **chosen)
+    alone = weights_with(merge("<lora:qwen25_a:0:0.6>", clip=clip), clip)
+    assert_close(patched(new_clip.patcher), alone, "beside", 1e-6)
+    assert new_model.patches
+    said = refusal(lambda: merge("<lora:qwen25_a>", model=model))
+    assert "changes only the text encoder; connect CLIP" in said, said
+
+
+def weights_with(lora, clip):
+    applied = run("LoraAlloyApply", lora=lora, strength_model=1.0, strength_clip=1.0, clip=clip)[1]
+    return patched(applied.patcher)
