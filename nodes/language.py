@@ -115,7 +115,8 @@ def _fused(clip: Any | None) -> list[tuple[str, dict[str, Target]]]:
 
 
 def _rows(key: str, sizes: dict[str, int]) -> dict[str, Target]:
-    start, parts = 0, {}
+    start = 0
+    parts: dict[str, Target] = {}
     for name, size in sizes.items():
         parts[name] = (key, (0, start, size))
         start += size
