@@ -62,6 +62,11 @@ _FAMILIES = {
 }  # fmt: skip
 # not in the middle of a word: "highway" and "glow" are no experts
 _EXPERT = re.compile(r"(?<![a-zA-Z])(high|low|HIGH|LOW|High|Low)(?=[_\-. ]?[nN]oise|[^a-z]|$)")
+# as PEFT names the modules of decoders, T5 and GPT-2; a bare "layers.0." is also one of ACE-Step's denoiser
+_LANGUAGE_MODEL = re.compile(
+    r"(base_model\.model\.)?((model\.|language_model\.)+(layers\.\d+\.|embed_tokens$|norm$|lm_head$)"
+    r"|(en|de)coder\.block\.\d+\.layer\.|transformer\.(h\.\d+\.|wte$|wpe$)|(embed_tokens|lm_head|shared)$)"
+)
 _LAST_NUMBER = re.compile(r"^[a-z_]*?blocks_(\d+)_")
 
 
@@ -69,6 +74,16 @@ def flat_name(name: str) -> str:
     """A layer's name without dots and without the denoiser's component: alike in all spellings of a path."""
     component, _, path = name.partition(".")
     return (path if component in _DENOISERS else name).replace(".", "_")
+
+
+def is_language_model(name: str) -> bool:
+    """True for a layer of a language model on its own, which has no component of a pipeline before it."""
+    return _LANGUAGE_MODEL.match(name.removesuffix(".bias")) is not None
+
+
+def is_text(name: str) -> bool:
+    """True for a layer of a text encoder or a language model: ``text_weights`` hold for it."""
+    return name.startswith("text_encoder") or is_language_model(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from .architectures import is_text
 from .blocks import BlockStrengths
 from .errors import IncompatibleLoraError
 from .fingerprint import fingerprint
@@ -34,7 +35,7 @@ def line_up(
     stacks = []
     for name in names:
         factors = {i: factor_of(blocks[i], name) for i in order if name in loras[i].layers}
-        used = text_weights if name.startswith("text_encoder") else weights
+        used = text_weights if is_text(name) else weights
         _check_shapes(name, [loras[i] for i in factors])
         having = [i for i, factor in factors.items() if factor]
         if not having:

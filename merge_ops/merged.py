@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .architectures import is_text
 from .blocks import BlockStrengths
 from .errors import MergeError, did_you_mean
 from .kinds import Scaling
@@ -156,7 +157,7 @@ class Merged:
 
     def weight(self, index: int, name: str) -> float:
         """The weight of one of ``loras`` in a layer that it has, without its block strength."""
-        return (self.text_weights if name.startswith("text_encoder") else self.weights)[index]
+        return (self.text_weights if is_text(name) else self.weights)[index]
 
     def block_strength(self, index: int, name: str) -> float:
         """What multiplies the weight of one of ``loras`` in a layer; 0 leaves it out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,15 @@ Slices = dict[str, list[tuple[str, Target]]]
 def key_of(target: Target) -> str:
     """The key of the weight that a target is, or is a part of."""
     return target if isinstance(target, str) else str(target[0])
+
+
+def shape_of(target: Target, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of the weight, or of the slice of it, that a target is."""
+    shape = list(shapes[key_of(target)])
+    if not isinstance(target, str) and target[1] is not None:
+        dim, _, length = target[1]
+        shape[dim] = length
+    return tuple(shape)
 
 
 def slices_to_merge_by(

@@ -15,6 +15,7 @@ from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.formats.original import diffusers_names, is_swapped, pieces
 from ..merge_ops.types import BaseDependent, Layer, Replacement
 from .fused import Target, key_of
+from .language import Encoders, encoders_of, language_targets, spelled_slices
 
 Shapes = dict[str, tuple[int, ...]]
 _DOTTED = ("unet.base_model.model.", "base_model.model.", "diffusion_model.", "transformer.", "unet.")
@@ -31,13 +32,16 @@ class KeyMaps:
     flat: dict[str, Target]
     unsliced: frozenset[str]  # weights with slices that ComfyUI's own map has not
     shapes: Shapes  # key of a weight -> its shape
+    encoders: Encoders  # modules of the text encoders
 
     @property
     def both(self) -> dict[str, Target]:
         return self.unet | self.clip
 
-    def targets(self, held: Mapping[str, Layer | BaseDependent | Replacement]) -> dict[str, Target]:
-        """Layer name to target, for what of a LoRA the model has.
+    def targets(
+        self, held: Mapping[str, Layer | BaseDependent | Replacement], called: str = "the LoRA"
+    ) -> dict[str, Target]:
+        """Layer name to target, for what of a LoRA the model has; ``called`` is what messages call it.
 
         They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums
         then round alike. The target of ``module.bias`` is found by that of the module.
@@ -54,11 +58,14 @@ class KeyMaps:
             else:
                 if (target := self.flat.get(flat_name(module))) is not None:
                     found[name] = len(places), target
-            if name != module and name in found:
-                place, target = found.pop(name)
-                bias = _bias_of(target)
-                if key_of(bias) in self.shapes:
-                    found[name] = place, bias
+        others = {name: part for name, part in held.items() if name not in found}
+        for name, target in language_targets(called, others, self.encoders, self.shapes).items():
+            found[name] = len(places), target
+        for name in [name for name in found if name.endswith(".bias")]:
+            place, target = found.pop(name)
+            bias = _bias_of(target)
+            if key_of(bias) in self.shapes:
+                found[name] = place, bias
         return {name: found[name][1] for name in sorted(found, key=lambda name: found[name][0])}
 
 
@@ -97,8 +104,10 @@ def key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
             flat.setdefault(name, target)
             if not isinstance(target, str) and target[1] is not None and target not in known:
                 unsliced.add(target[0])
-    shapes |= _shapes(clip.patcher.model if clip else None)
-    return KeyMaps(unet, text, flat, frozenset(unsliced), shapes)
+    texts = _shapes(clip.patcher.model if clip else None)
+    text |= spelled_slices(clip)
+    shapes |= texts
+    return KeyMaps(unet, text, flat, frozenset(unsliced), shapes, encoders_of(clip, texts))
 
 
 def _spellings(name: str, key: str) -> Iterator[str]:

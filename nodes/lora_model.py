@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..merge_ops.architectures import is_language_model
 from ..merge_ops.formats import from_tensors
 from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
+from .language import spelled_for_comfyui
 
 _ROLES = ("lora_up.weight", "lora_down.weight", "alpha")
 
@@ -66,7 +68,8 @@ class MergedLoraModel(dict[str, Tensor]):
             layer = layer.truncated(sum(layer.stack.ranks), None, torch.float32)
         pair = layer.factors()
         assert pair is not None
-        up, down = (factor.contiguous().cpu() for factor in pair)
+        up, down = (pair[1].T, pair[0].T) if layer.template.stored_in_out else pair
+        up, down = up.contiguous().cpu(), down.contiguous().cpu()
         kernel = layer.template.kernel
         if kernel:
             up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(down.shape[0], -1, *kernel)
@@ -93,4 +96,4 @@ def _stem(merged: Merged, name: str) -> str:
     if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
-    return key or name
+    return spelled_for_comfyui(name) if is_language_model(name) else key or name

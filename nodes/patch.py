@@ -10,6 +10,7 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase, pad_tensor_to_shape
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from ..merge_ops.architectures import is_text
 from ..merge_ops.kinds import (
     Bound,
     Dora,
@@ -153,7 +154,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
 
 def not_applied(merged: Merged, model: Any | None, clip: Any | None) -> list[str]:
     """A line for each part that the merge changes and that is not connected."""
-    text = sum(name.startswith("text_encoder") for name in merged.layers)
+    text = sum(is_text(name) for name in merged.layers)
     lines = []
     if clip is None and text:
         lines.append(f"CLIP is not connected: {text} layers of text encoders are merged and not applied")
@@ -186,4 +187,5 @@ def _adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
 def _lora_adapter(layer: LowRank) -> LoRAAdapter:
     """ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
     padded = list(layer.padded_to) or None
-    return LoRAAdapter(set(), (layer.up, layer.down, layer.scale * layer.rank, None, None, padded))
+    up, down = (layer.down.T, layer.up.T) if layer.stored_in_out else (layer.up, layer.down)
+    return LoRAAdapter(set(), (up, down, layer.scale * layer.rank, None, None, padded))

@@ -10,6 +10,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..merge_ops.architectures import is_language_model
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import save
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
@@ -45,7 +46,8 @@ class LoraAlloySave(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
-                    tooltip="auto writes the names that ComfyUI reads; peft writes a folder.",
+                    tooltip="auto writes the names that ComfyUI reads, and for language models a PEFT "
+                    "folder, as peft does.",
                 ),
                 io.Combo.Input(
                     "dtype", options=list(DTYPES), default="float16", optional=True, advanced=True,
@@ -80,8 +82,12 @@ class LoraAlloySave(io.ComfyNode):
             comfy.model_management.throw_exception_if_processing_interrupted()
             bar.update_absolute(done, total)
 
-        path = Path(folder) / f"{name}_{counter:05}_{'' if format == 'peft' else '.safetensors'}"
-        names = {"format": "kohya", "stems": whole.stems} if format in (None, "auto") else {"format": format}
+        is_language = all(map(is_language_model, (*whole.merged.layers, *whole.merged.replaced)))
+        asked = format or "auto"
+        form = ("peft" if is_language else "kohya") if asked == "auto" else asked
+        path = Path(folder) / f"{name}_{counter:05}_{'' if form == 'peft' else '.safetensors'}"
+        for_comfyui = form == "kohya" and (asked == "auto" or is_language)
+        names = {"format": form, "stems": whole.stems if for_comfyui else None}
         report = save(
             whole.merged, path, rank or None, dtype=DTYPES[dtype or "float16"], progress=progress, **names
         )

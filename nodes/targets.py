@@ -11,12 +11,12 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ..merge_ops.architectures import guess
+from ..merge_ops.architectures import guess, is_text
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
 from ..merge_ops.types import Layer, Lora, LowRank
 from .base_model import bound_to
-from .fused import Target, cut, in_its_order, join, key_of, slices_to_merge_by
+from .fused import Target, cut, in_its_order, join, key_of, shape_of, slices_to_merge_by
 from .key_maps import KeyMaps, Shapes, is_denoiser, key_maps, weight_of
 
 
@@ -41,24 +41,25 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     maps = key_maps(model, clip)
     key_map, shapes = maps.both, maps.shapes
     loras = bound_to(loras, maps, model, clip)
-    found = [maps.targets(lora.layers) for lora in loras]
-    whole = [maps.targets(lora.replaced) for lora in loras]
+    found = [maps.targets(lora.layers, lora.name) for lora in loras]
+    whole = [maps.targets(lora.replaced, lora.name) for lora in loras]
     for lora, targets in zip(loras, found, strict=True):
-        _check_fits(lora, targets, shapes, model, clip is None)
+        _check_fits(lora, targets, maps, model)
     _check_whole(loras, whole, shapes)
-    kept = [_of_the_absent(lora, model, clip) for lora in loras]
+    loras = [_as_stored(lora, targets) for lora, targets in zip(loras, found, strict=True)]
+    kept = [_of_the_absent(lora, targets, model, clip) for lora, targets in zip(loras, found, strict=True)]
     missing = [
         (lora.name, [layer for layer in lora.layers if layer not in targets and layer not in others])
         for lora, targets, others in zip(loras, found, kept, strict=True)
     ]
     originals = loras
     loras, found, apart = _in_like_pieces(loras, found, maps)
-    names = _common_names(loras, found)
-    for targets in whole:
-        names |= {target: names.get(target, name) for name, target in targets.items()}
     spellings: dict[Target, list[str]] = {}
     for spelling, target in key_map.items():
         spellings.setdefault(target, []).append(spelling)
+    names = _common_names(loras, found, spellings)
+    for targets in whole:
+        names |= {target: names.get(target, name) for name, target in targets.items()}
     return Fit(
         [
             replace(
@@ -91,26 +92,37 @@ def _in_like_pieces(
     return [lora for lora, _ in pairs], [targets for _, targets in pairs], apart
 
 
-def _of_the_absent(lora: Lora, model: ModelPatcher | None, clip: Any | None) -> dict[str, Layer]:
+def _of_the_absent(
+    lora: Lora, targets: dict[str, Target], model: ModelPatcher | None, clip: Any | None
+) -> dict[str, Layer]:
     """Layers of a part that is not connected: merged under their own names, so that nothing is lost."""
     return {
         name: layer
         for name, layer in lora.layers.items()
-        if (clip is None and name.startswith("text_encoder"))
-        or (model is None and not name.startswith("text_encoder"))
+        if name not in targets and (clip if is_text(name) else model) is None
     }
 
 
-def _check_fits(
-    lora: Lora, targets: dict[str, Target], shapes: Shapes, model: ModelPatcher | None, no_clip: bool
-) -> None:
+def _as_stored(lora: Lora, targets: dict[str, Target]) -> Lora:
+    """The same LoRA for ComfyUI's weights, which are never stored (in, out) as Conv1D of transformers is."""
+    turned = {name for name in targets if lora.layers[name].layout == "fan_in_fan_out"}
+    if not turned:
+        return lora
+    layers = {
+        name: replace(layer, layout="linear") if name in turned else layer  # type: ignore[type-var]
+        for name, layer in lora.layers.items()
+    }
+    return replace(lora, layers=layers)
+
+
+def _check_fits(lora: Lora, targets: dict[str, Target], maps: KeyMaps, model: ModelPatcher | None) -> None:
     """Refuse a LoRA that has nothing in common with the model, or a layer of another shape."""
     if not targets and lora.layers:
-        raise IncompatibleLoraError(_stranger(lora, model, no_clip))
+        raise IncompatibleLoraError(_stranger(lora, model, maps))
     if len(set(targets.values())) < len(targets):
         raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
     for layer, target in targets.items():
-        _check_shape(lora, layer, target, shapes)
+        _check_shape(lora, layer, target, maps.shapes)
 
 
 def _check_whole(loras: list[Lora], whole: list[dict[str, Target]], shapes: Shapes) -> None:
@@ -129,8 +141,10 @@ def _check_whole(loras: list[Lora], whole: list[dict[str, Target]], shapes: Shap
                 )
 
 
-def _common_names(loras: list[Lora], found: list[dict[str, Target]]) -> dict[Target, str]:
-    """One name for each weight, the first of those that the LoRAs give it."""
+def _common_names(
+    loras: list[Lora], found: list[dict[str, Target]], spellings: dict[Target, list[str]]
+) -> dict[Target, str]:
+    """One name for each weight: of those that the LoRAs give it, the first that says which part it is in."""
     names: dict[Target, str] = {}
     for lora, targets in zip(loras, found, strict=True):
         if len(set(targets.values())) < len(targets):
@@ -138,12 +152,25 @@ def _common_names(loras: list[Lora], found: list[dict[str, Target]]) -> dict[Tar
                 f"{lora.name} changes one weight of this model as a whole and in slices; keep one"
             )
         for layer, target in targets.items():
-            names[target] = min(names.get(target, layer), layer)
+            proper = _telling(layer, target, spellings)
+            names[target] = min(names.get(target, proper), proper)
     if len(set(names.values())) < len(names):
         raise IncompatibleLoraError(
             "the LoRAs call different weights of this model by one name; merge them apart"
         )
     return names
+
+
+def _telling(name: str, target: Target, spellings: dict[Target, list[str]]) -> str:
+    """The name, or another one if it does not tell the text encoder and the diffusion model apart.
+
+    ``layers.0.self_attn.q_proj`` may be either, and the strengths of the two differ.
+    """
+    wanted = not is_denoiser(target)
+    end = ".bias" if name.endswith(".bias") else ""
+    known = (f"{spelling}{end}" for spelling in spellings.get(weight_of(target), ()))
+    usual = (name, f"model.{name}", *known, f"diffusion_model.{name}", f"text_encoders.{name}")
+    return next(spelling for spelling in usual if is_text(spelling) == wanted)
 
 
 def _stem(name: str, known: list[str]) -> str:
@@ -154,37 +181,40 @@ def _stem(name: str, known: list[str]) -> str:
 
 
 def _check_shape(lora: Lora, layer: str, target: Target, shapes: Shapes) -> None:
-    shape = list(shapes[key_of(target)])
-    if not isinstance(target, str) and target[1] is not None:
-        dim, _, length = target[1]
-        shape[dim] = length
+    shape = shape_of(target, shapes)
     held = lora.layers[layer]
     if isinstance(held, LowRank) and held.padded_to:
         return  # the weight is widened to the LoRA's shape
     rows, columns = held.matrix_shape
     expected = shape[0], _product(shape[1:])
-    if held.weight_shape != tuple(shape) and (rows, columns) != expected:
+    if held.weight_shape != shape and (rows, columns) != expected:
         raise IncompatibleLoraError(
             f"{lora.name}: {layer} has the shape {held.weight_shape}, and the model's weight "
-            f"{tuple(shape)}; the LoRA was made for another base model"
+            f"{shape}; the LoRA was made for another base model"
         )
 
 
-def _product(sizes: list[int]) -> int:
+def _product(sizes: tuple[int, ...]) -> int:
     total = 1
     for size in sizes:
         total *= size
     return total
 
 
-def _stranger(lora: Lora, model: ModelPatcher | None, no_clip: bool) -> str:
+def _stranger(lora: Lora, model: ModelPatcher | None, maps: KeyMaps) -> str:
     """Why nothing of a LoRA fits."""
-    text_only = all(name.startswith("text_encoder") for name in lora.layers)
-    if text_only and no_clip:
+    text_only = all(map(is_text, lora.layers))
+    if text_only and not maps.encoders:
         return f"{lora.name} changes only the text encoder; connect CLIP"
     shown = ", ".join(layer.key or name for name, layer in list(lora.layers.items())[:3])
     found = guess(lora)
     kind = type(model.model.model_config).__name__ if model is not None else ""
+    if text_only:
+        kind = f"a CLIP of {' and '.join(maps.encoders)}"
+        return (
+            f"{lora.name} does not fit {kind}: none of its {len(lora.layers)} layers is in it (the first are "
+            f"{shown}); the LoRA was made for another text encoder"
+        )
     looks = f": it looks like a {found.title} LoRA, and this model is {kind}" if found and kind else ""
     return (
         f"{lora.name} does not fit this model: none of its {len(lora.layers)} layers is in it (the first are "

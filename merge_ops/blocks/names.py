@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from ..architectures import is_language_model
+
 Facts = dict[str, int | None]  # word -> number of the block, None where the word has none
 
 _TEXT = {"text_encoder": 1, "text_encoder_2": 2, "text_encoder_3": 3}
@@ -65,7 +67,11 @@ def facts_of(name: str) -> Facts:
         return _text_facts(component, path) | _sorts(_flat(path))
     flat = _flat(path if component in _MAIN else name)
     flat = flat.removeprefix("diffusion_model_")
-    return {"unet": None} | _places(flat) | _sorts(flat)
+    found = {"unet": None} | _places(flat) | _sorts(flat)
+    if is_language_model(name):  # a text encoder where an image model uses it, else the model itself
+        layer = _TEXT_LAYER.search(f"_{flat}_")
+        found["te"] = int(layer[1]) if layer else None
+    return found
 
 
 def _flat(path: str) -> str:

@@ -78,7 +78,8 @@ class Term:
 
     def selects(self, facts: Facts) -> bool:
         of_text = any(part.word.startswith("te") for part in self.parts)
-        return of_text == ("te" in facts) and all(part.holds(facts) for part in self.parts)
+        is_either = "te" in facts and "unet" in facts
+        return (is_either or of_text == ("te" in facts)) and all(part.holds(facts) for part in self.parts)
 
     @property
     def selector(self) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,22 @@ def base(comfyui_python, comfyui_env, tmp_path_factory):
         (folder / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
     shutil.copytree(ROOT, folder / "custom_nodes" / "any_folder-name", ignore=ignored)
+    shutil.copy(HERE / "tiny_language_model.py", folder / "custom_nodes")
     command = [str(python), str(HERE / "make_models.py"), str(folder / "models")]
     subprocess.run(command, cwd=root, env=comfyui_env, check=True, capture_output=True, timeout=300)
     return folder
+
+
+@pytest.fixture(scope="session")
+def language(base):
+    """Tiny language models with adapters in the base folder."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    from tests.nodes.make_language_models import make
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, about tied embeddings
+        make(base / "models")
 
 
 @pytest.fixture(scope="session")

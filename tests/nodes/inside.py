@@ -9,7 +9,7 @@ import importlib
 import json
 import unittest
 
-from comfy_inside import CHECKS, WANTED
+from comfy_inside import BASE, CHECKS, WANTED
 
 MODULES = (
     "checks_weights",
@@ -23,6 +23,8 @@ MODULES = (
     "checks_sweep",
 )
 
+if (BASE / "language").is_dir():
+    MODULES += ("checks_language",)
 for name in MODULES:  # they register themselves, once ComfyUI can be imported
     importlib.import_module(name)
 for function in CHECKS:

@@ -24,12 +24,15 @@ def pack_module(name):
 def example(path):
     """An example workflow, at the size of the tiny model, with LoRA files that are there."""
     text = path.read_text(encoding="utf-8").replace("style.safetensors", "sd15_a.safetensors")
+    text = text.replace("<lora:poet:", "<lora:spoken_a:").replace("<lora:chef:", "<lora:spoken_b:")
     return at_small_size(json.loads(text.replace("character.safetensors", "sd15_b.safetensors")))
 
 
 def at_small_size(workflow):
     """The same workflow on the tiny model, with a sweep of density at its ends."""
     for node in workflow.values():
+        if node["class_type"] == "CLIPLoader":
+            node |= {"class_type": "TinyLanguageModel", "inputs": {"name": "spoken.safetensors"}}
         for name, value in (
             ("ckpt_name", "tiny_sd15.safetensors"),
             ("width", 64),

@@ -41,8 +41,12 @@ def test_the_pack_is_loaded(server):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_runs(server, path):
+def test_every_example_runs(server, path, request):
     """Each example workflow in API format, on the tiny model."""
+    if path.stem.startswith("language"):
+        if "TextGenerate" not in server.get("/object_info"):
+            pytest.skip("this ComfyUI has no TextGenerate")
+        request.getfixturevalue("language")
     entry = server.wait(server.queue(example(path)), 600)
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["outputs"]
