@@ -96,7 +96,7 @@ def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
     for name, adapter in needing.items():
         weight_of_base = base(name)
         if weight_of_base is not None:
-            layers[name] = Bound(adapter, weight_of_base, reader)
+            layers[name] = Bound(adapter, weight_of_base, reader, lora=lora.name)
         elif name in lora.based and not (isinstance(adapter, Scaling) and name.endswith(".bias")):
             raise IncompatibleLoraError(
                 f"{lora.name}: the base model has no weight for {name}, which its {adapter.kind} changes; "

@@ -20,6 +20,7 @@ from .options import (
     add_base,
     add_output,
     add_param,
+    add_reading,
     chosen_device,
     print_json,
     print_saved,
@@ -83,6 +84,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     for param in _params_of(argv).values():
         add_param(how, param)
     add_output(parser)
+    add_reading(parser)
     parser.set_defaults(run=run)
 
 
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.output and not args.dry_run:
         raise ParameterError("say where to write with -o FILE, or use --dry-run")
     specs = [split_weight(spec) for spec in args.loras]
-    loras = alike_by_diffusers([load(path) for path, _ in specs])
+    loras = alike_by_diffusers([load(path, allow_pickle=args.allow_pickle) for path, _ in specs])
     given = vars(args)
     names = {name for method in METHODS.values() for name in (p.name for p in method.params)}
     params = {name: given[name] for name in names if name in given}

@@ -32,6 +32,15 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--device", help="where to compute: cpu, cuda, mps, xpu (default: cpu)")
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that reads LoRAs takes."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read .pt, .bin, .ckpt and .pth files too: their tensors only, no code from them is run",
+    )
+
+
 def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the option for the base model, which some kinds of adapters need."""
     parser.add_argument(
