@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,7 @@ def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]
     """
     if reader not in READERS:
         raise ParameterError(f"unknown reader {reader!r}{did_you_mean(str(reader), READERS)}")
-    return [_bound(lora, base, reader) for lora in loras]
+    return [_bound(_told_what_is_missing(lora, base), base, reader) for lora in loras]
 
 
 def agreed(loras: list[Lora], keep: str | None) -> dict[str, Replacement]:
@@ -76,6 +76,17 @@ def agreed(loras: list[Lora], keep: str | None) -> dict[str, Replacement]:
                 f"base model's; say whose to keep with keep={owner.name!r}, or merge without one of them"
             )
     return found
+
+
+def _told_what_is_missing(lora: Lora, base: BaseWeights | None) -> Lora:
+    """With a warning if a base model that tells without reading has only some of the layers."""
+    if not isinstance(base, Container):
+        return lora
+    missing = [name for name in lora.layers if name not in base]
+    if not missing:
+        return lora
+    line = f"{len(missing)} of {len(lora.layers)} layers are not in the base model, such as {missing[0]}"
+    return replace(lora, warnings=(*lora.warnings, line), origin=lora.origin or lora)
 
 
 def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:

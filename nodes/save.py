@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import save
+from ..merge_ops.formats.file_names import check_name
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
 from .lora_model import as_merge
 from .merging import left_out
@@ -72,6 +73,8 @@ class LoraAlloySave(io.ComfyNode):
         prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
         if prefix.is_absolute() or ".." in prefix.parts or ":" in filename_prefix or "\0" in filename_prefix:
             raise ParameterError("filename_prefix must name a place below the output folder")
+        for part in prefix.parts:
+            check_name(part)
         output = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
         bar = comfy.utils.ProgressBar(1)

@@ -25,6 +25,7 @@ from .options import (
     print_json,
     print_saved,
     progress_bar,
+    refuse_odd,
     table,
 )
 
@@ -122,6 +123,8 @@ def run(args: argparse.Namespace) -> None:
 
 def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
     """Save the merge as the output options say, and print the reports."""
+    if args.strict:
+        refuse_odd(merged)
     if args.dry_run:
         _print_plan(merged, args.json)
         return

@@ -21,6 +21,7 @@ from ..types import LowRank
 from .container import is_finite
 from .described import file_metadata, peft_config
 from .error import rounding_error, truncation_error
+from .file_names import check_name, is_folder
 from .verified import EXISTS, write_verified
 from .write import FORMATS, file_tensors, module_names, replaced_tensors, resolve_format
 
@@ -127,8 +128,9 @@ def _check_request(target: Path, form: str, rank: int | None, dtype: torch.dtype
         raise ParameterError(
             f"format 'peft' writes a folder, so {target.name!r} must not end in .safetensors"
         )
-    if not target.parent.is_dir():
-        raise ParameterError(f"the folder {target.parent.name!r} does not exist; make it first")
+    check_name(target.name)
+    if not is_folder(target.parent):
+        raise ParameterError(f"the folder {target.parent.name[:80]!r} does not exist; make it first")
     if target.exists() and not overwrite:
         raise ParameterError(EXISTS.format(target.name))
     if target.exists() and target.is_dir() != (form == "peft"):

@@ -166,8 +166,8 @@ class Bound(Layer):
         # a sum shows NaN and infinity for the price of reading; one that overflows is looked at again
         if not (math.isfinite(float(matrix.sum())) or bool(torch.isfinite(matrix).all())):
             raise MergeError(
-                f"{self.key} of {self.lora} ({self.adapter.kind}) comes to NaN or infinity; its weight in the "
-                "base model is damaged, or the file is"
+                f"{self.key} of {self.lora} ({self.adapter.kind}) comes to NaN or infinity; its weight in "
+                "the base model is damaged, or the file is"
             )
 
         def read(index: Index, out: Tensor | None = None) -> Tensor:
