@@ -17,7 +17,7 @@ LEVELS = 10  # how often memory is told
 SPARE = 40  # MB that memory may differ by: allocators keep what they have
 SHAPES = {"proj_in": (48, 32), "proj_out": (32, 48), "ff_net_0_proj": (64, 32)}
 
-pytestmark = pytest.mark.skipif(not MERGES, reason="takes an hour: make soak")
+pytestmark = pytest.mark.skipif(not MERGES, reason="takes twenty minutes: make soak")
 
 
 @pytest.fixture(scope="module")
