@@ -16,6 +16,15 @@ SEEDS = Path(__file__).with_name("corpus")
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 UP, DOWN = torch.ones(3, 2), torch.ones(2, 3)
 
+ONE = torch.tensor(1.0)
+CORE = torch.ones(2, 2, 1, 1)
+
+
+def of(**tensors: torch.Tensor) -> bytes:
+    """A file of one module in kohya's spelling."""
+    return bytes(save({f"{STEM}.{end}": tensor.clone() for end, tensor in tensors.items()}))
+
+
 FILES = {
     "kohya": save(
         {f"{STEM}.lora_up.weight": UP, f"{STEM}.lora_down.weight": DOWN, f"{STEM}.alpha": torch.tensor(1.0)},
@@ -37,6 +46,30 @@ FILES = {
     "dora": save(
         {f"{STEM}.lora_up.weight": UP, f"{STEM}.lora_down.weight": DOWN, f"{STEM}.dora_scale": UP * 2}
     ),
+    "loha": of(hada_w1_a=UP, hada_w1_b=DOWN, hada_w2_a=UP, hada_w2_b=DOWN, alpha=ONE),
+    "loha_core": of(
+        **{f"hada_w{i}_a": torch.ones(2, 3) for i in (1, 2)},
+        **{f"hada_w{i}_b": DOWN for i in (1, 2)},
+        **{f"hada_t{i}": CORE for i in (1, 2)},
+    ),
+    "lokr": of(lokr_w1=UP, lokr_w2_a=UP, lokr_w2_b=DOWN, alpha=ONE),
+    "lokr_core": of(lokr_w1_a=UP, lokr_w1_b=DOWN, lokr_w2_a=torch.ones(2, 3), lokr_w2_b=DOWN, lokr_t2=CORE),
+    "glora": of(
+        **{"a1.weight": UP, "a2.weight": DOWN, "b1.weight": UP, "b2.weight": DOWN, "bm.weight": CORE},
+        alpha=ONE,
+    ),
+    "oft": of(oft_blocks=torch.zeros(2, 2, 2), rescale=torch.ones(4, 1), alpha=ONE),
+    "boft": of(oft_blocks=torch.zeros(1, 2, 2, 2)),
+    "ia3": of(ia3_l=torch.zeros(4), on_input=torch.tensor(True)),
+    "whole": of(diff=UP, diff_b=torch.ones(3)),
+    "norm": of(w_norm=torch.ones(3), b_norm=torch.ones(3)),
+    "set": of(set_weight=torch.ones(3)),
+    "widened": of(
+        **{
+            "lora_up.weight": UP, "lora_down.weight": DOWN, "lora_up.bias": torch.ones(3),
+            "reshape_weight": torch.tensor([3, 3]),
+        }
+    ),
     "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
     "html": b"<!DOCTYPE html><html></html>",
     "pickle": b"\x80\x02}q\x00.",
@@ -56,7 +89,14 @@ CONFIGS = {
     "patterns": {"peft_type": "LORA", "alpha_pattern": {"a.q": 1, ".*v": 2}, "rank_pattern": {"^b": 3}},
     "rslora": {"use_rslora": True, "fan_in_fan_out": True, "lora_alpha": 1.5, "modules_to_save": ["head"]},
     "mapping": {"auto_mapping": {"base_model_class": "UNet2DConditionModel"}, "use_dora": False},
-    "loha": {"peft_type": "LOHA"},
+    "loha": {"peft_type": "LOHA", "alpha": 3, "r": 2, "rank_pattern": {"q": 1}},
+    "lokr": {"peft_type": "LOKR", "alpha": 3, "decompose_both": True},
+    "ia3": {"peft_type": "IA3", "feedforward_modules": ["v"], "target_modules": ".*q"},
+    "ia3_pattern": {"peft_type": "IA3", "feedforward_modules": ".*v", "modules_to_save": ["head"]},
+    "oft": {"peft_type": "OFT", "coft": True, "eps": 1e-4, "use_cayley_neumann": False, "block_share": True},
+    "oft_terms": {"peft_type": "OFT", "num_cayley_neumann_terms": 3, "bias": "all"},
+    "boft": {"peft_type": "BOFT", "bias": "boft_only"},
+    "dora": {"use_dora": True, "modules_to_save": ["head"], "exclude_modules": ["v"]},
 }
 
 

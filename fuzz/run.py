@@ -15,7 +15,11 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 WORDS = """dtype shape data_offsets __metadata__ F32 F16 BF16 F64 F4 F8_E4M3 BOOL I64 .lora_up.weight .alpha
 .lora_down.weight .lora_A.weight .lora_B.weight .lora_mid.weight .hada_w1_a .dora_scale lora_adapter_metadata
 unet:0:up unet:0:down text_encoder:0:up base_model.model. lora_unet_ lora_te1_ diffusion_model. peft_type
-lora_alpha alpha_pattern rank_pattern auto_mapping use_rslora null NaN Infinity 1e400 18446744073709551615"""
+.hada_w2_b .hada_t1 .lokr_w1 .lokr_w2_a .lokr_t2 .a1.weight .b2.weight .bm.weight .oft_blocks .rescale
+.oft_R.weight .boft_R .boft_s .ia3_l .on_input .diff .diff_b .w_norm .b_norm .set_weight .reshape_weight
+.lora_magnitude_vector .lora_B.bias LOHA LOKR IA3 OFT BOFT modules_to_save feedforward_modules coft eps
+num_cayley_neumann_terms use_cayley_neumann base_model_class lora_alpha alpha_pattern
+rank_pattern auto_mapping use_rslora null NaN Infinity 1e400 18446744073709551615"""
 
 
 def main() -> None:

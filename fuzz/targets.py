@@ -16,6 +16,16 @@ SPACE = 64 << 20  # of memory that an input of any size may take, besides ten ti
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
 
+_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {  # by the kind of PEFT adapter
+    "LOHA": {f"hada_w{i}_{half}": (2, 2) for i in (1, 2) for half in "ab"},
+    "LOKR": {"lokr_w1": (2, 2), "lokr_w2": (1, 1)},
+    "IA3": {"ia3_l": (2, 1)},
+    "BOFT": {"boft_R": (1, 1, 2, 2), "boft_s": (2, 1)},
+    "OFT": {"oft_R.weight": (1, 1)},
+    "LORA": {"lora_A.weight": (2, 2), "lora_B.weight": (2, 2), "lora_magnitude_vector": (2,)},
+}
+
+
 class Promise(AssertionError):
     """Something that is promised of every input does not hold for this one."""
 
@@ -45,22 +55,25 @@ def one_input(data: bytes) -> None:
 
 
 def _folder_with(config: bytes) -> Path:
-    folder = _FOLDER / "adapter"
+    """With tensors of the kind that the configuration names, and weights that are saved whole."""
+    folder = _FOLDER / next((kind for kind in _SHAPES if f'"{kind}"'.encode() in config), "LORA")
     if not folder.is_dir():
         folder.mkdir()
-        names = [
-            f"base_model.model.{module}.lora_{half}.weight" for module in ("a.q", "b.v") for half in "AB"
-        ]
-        (folder / "adapter_model.safetensors").write_bytes(_ones(names))
+        (folder / "adapter_model.safetensors").write_bytes(_ones(_SHAPES[folder.name]))
     (folder / "adapter_config.json").write_bytes(config)
     return folder
 
 
-def _ones(names: list[str]) -> bytes:
+def _ones(shapes: dict[str, tuple[int, ...]]) -> bytes:
     import torch
     from safetensors.torch import save
 
-    return bytes(save({name: torch.ones(2, 2) for name in names}))
+    names = {f"a.q.{end}": shape for end, shape in shapes.items()}
+    names |= {f"b.v.{end}": shape for end, shape in shapes.items()} | {
+        "head.weight": (2, 2),
+        "b.v.bias": (2,),
+    }
+    return bytes(save({f"base_model.model.{name}": torch.ones(shape) for name, shape in names.items()}))
 
 
 def _check_message(message: str) -> None:
@@ -71,11 +84,24 @@ def _check_message(message: str) -> None:
 
 
 def _check_layers(lora: merge_ops.Lora) -> None:
-    if not lora.layers:
+    if not (lora.layers or lora.based or lora.replaced):
         raise Promise("a LoRA without a layer")
     for name, layer in lora.layers.items():
-        if layer.up.shape[1] != layer.down.shape[0]:
-            raise Promise(f"the factors of {name} do not fit")
+        if tuple(layer.delta().shape) != layer.weight_shape:
+            raise Promise(f"the delta of {name} has another shape than it says")
+    _merge(lora)
+
+
+def _merge(lora: merge_ops.Lora) -> None:
+    """With a small base for the adapters that need one: a merge, or a MergeError."""
+    import torch
+
+    try:
+        merged = merge_ops.merge([lora], base=lambda name: torch.ones(2) if "bias" in name else torch.eye(2))
+        for name in merged.layers:
+            merged.delta(name)
+    except merge_ops.MergeError as error:
+        _check_message(str(error))
 
 
 def _peak() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,18 @@ def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]
     """
     if reader not in READERS:
         raise ParameterError(f"unknown reader {reader!r}{did_you_mean(str(reader), READERS)}")
-    return [_bound(lora, base, reader) for lora in loras]
+    return [_bound(_told_what_is_missing(lora, base), base, reader) for lora in loras]
+
+
+def _told_what_is_missing(lora: Lora, base: BaseWeights | None) -> Lora:
+    """With a warning if a base model that tells without reading has only some of the layers."""
+    if not isinstance(base, Container):
+        return lora
+    missing = [name for name in lora.layers if name not in base]
+    if not missing:
+        return lora
+    line = f"{len(missing)} of {len(lora.layers)} layers are not in the base model, such as {missing[0]}"
+    return replace(lora, warnings=(*lora.warnings, line), origin=lora.origin or lora)
 
 
 def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
@@ -63,7 +74,7 @@ def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
     for name, adapter in needing.items():
         weight_of_base = base(name)
         if weight_of_base is not None:
-            layers[name] = Bound(adapter, weight_of_base, reader)
+            layers[name] = Bound(adapter, weight_of_base, reader, lora=lora.name)
         elif name in lora.based and not (isinstance(adapter, Scaling) and name.endswith(".bias")):
             raise IncompatibleLoraError(
                 f"{lora.name}: the base model has no weight for {name}, which its {adapter.kind} changes; "

@@ -15,6 +15,7 @@ from .batches import batches, merge_batch
 from .blocks import BlockStrengths, block_strengths
 from .combination import COMBINATION_TYPES, SPACES, get_combination_type
 from .errors import IncompatibleLoraError, ParameterError, did_you_mean
+from .finite import refuse_overflow
 from .kinds import Scaling
 from .lineup import line_up
 from .merged import Merged, MergedLayer
@@ -83,6 +84,7 @@ def merge(
         UnknownMethodError, ParameterError: for what was asked.
         IncompatibleLoraError: if two LoRAs disagree about the shape of a layer or about a whole weight, or
             an adapter needs the base model and it is not given.
+        MergeError: if a layer comes to NaN or infinity.
     """
     loras, weights_of_base = list(loras), base_weights(base)
     weights = _checked_weights(loras, weights)
@@ -106,6 +108,7 @@ def merge(
     stacks = line_up(loras, weights, text_weights, needs_identity, strengths)
     if not stacks and any(lora.layers for lora in loras):
         raise ParameterError("the block strengths are 0 in every layer of every LoRA, so nothing is merged")
+    refuse_overflow(stacks, settings.scale, loras)
     results: dict[str, MergedLayer] = {}
     scratch = Scratch()
     for group in batches(stacks, settings, where):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .architectures import across_experts
 from .blocks import BlockStrengths
+from .kinds import Bound, Dora
 from .spaces import LayerStack
 from .types import Layer, Lora
 
@@ -55,6 +56,7 @@ class MergeReport:
             *_warnings_of(loras),
             *across_experts(loras),
             *_strangers(loras),
+            *dora_beside_plain(loras),
             *block_warnings(loras, blocks),
         )
         return cls((*merged, *_left_out(merged, loras), *skipped), warnings)
@@ -128,6 +130,22 @@ def _left_out(merged: list[LayerReport], loras: list[Lora]) -> list[LayerReport]
 
 def _warnings_of(loras: list[Lora]) -> list[str]:
     return [f"{lora.name}: {warning}" for lora in loras for warning in lora.warnings]
+
+
+def dora_beside_plain(loras: Sequence[Lora]) -> list[str]:
+    """A line where a DoRA is merged with a LoRA that is none: no order of loading gives the same."""
+    doras = [lora.name for lora in loras if any(map(_is_dora, lora.layers.values()))]
+    others = [lora.name for lora in loras if lora.layers and lora.name not in doras]
+    if not doras or not others:
+        return []
+    return [
+        f"{', '.join(doras)} is a DoRA and {', '.join(others)} is not: each change is taken from the base "
+        "model alone and then merged, where a loader measures a DoRA on what it loaded before"
+    ]
+
+
+def _is_dora(layer: Layer) -> bool:
+    return isinstance(layer, Bound) and isinstance(layer.adapter, Dora)
 
 
 def _strangers(loras: list[Lora]) -> list[str]:

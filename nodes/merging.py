@@ -12,7 +12,7 @@ from ..merge_ops.architectures import across_experts
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
-from ..merge_ops.report import block_lines, block_warnings
+from ..merge_ops.report import block_lines, block_warnings, dora_beside_plain
 from ..merge_ops.types import Lora
 from .memory import with_less_memory
 from .stacks import StackEntry
@@ -99,7 +99,7 @@ def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
             kinds = sorted(set(lora.unmerged.values()))
             lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
-    lines += across_experts(merged.loras)
+    lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
     lines += block_lines(merged.loras, merged.blocks) + block_warnings(merged.loras, merged.blocks)
     for name, layers in fitted.missing if fitted else ():
         lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")

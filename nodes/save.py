@@ -13,10 +13,12 @@ from comfy_api.latest import io, ui
 from ..merge_ops.architectures import is_language_model
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import save
+from ..merge_ops.formats.file_names import check_name
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
 from .lora_model import as_merge
 from .merging import left_out
 
+_OUTSIDE = "filename_prefix must name a place below the output folder"
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
 
 
@@ -73,8 +75,12 @@ class LoraAlloySave(io.ComfyNode):
             raise ParameterError("there is nothing to save: no LoRA was on")
         prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
         if prefix.is_absolute() or ".." in prefix.parts or ":" in filename_prefix or "\0" in filename_prefix:
-            raise ParameterError("filename_prefix must name a place below the output folder")
+            raise ParameterError(_OUTSIDE)
+        for part in prefix.parts:
+            check_name(part)
         output = folder_paths.get_output_directory()
+        if not Path(output, prefix.parent).resolve().is_relative_to(Path(output).resolve()):  # by a link
+            raise ParameterError(_OUTSIDE)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
         bar = comfy.utils.ProgressBar(1)
 

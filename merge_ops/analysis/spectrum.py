@@ -83,7 +83,7 @@ def _plan(layer: Layer) -> tuple[float, Callable[[], Tensor]]:
     """The cheapest exact way to the squared singular values, and about how many multiplications it takes."""
     rows, columns = layer.matrix_shape
     if isinstance(layer, Kronecker):
-        cost = sum(_gram_cost(*factor.shape) for factor in layer.tensors)
+        cost = sum(_gram_cost(*factor.shape) for factor in layer.factors())
         return cost, lambda: _of_kronecker(layer)
     inner = layer.rank**2
     if isinstance(layer, Hadamard) and inner < min(rows, columns) // 2:
@@ -98,7 +98,7 @@ def _gram_cost(rows: int, columns: int) -> float:
 
 def _of_kronecker(layer: Kronecker) -> Tensor:
     """The singular values of a Kronecker product are all products of those of its factors."""
-    left, right = (squared_singular_values_of(factor) for factor in layer.tensors)
+    left, right = (squared_singular_values_of(factor) for factor in layer.factors())
     return layer.scale**2 * torch.outer(left, right).flatten().sort(descending=True).values
 
 

@@ -6,8 +6,9 @@ import argparse
 
 from ..errors import ParameterError
 from ..models import FuseReport, fuse
-from .merge import add_merging, merged_from, method_help, print_summary
+from .merge import add_merging, merged_from, method_help
 from .options import Commands, print_json, progress_bar, table
+from .summary import print_summary
 
 _EXAMPLES = """examples:
   lora-alloy fuse base_model adapter_a:0.7 adapter_b:0.3 -o fused_model

@@ -10,7 +10,7 @@ from ..analysis.facts import printable
 from ..analysis.study import SPECTRUM, VIEWS, Study, study
 from ..errors import ParameterError
 from ..formats import load
-from .options import Commands, print_json, table
+from .options import Commands, add_reading, print_json, table
 
 _SHOWN_KEYS = 20  # lines of metadata in the text; the JSON has all
 _EXAMPLES = """examples:
@@ -38,6 +38,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         "--view", choices=VIEWS, help=f"what to draw (default: {VIEWS[0]}, or {SPECTRUM} for one LoRA)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing picture")
+    add_reading(parser)
     parser.set_defaults(run=run)
 
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         raise ParameterError("--view says what to draw; say where with --plot FILE.png")
     if args.plot:
         _check_picture(Path(args.plot), args.overwrite)
-    found = study([load(path) for path in args.loras])
+    found = study([load(path, allow_pickle=args.allow_pickle) for path in args.loras])
     if args.plot:
         _plot(found, args.view, Path(args.plot))
     if args.json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..combination import COMBINATION_TYPES, SPACES, get_combination_type
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
@@ -12,7 +11,6 @@ from ..formats import alike_by_diffusers, load, save
 from ..merge import merge
 from ..merged import Merged
 from ..registry import METHODS, Param, get_method
-from ..report import LEFT_OUT, block_lines
 from ..types import READERS, Lora
 from .options import (
     DTYPES,
@@ -20,12 +18,14 @@ from .options import (
     add_base,
     add_output,
     add_param,
+    add_reading,
     chosen_device,
     print_json,
     print_saved,
     progress_bar,
-    table,
+    refuse_odd,
 )
+from .summary import print_plan, print_summary
 
 _PEFT_PARAMS = ("density", "majority_sign_method")
 _EXAMPLES = """examples:
@@ -89,6 +89,7 @@ def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     for param in _params_of(argv).values():
         add_param(how, param)
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 def merged_from(args: argparse.Namespace) -> Merged:
     """Read the LoRAs and merge them as the options say."""
     specs = [split_weight(spec) for spec in args.loras]
-    loras = alike_by_diffusers([load(path) for path, _ in specs])
+    loras = alike_by_diffusers([load(path, allow_pickle=args.allow_pickle) for path, _ in specs])
     given = vars(args)
     names = {name for method in METHODS.values() for name in (p.name for p in method.params)}
     params = {name: given[name] for name in names if name in given}
@@ -129,8 +130,10 @@ def merged_from(args: argparse.Namespace) -> Merged:
 
 def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
     """Save the merge as the output options say, and print the reports."""
+    if args.strict:
+        refuse_odd(merged)
     if args.dry_run:
-        _print_plan(merged, args.json)
+        print_plan(merged, args.json)
         return
     with progress_bar("saving") as progress:
         saved = save(
@@ -217,41 +220,3 @@ def method_help() -> str:
         flags = [f"--{p.name.replace('_', '-')} (default: {p.default})" for p in method.params]
         lines.append(f"  {method.name:<16} {', '.join(flags) or 'none'}")
     return "\n".join(lines) + "\n"
-
-
-def print_summary(merged: Merged) -> None:
-    """Print what was merged, and what was not."""
-    counts = merged.outline.counts()
-    print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
-    for line in merged.outline.layers:
-        if line.status != "merged" and not line.reason.startswith(LEFT_OUT):
-            print(f"  {line.status}: {line.name} ({line.reason})")
-    for text in block_lines(merged.loras, merged.blocks):
-        print(f"  {text}")
-    for warning in merged.outline.warnings:
-        print(f"  warning: {warning}")
-
-
-def _print_plan(merged: Merged, as_json: bool) -> None:
-    if as_json:
-        print_json({"merge": merged.report.to_dict()})
-        return
-    rows: list[list[str]] = [["layer", "LoRAs", "ranks", "result", "sign conflict"]]
-    for line in merged.report.layers:
-        if line.status == "merged":
-            conflict = "" if line.sign_conflict is None else f"{line.sign_conflict:.1%}"
-            full = line.reason or "full rank"
-            result = full if line.rank_out is None else f"rank {line.rank_out}"
-            rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
-    print(table(rows))
-    print_summary(merged)
-    print("dry run: nothing was written")
-
-
-def _title(merged: Merged) -> str:
-    how: Any = merged.combination_type or merged.settings.method.name
-    names: list[Lora] = merged.loras
-    return f"{how} of " + " + ".join(
-        f"{w:g} x {lora.name}{f' ({blocks})' if blocks else ''}"
-        for lora, w, blocks in zip(names, merged.weights, merged.blocks, strict=True)
-    )

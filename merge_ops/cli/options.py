@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..errors import ParameterError
+from ..errors import MergeError, ParameterError
 from ..formats import FORMATS, SaveReport
+from ..merged import Merged
 from ..registry import Param
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -28,8 +29,18 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--dtype", choices=DTYPES, default="float16", help="of the file (default: float16)")
     out.add_argument("--overwrite", action="store_true", help="replace an existing file")
     out.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    out.add_argument("--strict", action="store_true", help="refuse what would be a warning, or left out")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     out.add_argument("--device", help="where to compute: cpu, cuda, mps, xpu (default: cpu)")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that reads LoRAs takes."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read .pt, .bin, .ckpt and .pth files too: their tensors only, no code from them is run",
+    )
 
 
 def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -97,6 +108,15 @@ def print_saved(report: SaveReport) -> None:
     print(f"  relative error: total {report.total_error:.2e}, worst layer {report.largest_error:.2e}")
     if min(kept) < 0.99995:
         print(f"  energy kept by truncating: mean {sum(kept) / len(kept):.1%}, worst layer {min(kept):.1%}")
+
+
+def refuse_odd(merged: Merged) -> None:
+    """What ``--strict`` does: an error for the first warning, or the first entry that is left out."""
+    left_out = [f"{name} is left out ({why})" for lora in merged.loras for name, why in lora.unmerged.items()]
+    found = [*merged.outline.warnings, *left_out]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise MergeError(f"{found[0]}{more}; --strict refuses that, and nothing was written")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

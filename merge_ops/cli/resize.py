@@ -8,7 +8,7 @@ from ..errors import ParameterError
 from ..formats import load
 from ..merge import merge
 from .merge import finish
-from .options import Commands, add_output, chosen_device, progress_bar
+from .options import Commands, add_output, add_reading, chosen_device, progress_bar
 
 _EXAMPLES = """examples:
   lora-alloy resize big.safetensors --rank 16 -o small.safetensors
@@ -28,6 +28,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
     parser.add_argument("lora", metavar="LORA", help="a file or PEFT folder")
     parser.add_argument("--rank", type=int, required=True, help="the rank of every layer that has more")
     add_output(parser)
+    add_reading(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, truncate, save and report."""
     if not args.output and not args.dry_run:
         raise ParameterError("say where to write with -o FILE, or use --dry-run")
-    lora = load(args.lora)
+    lora = load(args.lora, allow_pickle=args.allow_pickle)
     with progress_bar("resizing") as progress:
         merged = merge([lora], rank=args.rank, device=chosen_device(args.device), progress=progress)
     finish(args, merged, args.rank)

@@ -16,7 +16,7 @@ from .based import KINDS as BASED
 from .based import based, dora
 from .container import is_packed
 from .lycoris import full, loha, lokr, vector
-from .module import RawModule, alpha_of
+from .module import RawModule, alpha_of, check_core, padded_shape
 
 # suffix of a key -> role; the longest suffix that fits wins
 _ROLES = {
@@ -215,7 +215,7 @@ def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool
             f"{file}: {module.stem} has the {there} half of a pair and not the {missing} half; "
             "the file is incomplete"
         )
-    _check_pair(up, down, t.get("mid"), module.stem, file)
+    _check_pair(up, down, t.get("mid"), module, file)
     kernel = tuple(down.shape[2:]) if "mid" not in t else tuple(t["mid"].shape[2:])
     layout: Layout = (
         "embedding" if embedding else "conv" if kernel else "fan_in_fan_out" if transposed else "linear"
@@ -223,13 +223,13 @@ def low_rank(module: RawModule, scale: float | None, file: str, transposed: bool
     rank = down.shape[0]
     if scale is None:
         scale = alpha_of(module, file, rank)
-    flat = down.flatten(1) if "mid" not in t else _with_core(t["mid"], down)
-    padded_to = tuple(int(size) for size in t["reshape"].flatten().tolist()) if "reshape" in t else ()
-    return LowRank(up.flatten(1), flat, scale, layout, kernel, module.stem, padded_to)
+    flat = _with_core(t["mid"], down) if "mid" in t else down.flatten(1)
+    widened = padded_shape(module, up.shape[0] * flat.shape[1], file)
+    return LowRank(up.flatten(1), flat, scale, layout, kernel, module.stem, widened)
 
 
-def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, stem: str, file: str) -> None:
-    shapes = f"up {tuple(up.shape)}, down {tuple(down.shape)}"
+def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, module: RawModule, file: str) -> None:
+    stem, shapes = module.stem, f"up {tuple(up.shape)}, down {tuple(down.shape)}"
     if up.ndim < 2 or down.ndim < 2:
         raise LoraFormatError(f"{file}: the factors of {stem} are not matrices: {shapes}")
     for factor in (up, down) if mid is None else (up, down, mid):
@@ -237,9 +237,10 @@ def _check_pair(up: Tensor, down: Tensor, mid: Tensor | None, stem: str, file: s
             raise LoraFormatError(
                 f"{file}: {stem} is stored as {factor.dtype}; quantised adapters are not supported"
             )
-    inner = (up.shape[1], down.shape[0])
-    fits = inner[0] == inner[1] if mid is None else mid.ndim > 2 and tuple(mid.shape[:2]) == inner
-    if not fits or up.flatten(1).shape[1] != up.shape[1] or 0 in up.shape or 0 in down.shape:
+    if mid is not None:
+        check_core(module, mid, up.shape[1], down.shape[0], file)
+    fits = up.flatten(1).shape[1] == up.shape[1] and (mid is not None or up.shape[1] == down.shape[0])
+    if not fits or 0 in up.shape or 0 in down.shape:
         raise LoraFormatError(f"{file}: the factors of {stem} do not fit each other: {shapes}")
 
 

@@ -13,7 +13,8 @@ from ..errors import LoraFormatError
 from ..kinds import Dora, Glora, InputRotation, Oft, Scaling, cayley
 from ..types import BaseDependent, Layer
 from .container import is_packed
-from .module import RawModule, alpha_of, check_factors
+from .module import RawModule, alpha_of, check_core, check_factors
+from .peft_config import CONFIG_NAME, check_pattern
 
 KINDS = ("GLoRA", "OFT", "OFT of PEFT", "BOFT of PEFT", "(IA)3")
 
@@ -54,6 +55,7 @@ def _glora(module: RawModule, file: str) -> Glora:
     check_factors(module, parts if core is None else [*parts, core], file)
     a1, a2, b1, b2 = (part.flatten(1) for part in parts)
     if core is not None:  # (rank, rank, *kernel) between b1 and b2
+        check_core(module, core, b1.shape[1], b2.shape[0], file)
         b2 = torch.einsum("ab...,bi->ai...", core.to(torch.float32), b2.to(torch.float32)).flatten(1)
     alpha = alpha_of(module, file, 1) if "alpha" in module.tensors else None
     return Glora(a1, a2, b1, b2, alpha, key=module.stem)
@@ -73,15 +75,20 @@ def _oft(module: RawModule, file: str) -> Oft:
 def _peft_oft(module: RawModule, config: dict[str, Any], file: str) -> InputRotation:
     """PEFT stores what is above the diagonal of each skew matrix, and sums a few terms of Cayley's series."""
     entries = _numbers(module, "oft_R", file).to(torch.float32)
+    if entries.ndim != 2 or 0 in entries.shape:
+        raise LoraFormatError(f"{file}: oft_R of {module.stem} has the shape {tuple(entries.shape)}")
     size = round((1 + math.sqrt(1 + 8 * entries.shape[-1])) / 2)
-    if entries.ndim != 2 or size * (size - 1) // 2 != entries.shape[1]:
+    if size * (size - 1) // 2 != entries.shape[1]:
         raise LoraFormatError(f"{file}: oft_R of {module.stem} has the shape {tuple(entries.shape)}")
     rows, columns = torch.triu_indices(size, size, 1)
     skew = entries.new_zeros(entries.shape[0], size, size)
     skew[:, rows, columns] = entries
     skew = skew - skew.mT
     if config.get("coft"):
-        limit = float(config.get("eps", 6e-5)) / math.sqrt(entries.shape[0])
+        eps = config.get("eps", 6e-5)
+        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1e30:
+            raise LoraFormatError(f"{file}: eps is not a finite number from 0")
+        limit = eps / math.sqrt(entries.shape[0])
         norms = skew.flatten(1).norm(dim=1)[:, None, None]
         skew = torch.where(norms <= limit, skew, skew * limit / norms)
     if not config.get("use_cayley_neumann", True):
@@ -117,7 +124,10 @@ def _ia3(module: RawModule, config: dict[str, Any], file: str) -> dict[str, Base
     """
     factors = _numbers(module, "ia3", file)
     if "on_input" in module.tensors:
-        return {"": Scaling(factors.flatten(), bool(module.tensors["on_input"]), key=module.stem)}
+        on_input = module.tensors["on_input"]
+        if on_input.numel() != 1 or is_packed(on_input.dtype):
+            raise LoraFormatError(f"{file}: the on_input of {module.stem} is not one value")
+        return {"": Scaling(factors.flatten(), bool(on_input), key=module.stem)}
     added = factors.flatten().to(torch.float32) - 1
     by_input = _is_feedforward(module.stem, config)
     if factors.ndim == 2 and factors.shape[0] != factors.shape[1]:
@@ -131,7 +141,10 @@ def _is_feedforward(stem: str, config: dict[str, Any]) -> bool:
     """As PEFT matches module names: a pattern for the whole name, or ends of names."""
     path, modules = stem.removeprefix("base_model.model."), config.get("feedforward_modules") or []
     if isinstance(modules, str):
+        check_pattern(modules, CONFIG_NAME)
         return re.fullmatch(modules, path) is not None
+    if not isinstance(modules, list):
+        raise LoraFormatError(f"{CONFIG_NAME}: feedforward_modules is not a list of names")
     return path.endswith(tuple(str(module) for module in modules))
 
 

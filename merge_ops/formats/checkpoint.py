@@ -9,7 +9,6 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..base import BaseWeights
 from ..errors import LoraFormatError
 from .names import DOTTED_COMPONENTS, canonical_name
 
@@ -23,7 +22,25 @@ _PARTS = {
 _DENOISERS = ("unet", "transformer", "diffusion_model")
 
 
-def open_base(path: str | os.PathLike[str]) -> BaseWeights:
+class BaseFiles:
+    """The weights of a checkpoint by layer: called, it reads one, or gives None where it has none."""
+
+    def __init__(self, places: dict[str, tuple[Path, str]]) -> None:
+        self._places = places
+        self._flat = {_flattened(name): place for name, place in places.items()}
+
+    def __call__(self, layer: str) -> Tensor | None:
+        place = self._place(layer)
+        return None if place is None else _tensor(*place)
+
+    def __contains__(self, layer: str) -> bool:
+        return self._place(layer) is not None
+
+    def _place(self, layer: str) -> tuple[Path, str] | None:
+        return self._places.get(layer) or self._flat.get(_flattened(layer))
+
+
+def open_base(path: str | os.PathLike[str]) -> BaseFiles:
     """A function from a layer's name to its weight in a checkpoint; None where it has none.
 
     ``path`` is a safetensors file, or a folder of one: of a model or of a whole pipeline, sharded or not. The
@@ -44,13 +61,7 @@ def open_base(path: str | os.PathLike[str]) -> BaseWeights:
                 name = _name(stem, component)
                 name = name if last == "weight" else f"{name}.bias"
                 places.setdefault(name, (file, key))
-    flat = {_flattened(name): place for name, place in places.items()}
-
-    def find(layer: str) -> Tensor | None:
-        place = places.get(layer) or flat.get(_flattened(layer))
-        return None if place is None else _tensor(*place)
-
-    return find
+    return BaseFiles(places)
 
 
 def _files(where: Path) -> Iterator[tuple[str, Path]]:

@@ -28,15 +28,22 @@ _INFINITY = {
 }
 
 
-def read_container(path: Path, finite: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_container(
+    path: Path, allow_pickle: bool = False, finite: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is.
 
     NaN and infinity are looked for, unless the tensors are compared with some that are ``finite``.
 
     The tensors are copies in memory. A mapped file would do until somebody writes into it: a LoRA that is
     trained again under its name would change under a merge, and one that is cut off would end the process.
+    ``allow_pickle`` is for files that are pickles by their names.
     """
     if path.suffix.lower() in _PICKLES:
+        if allow_pickle:
+            from .pickled import read_pickle
+
+            return read_pickle(path)
         raise LoraFormatError(f"{path.name} {PICKLE}")
     try:
         with path.open("rb") as file:

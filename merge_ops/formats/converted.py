@@ -31,7 +31,9 @@ c_embedder input_embedder mlp x_embedder cap_embedder fc1 fc2""".split()
 _WORD = re.compile(rf"({'|'.join(sorted([*_WORDS, '[0-9]+'], key=len, reverse=True))})(?:_|$)")
 
 
-def load(path: str | os.PathLike[str], architecture: str | None = None) -> Lora:
+def load(
+    path: str | os.PathLike[str], architecture: str | None = None, *, allow_pickle: bool = False
+) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
 
     The spelling of the keys does not matter: layers have canonical names, and the scale of each is resolved
@@ -43,6 +45,8 @@ def load(path: str | os.PathLike[str], architecture: str | None = None) -> Lora:
         architecture: name the layers as diffusers names the modules of this model, for files that use the
             names of the model's authors (kohya, XLabs, musubi, ComfyUI): ``flux``, ``wan``, ... or ``auto``
             to guess it. Needs diffusers, whose converters do it. By default names keep their structure.
+        allow_pickle: read .pt, .bin, .ckpt and .pth files too: by torch's own reader of plain tensors, which
+            runs no code from the file (``weights_only=True``). Otherwise nothing is ever unpickled.
 
     Raises:
         LoraFormatError: if the path cannot be read as a LoRA, or not under such names; the message names the
@@ -52,7 +56,7 @@ def load(path: str | os.PathLike[str], architecture: str | None = None) -> Lora:
     if architecture is not None and architecture not in (_AUTO, *TITLES):
         known = (_AUTO, *TITLES)
         raise ParameterError(f"there is no architecture {architecture!r}{did_you_mean(architecture, known)}")
-    lora = read(path)
+    lora = read(path, allow_pickle)
     if architecture is None:
         return lora
     if architecture == _AUTO:

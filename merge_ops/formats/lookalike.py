@@ -6,7 +6,10 @@ from collections.abc import Collection
 
 from ..errors import LoraFormatError
 
-PICKLE = "is a pickle, which can run code when it is opened; convert it to .safetensors first"
+PICKLE = (
+    "is a pickle, which can run code when it is opened; convert it to .safetensors first, or have only "
+    "its tensors read, with allow_pickle=True (--allow-pickle on the command line)"
+)
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "clip_h", "t5xxl"}
 _CHECKPOINT = (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..kinds import Full, Hadamard, Kronecker
 from ..types import Layout, LowRank
-from .module import RawModule, alpha_of, check_factors
+from .module import RawModule, alpha_of, check_core, check_factors
 
 
 def loha(module: RawModule, scale: float | None, file: str) -> Hadamard:
@@ -47,8 +49,8 @@ def lokr(module: RawModule, scale: float | None, file: str) -> Kronecker:
     if scale is None:
         scale = alpha_of(module, file, rank) if rank else 1.0
     layout: Layout = "conv" if kernel else "linear"
-    nominal = rank or min(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
-    return Kronecker(left, right, nominal, scale, layout, kernel, module.stem)
+    found = Kronecker(left, right, rank or 1, scale, layout, kernel, module.stem)
+    return found if rank else replace(found, rank_=min(found.matrix_shape))
 
 
 def full(module: RawModule, file: str) -> Full | LowRank:
@@ -74,8 +76,10 @@ def vector(change: Tensor, scale: float, module: RawModule, file: str) -> LowRan
     return LowRank(change[:, None], change.new_ones(1, 1), scale, "vector", (), module.stem)
 
 
-def _kronecker_factor(module: RawModule, name: str, file: str) -> tuple[Tensor, int | None, tuple[int, ...]]:
-    """The factor as a matrix, the rank it is decomposed with, and the kernel folded into its columns."""
+def _kronecker_factor(
+    module: RawModule, name: str, file: str
+) -> tuple[Tensor | LowRank, int | None, tuple[int, ...]]:
+    """The factor as it is stored, the rank it is decomposed with, and the kernel folded into its columns."""
     t, role = module.tensors, f"lokr_{name}"
     if role in t:
         check_factors(module, (t[role],), file)
@@ -86,18 +90,16 @@ def _kronecker_factor(module: RawModule, name: str, file: str) -> tuple[Tensor, 
         check_factors(module, (up, down, core), file)
         rank = down.shape[0]
         up, down = _with_core(core, up, down, module, file)
-        return up.to(torch.float32) @ down, rank, tuple(core.shape[2:])
+        return LowRank(up, down), rank, tuple(core.shape[2:])
     check_factors(module, (up, down), file)
-    if up.shape[1] != down.shape[0]:
+    if not up.shape[1] == up.flatten(1).shape[1] == down.shape[0]:
         raise _misfit(module, file)
-    matrix = up.flatten(1).to(torch.float32) @ down.flatten(1).to(torch.float32)
-    return matrix, down.shape[0], tuple(down.shape[2:])
+    return LowRank(up.flatten(1), down.flatten(1)), down.shape[0], tuple(down.shape[2:])
 
 
 def _with_core(core: Tensor, up: Tensor, down: Tensor, module: RawModule, file: str) -> tuple[Tensor, Tensor]:
     """``einsum("i j k l, j r, i p -> p r k l")`` as one product ``(p, i) @ (i, r * k * l)``."""
-    if core.ndim < 3 or core.shape[0] != up.shape[0] or core.shape[1] != down.shape[0]:
-        raise _misfit(module, file)
+    check_core(module, core, up.shape[0], down.shape[0], file)
     folded = torch.einsum("ij...,jr->ir...", core.to(torch.float32), down.to(torch.float32))
     return up.to(torch.float32).T, folded.flatten(1)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..errors import LoraFormatError
 from .container import is_packed
 
+_MAX_KERNEL = 64  # entries; a Tucker core multiplies a factor by as many
 UNRECOGNISED = "unrecognised key"  # the reason given for a key whose ending means nothing to us
 
 
@@ -38,6 +41,17 @@ def alpha_of(module: RawModule, file: str, rank: int) -> float:
     return float(tensor) / rank
 
 
+def check_core(module: RawModule, core: Tensor, first: int, second: int, file: str) -> None:
+    """Refuse a Tucker core ``(first, second, *kernel)`` that does not fit, or is no kernel of any model."""
+    kernel = math.prod(core.shape[2:])
+    if core.ndim < 3 or tuple(core.shape[:2]) != (first, second) or not 0 < kernel <= _MAX_KERNEL:
+        raise LoraFormatError(
+            f"{file}: the factors of {module.stem} do not fit each other: its Tucker core is "
+            f"{tuple(core.shape)}, and ({first}, {second}, ...) with a kernel of at most {_MAX_KERNEL} "
+            "entries is expected"
+        )
+
+
 def check_factors(module: RawModule, factors: Iterable[Tensor], file: str) -> None:
     """Refuse factors that are no matrices, empty, or stored as something else than floating point."""
     for factor in factors:
@@ -49,3 +63,18 @@ def check_factors(module: RawModule, factors: Iterable[Tensor], file: str) -> No
             raise LoraFormatError(
                 f"{file}: {module.stem} is stored as {factor.dtype}; quantised adapters are not supported"
             )
+
+
+def padded_shape(module: RawModule, entries: int, file: str) -> tuple[int, ...]:
+    """The shape that the weight is padded to, which is that of the delta: no file makes it larger."""
+    if "reshape" not in module.tensors:
+        return ()
+    stored = module.tensors["reshape"]
+    whole = not (stored.dtype.is_complex or stored.dtype == torch.bool or is_packed(stored.dtype))
+    sizes = tuple(int(size) for size in stored.flatten()[:8].tolist()) if whole else ()
+    if not sizes or min(sizes) < 1 or math.prod(sizes) != entries:
+        raise LoraFormatError(
+            f"{file}: reshape_weight of {module.stem} is not the shape of its delta, which has {entries} "
+            "entries"
+        )
+    return sizes

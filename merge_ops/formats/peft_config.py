@@ -62,10 +62,11 @@ def check_scales(config: dict[str, Any], where: str) -> None:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
             raise LoraFormatError(f"{where}: the alpha {shown(name)} is {shown(alpha)}, not a finite number")
     for name in (*patterns, *ranks):
-        _check_pattern(name, where)
+        check_pattern(name, where)
 
 
-def _check_pattern(pattern: str, where: str) -> None:
+def check_pattern(pattern: str, where: str) -> None:
+    """Refuse what is no regular expression, or one that may be matched for ever."""
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

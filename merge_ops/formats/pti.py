@@ -17,6 +17,7 @@ from ..errors import LoraFormatError
 from ..types import Layer, Lora
 from .adapters import low_rank
 from .module import UNRECOGNISED, RawModule
+from .warned import warnings_of_layers
 
 _KEY = re.compile(r"^(unet|text_encoder):(\d{1,6}):(up|down)$")
 _UNET_CLASSES = {"CrossAttention", "Attention", "GEGLU"}
@@ -43,7 +44,8 @@ def from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[st
             raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
         modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
     layers: dict[str, Layer] = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
-    return Lora(name, layers, "pti", metadata, unmerged)
+    warnings = tuple(warnings_of_layers(layers, {}, False))
+    return Lora(name, layers, "pti", metadata, unmerged, warnings)
 
 
 def _role(key: str) -> tuple[str, int, str] | None:

@@ -19,14 +19,17 @@ from ..types import BaseDependent, Layer, Lora, Replacement
 from .adapters import adapters_of, group_by_module, reason_not_merged
 from .container import changed, file_digest, read_container
 from .experts import expert_layers
+from .lookalike import PICKLE
 from .module import UNRECOGNISED, RawModule
 from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
 from .pti import from_pti, is_pti
 from .tokens import token_rows
+from .warned import rank_of, ranks_in, warnings_of_config, warnings_of_layers
 from .whole import whole_weights
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+_PICKLED_NAME = "adapter_model.bin"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 _MAX_CONFIG = 2 << 20  # characters; real ones have a few thousand
 _COMPONENT_OF_CLASS = {
@@ -41,7 +44,7 @@ Digest = Callable[..., str] | None
 ScaleOf = Callable[[RawModule], float | None]
 
 
-def load(path: str | os.PathLike[str]) -> Lora:
+def load(path: str | os.PathLike[str], allow_pickle: bool = False) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
 
     The spelling of the keys does not matter: layers have canonical names, and the scale of each is resolved
@@ -51,7 +54,7 @@ def load(path: str | os.PathLike[str]) -> Lora:
     Raises:
         LoraFormatError: if the path cannot be read as a LoRA; the message names the file and what to do.
     """
-    return _load(Path(path), file_digest)
+    return _load(Path(path), file_digest, allow_pickle)
 
 
 def read_back(path: Path) -> Lora:
@@ -59,20 +62,22 @@ def read_back(path: Path) -> Lora:
     return _load(path, None)
 
 
-def _load(where: Path, digest: Digest) -> Lora:
+def _load(where: Path, digest: Digest, allow_pickle: bool = False) -> Lora:
     try:
         is_folder, is_file = where.is_dir(), where.is_file()
     except OSError as error:  # a name that is longer than any file's may be
         raise LoraFormatError(f"{where.name[:80]!r} cannot be a file: {error.strerror}") from error
     if is_folder:
-        return _load_peft_folder(where, where / WEIGHTS_NAME, digest)
+        names = (WEIGHTS_NAME, _PICKLED_NAME) if allow_pickle else (WEIGHTS_NAME,)
+        weights = next((where / name for name in names if (where / name).is_file()), where / WEIGHTS_NAME)
+        return _load_peft_folder(where, weights, digest, allow_pickle)
     if not is_file:
         raise LoraFormatError(f"there is no file {where.name!r}; check the path")
     with _unchanged(where):
-        tensors, metadata = read_container(where, finite=digest is None)
+        tensors, metadata = read_container(where, allow_pickle, finite=digest is None)
         in_folder = (where.parent / CONFIG_NAME).is_file()
         if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
-            return _load_peft_folder(where.parent, where, digest)
+            return _load_peft_folder(where.parent, where, digest, allow_pickle)
         return _located(from_tensors(where.stem, tensors, metadata, where.name), where, digest, where)
 
 
@@ -96,7 +101,9 @@ def from_tensors(
         return scale_from_config(own, inner, module.tensors["down"].shape[0])
 
     lora = _build(file, tensors, canonical_name, scale_of)
-    return replace(lora, name=name, dialect=_dialect(list(tensors)), metadata=metadata)
+    said = [line for part, own in config.items() for line in warnings_of_config(own, ranks_in(lora, part))]
+    warnings = (*lora.warnings, *said)
+    return replace(lora, name=name, dialect=_dialect(list(tensors)), metadata=metadata, warnings=warnings)
 
 
 @contextmanager
@@ -112,21 +119,20 @@ def _state(file: Path) -> tuple[int, int] | None:
     return (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 
-def _load_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
+def _load_peft_folder(folder: Path, file: Path, digest: Digest, allow_pickle: bool) -> Lora:
     with _unchanged(file, folder / CONFIG_NAME):
-        return _read_peft_folder(folder, file, digest)
+        return _read_peft_folder(folder, file, digest, allow_pickle)
 
 
-def _read_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
+def _read_peft_folder(folder: Path, file: Path, digest: Digest, allow_pickle: bool) -> Lora:
     config = read_config(folder / CONFIG_NAME)
     if not file.is_file():
-        pickled = (
-            " (adapter_model.bin is a pickle: convert it)" if (folder / "adapter_model.bin").is_file() else ""
-        )
-        raise LoraFormatError(f"{folder.name} has no {WEIGHTS_NAME}{pickled}; give a PEFT adapter folder")
-    tensors, metadata = read_container(file, finite=digest is None)
+        if (folder / _PICKLED_NAME).is_file():
+            raise LoraFormatError(f"{folder.name}/{_PICKLED_NAME} {PICKLE}")
+        raise LoraFormatError(f"{folder.name} has no {WEIGHTS_NAME}; give a PEFT adapter folder")
+    tensors, metadata = read_container(file, allow_pickle, finite=digest is None)
     base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")
-    component = _COMPONENT_OF_CLASS.get(base_class)
+    component = _COMPONENT_OF_CLASS.get(str(base_class))
 
     def name_of(stem: str) -> str:
         path = stem.removeprefix("base_model.model.")
@@ -140,7 +146,10 @@ def _read_peft_folder(folder: Path, file: Path, digest: Digest) -> Lora:
         return scale_from_config(config, path, shapes[0][0] if shapes and shapes[0] else None)
 
     lora = _build(folder.name, tensors, name_of, scale_of, config)
-    lora = replace(lora, dialect="peft", metadata=metadata, config=config)
+    adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.based.values()]
+    ranks = {each.key.removeprefix("base_model.model."): rank_of(each) for each in adapters}
+    warnings = (*lora.warnings, *warnings_of_config(config, ranks))
+    lora = replace(lora, dialect="peft", metadata=metadata, config=config, warnings=warnings)
     return _located(lora, folder, digest, file, folder / CONFIG_NAME)
 
 
@@ -185,8 +194,9 @@ def _build(
     if not (layers or based or replaced):
         raise LoraFormatError(_nothing_usable(file, list(modules) + unknown, unmerged))
     doubled = any(map(is_doubled, modules))
-    warnings = ("the prefix 'unet' is doubled in the keys; it was read as one",) if doubled else ()
-    return Lora(file, layers, unmerged=unmerged, warnings=warnings, based=based, replaced=replaced)
+    warnings = ["the prefix 'unet' is doubled in the keys; it was read as one"] if doubled else []
+    warnings += warnings_of_layers(layers, based, bool(replaced))
+    return Lora(file, layers, unmerged=unmerged, warnings=tuple(warnings), based=based, replaced=replaced)
 
 
 def _nothing_usable(file: str, keys: list[str], unmerged: dict[str, str]) -> str:

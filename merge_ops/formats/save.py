@@ -20,6 +20,7 @@ from ..types import LowRank
 from .container import is_finite
 from .described import file_metadata, peft_config
 from .experts import at_one_rank
+from .file_names import check_name, is_folder
 from .ia3 import check_alone, ia3_errors, ia3_tensors
 from .rounding import rounded, truncation_error
 from .verified import EXISTS, write_verified
@@ -140,8 +141,9 @@ def _check_request(target: Path, form: str, rank: int | None, dtype: torch.dtype
         raise ParameterError(
             f"format 'peft' writes a folder, so {target.name!r} must not end in .safetensors"
         )
-    if not target.parent.is_dir():
-        raise ParameterError(f"the folder {target.parent.name!r} does not exist; make it first")
+    check_name(target.name)
+    if not is_folder(target.parent):
+        raise ParameterError(f"the folder {target.parent.name[:80]!r} does not exist; make it first")
     if target.exists() and not overwrite:
         raise ParameterError(EXISTS.format(target.name))
     if target.exists() and target.is_dir() != (form == "peft"):

@@ -32,8 +32,8 @@ def whole_weights(
 
 
 def _why(module: str, last: str, tensor: Tensor, config: dict[str, Any]) -> str:
-    saved = config.get("modules_to_save") or []
-    is_head = any(module.endswith(str(name)) for name in saved if isinstance(saved, list))
+    saved = config.get("modules_to_save")
+    is_head = isinstance(saved, list) and any(module.endswith(str(name)) for name in saved)
     if last == "bias" and not is_head and config.get("bias", "none") != "none":
         return BIAS
     return EMBEDDING if "embed" in module.rpartition(".")[2] or module.endswith(("wte", "lm_head")) else HEAD

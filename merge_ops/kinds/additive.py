@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import Index, Layer, Layout, Rows
+from ..types import Index, Layer, Layout, LowRank, Rows
 
 
 class _MayBeFlat(Layer):
@@ -58,10 +58,10 @@ class Hadamard(_MayBeFlat):
 
 @dataclass(frozen=True, eq=False)
 class Kronecker(_MayBeFlat):
-    """LoKr: ``scale * kron(left, right)``; a factor that the file decomposes is multiplied out when read."""
+    """LoKr: ``scale * kron(left, right)``; a factor that the file decomposes is multiplied out when used."""
 
-    left: Tensor  # (a, b)
-    right: Tensor  # (c, d), d with the kernel in it; the delta is (a * c, b * d)
+    left: Tensor | LowRank  # (a, b)
+    right: Tensor | LowRank  # (c, d), d with the kernel in it; the delta is (a * c, b * d)
     rank_: int
     scale: float = 1.0
     layout: Layout = "linear"
@@ -74,16 +74,21 @@ class Kronecker(_MayBeFlat):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        (a, b), (c, d) = self.left.shape, self.right.shape
+        (a, b), (c, d) = _shape(self.left), _shape(self.right)
         return a * c, b * d
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.left, self.right
+        halves = (self.left, self.right)
+        return tuple(t for half in halves for t in (half.tensors if isinstance(half, LowRank) else (half,)))
+
+    def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Both as float32 matrices."""
+        return _matrix(self.left, device), _matrix(self.right, device)
 
     def rows(self, device: torch.device | None) -> Rows:
-        left = self.left.to(device=device, dtype=torch.float32) * self.scale
-        right = self.right.to(device=device, dtype=torch.float32)
+        left, right = self.factors(device)
+        left = left * self.scale
         every = torch.arange(self.matrix_shape[0], device=left.device)
 
         def read(index: Index, out: Tensor | None = None) -> Tensor:
@@ -93,6 +98,17 @@ class Kronecker(_MayBeFlat):
             return found if out is None else out.copy_(found)
 
         return read
+
+
+def _shape(factor: Tensor | LowRank) -> tuple[int, int]:
+    rows, columns = factor.matrix_shape if isinstance(factor, LowRank) else factor.shape
+    return rows, columns
+
+
+def _matrix(factor: Tensor | LowRank, device: torch.device | None) -> Tensor:
+    if isinstance(factor, LowRank):
+        return factor.matrix(device)
+    return factor.to(device=device, dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)

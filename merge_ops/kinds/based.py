@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import IncompatibleLoraError
+from ..errors import IncompatibleLoraError, MergeError
 from ..types import BaseDependent, Index, Layer, Layout, Rows
 
 
@@ -130,6 +130,7 @@ class Bound(Layer):
     base: Tensor  # in the shape in which the model stores it
     reader: str = "peft"
     scale: float = 1.0
+    lora: str = ""  # the name of the LoRA, for messages
 
     @property
     def layout(self) -> Layout:  # type: ignore[override]
@@ -163,6 +164,12 @@ class Bound(Layer):
         base = self.base.to(device=device, dtype=torch.float32)
         change = self.adapter.change(base.T if self.stored_in_out else base, self.reader)
         matrix = change.reshape(self.matrix_shape)
+        # a sum shows NaN and infinity for the price of reading; one that overflows is looked at again
+        if not (math.isfinite(float(matrix.sum())) or bool(torch.isfinite(matrix).all())):
+            raise MergeError(
+                f"{self.key} of {self.lora} ({self.adapter.kind}) comes to NaN or infinity; its weight in "
+                "the base model is damaged, or the file is"
+            )
 
         def read(index: Index, out: Tensor | None = None) -> Tensor:
             return torch.mul(matrix[index], self.scale, out=out)

@@ -9,6 +9,22 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+# the peak of memory while each file is loaded, and what was said; more than 1 GB of addresses is not given
+MEASURE = """
+import re, resource, sys, torch, merge_ops
+from pathlib import Path
+status = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (1 << 30),) * 2)
+for path in sys.argv[1:]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmHWM")
+    try:
+        said = len(merge_ops.load(path).layers)
+    except merge_ops.MergeError as error:
+        said = error
+    print(status("VmHWM") - before, said)
+"""
+
 
 @pytest.fixture(scope="session")
 def run_python():
@@ -42,3 +58,18 @@ def small_disk(tmp_path):
         yield mount
     finally:
         subprocess.run(["umount", str(place)], capture_output=True, check=False)
+
+
+@pytest.fixture
+def peaks_of(run_python):
+    """``(bytes, what was said)`` of loading each file in a process with little memory."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("memory is measured through /proc, which this system does not have")
+
+    def measure(*paths):
+        done = run_python(MEASURE, *paths)
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [line.partition(" ") for line in done.stdout.splitlines()]
+        return [(int(peak), said) for peak, _, said in lines]
+
+    return measure

@@ -16,37 +16,6 @@ from merge_ops.formats import container
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 MB = 1 << 20
 
-# the peak of memory while each file is loaded, and what was said; more than 1 GB of addresses is not given
-MEASURE = """
-import re, resource, sys, torch, merge_ops
-from pathlib import Path
-status = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (1 << 30),) * 2)
-for path in sys.argv[1:]:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = status("VmHWM")
-    try:
-        said = len(merge_ops.load(path).layers)
-    except merge_ops.MergeError as error:
-        said = error
-    print(status("VmHWM") - before, said)
-"""
-
-
-@pytest.fixture
-def peaks_of(run_python):
-    """``(bytes, what was said)`` of loading each file in a process with little memory."""
-    if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("memory is measured through /proc, which this system does not have")
-
-    def measure(*paths):
-        done = run_python(MEASURE, *paths)
-        assert done.returncode == 0, done.stderr[-2000:]
-        lines = [line.partition(" ") for line in done.stdout.splitlines()]
-        return [(int(peak), said) for peak, _, said in lines]
-
-    return measure
-
 
 def entry(shape, begin, end, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}

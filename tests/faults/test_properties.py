@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from merge_ops import MergeError
+from merge_ops import MergeError, merge
 from merge_ops.formats.container import read_container
 from merge_ops.formats.names import canonical_name, kohya_name
 from merge_ops.formats.peft_config import check_scales, scale_from_config
@@ -78,11 +78,11 @@ dtypes = st.sampled_from(
 tensors = st.builds(lambda shape, dtype: torch.ones(shape, dtype=dtype), shapes, dtypes)
 suffixes = st.sampled_from(
     """.lora_up.weight .lora_down.weight .lora_mid.weight .alpha .lora_A.weight .lora_B.weight .lora_A
-    .dora_scale .lora_embedding_A .lora_embedding_B
-    .hada_w1_a .hada_w1_b .hada_w2_a .hada_w2_b .hada_t1 .hada_t2 .lokr_w1
-    .lokr_w1_a .lokr_w1_b .lokr_w2 .lokr_w2_a .lokr_w2_b .lokr_t2 .a1.weight .a2.weight .b1.weight .b2.weight
-    .oft_blocks .diff .diff_b .w_norm .b_norm .set_weight .reshape_weight .lora_B.bias .ia3_l .on_input
-    """.split()
+    .dora_scale .lora_embedding_A .lora_embedding_B .hada_w1_a .hada_w1_b .hada_w2_a .hada_w2_b
+    .hada_t1 .hada_t2 .lokr_w1 .lokr_w1_a .lokr_w1_b .lokr_w2 .lokr_w2_a .lokr_w2_b .lokr_t2
+    .a1.weight .a2.weight .b1.weight .b2.weight .bm.weight .rescale .oft_R.weight .boft_R .boft_s
+    .lora_magnitude_vector .oft_blocks .diff .diff_b .w_norm .b_norm .set_weight .reshape_weight
+    .lora_B.bias .ia3_l .on_input""".split()
 )
 keys = st.builds(str.__add__, st.sampled_from(["lora_unet_conv_in", "unet.conv_in", "a"]) | stems, suffixes)
 
@@ -101,6 +101,14 @@ def test_shapes_that_may_be_broken(state):
     for name, layer in lora.layers.items():
         assert isinstance(name, str)
         assert tuple(layer.delta().shape) == layer.weight_shape
+    try:
+        merged = merge(
+            [lora], base=lambda name: torch.ones(3) if name.endswith(".bias") else torch.ones(3, 3)
+        )
+        for name in merged.layers:
+            merged.delta(name)
+    except MergeError as error:
+        assert "\n" not in str(error)
 
 
 @MANY

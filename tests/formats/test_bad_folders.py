@@ -46,7 +46,7 @@ def test_without_weights(folder):
     (folder / "adapter_model.safetensors").unlink()
     refuse(folder, "has no adapter_model.safetensors", "give a PEFT adapter folder")
     torch.save(TENSORS, folder / "adapter_model.bin")
-    refuse(folder, "adapter_model.bin is a pickle: convert it")
+    refuse(folder, "adapter_model.bin is a pickle", "convert it", "--allow-pickle")
 
 
 @pytest.mark.parametrize("kind", ["VERA", "PROMPT_TUNING", None, 7])

@@ -14,6 +14,7 @@ from comfy_inside import BASE, CHECKS, WANTED
 MODULES = (
     "checks_weights",
     "checks_nodes",
+    "checks_bad",
     "checks_patches",
     "checks_recipe",
     "checks_kinds",

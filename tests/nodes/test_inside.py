@@ -11,6 +11,7 @@ FILES = (
     "comfy_inside.py",
     "checks_weights.py",
     "checks_nodes.py",
+    "checks_bad.py",
     "checks_patches.py",
     "checks_kinds.py",
     "checks_based.py",

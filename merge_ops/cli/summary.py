@@ -1,0 +1,49 @@
+"""What the command line says of a merge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..merged import Merged
+from ..report import LEFT_OUT, block_lines
+from ..types import Lora
+from .options import print_json, table
+
+
+def print_summary(merged: Merged) -> None:
+    """Print what was merged, and what was not."""
+    counts = merged.outline.counts()
+    print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
+    for line in merged.outline.layers:
+        if line.status != "merged" and not line.reason.startswith(LEFT_OUT):
+            print(f"  {line.status}: {line.name} ({line.reason})")
+    for text in block_lines(merged.loras, merged.blocks):
+        print(f"  {text}")
+    for warning in merged.outline.warnings:
+        print(f"  warning: {warning}")
+
+
+def print_plan(merged: Merged, as_json: bool) -> None:
+    """Print what a merge does to each layer, for a dry run."""
+    if as_json:
+        print_json({"merge": merged.report.to_dict()})
+        return
+    rows: list[list[str]] = [["layer", "LoRAs", "ranks", "result", "sign conflict"]]
+    for line in merged.report.layers:
+        if line.status == "merged":
+            conflict = "" if line.sign_conflict is None else f"{line.sign_conflict:.1%}"
+            full = line.reason or "full rank"
+            result = full if line.rank_out is None else f"rank {line.rank_out}"
+            rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
+    print(table(rows))
+    print_summary(merged)
+    print("dry run: nothing was written")
+
+
+def _title(merged: Merged) -> str:
+    how: Any = merged.combination_type or merged.settings.method.name
+    names: list[Lora] = merged.loras
+    return f"{how} of " + " + ".join(
+        f"{w:g} x {lora.name}{f' ({blocks})' if blocks else ''}"
+        for lora, w, blocks in zip(names, merged.weights, merged.blocks, strict=True)
+    )

@@ -1,0 +1,118 @@
+"""What is legal in a file and often a mistake: said once for all layers, with a count and an example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ..errors import LoraFormatError
+from ..kinds import Dora, Full, Glora
+from ..types import BaseDependent, Layer, Lora, LowRank
+from .header import shown
+from .peft_config import check_pattern
+
+_LISTED = 3
+_MAX_PATTERNS = 1000  # that name no module as they stand, and so are matched with all of them
+
+
+def warnings_of_layers(
+    layers: Mapping[str, Layer], based: Mapping[str, BaseDependent], has_more: bool
+) -> list[str]:
+    """Alphas of 0 and below, and a file that changes nothing; ``has_more``: it holds whole weights too."""
+    scales = {name: layer.scale for name, layer in layers.items() if not isinstance(layer, Full)}
+    scales |= {name: each.delta.scale for name, each in based.items() if isinstance(each, Dora)}
+    for name, each in based.items():
+        if isinstance(each, Glora) and each.alpha is not None:
+            scales[name] = each.alpha
+    warnings = []
+    if none := [name for name, scale in scales.items() if scale == 0]:
+        warnings.append(
+            f"alpha is 0 in {_counted(none)}, which gives them no effect; LyCORIS takes 0 for the rank, so a "
+            "file of it may mean that"
+        )
+    if turned := [name for name, scale in scales.items() if scale < 0]:
+        warnings.append(f"alpha is negative in {_counted(turned)}, which turns what they learned round")
+    if layers and not based and not has_more and not any(map(_has_effect, layers.values())):
+        warnings.append("no effect: all factors on one side are 0, as before training")
+    return warnings
+
+
+def warnings_of_config(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> list[str]:
+    """Where a PEFT configuration contradicts the tensors; ``ranks`` by the paths of the modules."""
+    warnings = []
+    for option in ("rank_pattern", "alpha_pattern"):
+        given = list(config.get(option) or {})
+        if stray := _without_module(given, ranks, lambda pattern: rf"(.*\.)?({pattern})$"):
+            warnings.append(f"{option} names {_quoted(stray)}, which no module in the file matches")
+    targets = config.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        if _without_module([targets], ranks, lambda pattern: rf"({pattern})$"):
+            warnings.append(f"target_modules is {shown(targets)}, which no module in the file matches")
+    elif isinstance(targets, list):
+        names = [str(name) for name in targets]
+        if stray := _without_module(names, ranks, lambda name: rf"(.*\.)?{re.escape(name)}$"):
+            warnings.append(f"target_modules names {_quoted(stray)}, which no module in the file matches")
+    return warnings + _other_ranks(config, ranks)
+
+
+def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
+    """Of the layers in one part of the model (``""``: in all), by their names in it."""
+    start = f"{part}." if part else ""
+    found = {name: rank_of(layer) for name, layer in lora.layers.items()}
+    found |= {name: rank_of(adapter) for name, adapter in lora.based.items()}
+    return {name.removeprefix(start): rank for name, rank in found.items() if name.startswith(start)}
+
+
+def rank_of(adapter: Layer | BaseDependent) -> int | None:
+    """Of a LoRA's factors; a configuration does not tell the ranks of other kinds directly."""
+    layer = adapter.delta if isinstance(adapter, Dora) else adapter
+    return layer.rank if isinstance(layer, LowRank) and layer.layout != "vector" else None
+
+
+def _other_ranks(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> list[str]:
+    """Modules whose tensors have another rank than the configuration says, where it gives all one rank."""
+    said = config.get("r")
+    if config.get("rank_pattern") or isinstance(said, bool) or not isinstance(said, int):
+        return []
+    others = [path for path, rank in ranks.items() if rank not in (None, said)]
+    if not others:
+        return []
+    return [f"the configuration says rank {shown(said)} and the tensors of {_counted(others)} have another; "
+            "that of the tensors is used"]  # fmt: skip
+
+
+def _without_module(
+    given: list[str], ranks: Mapping[str, int | None], whole: Callable[[str], str]
+) -> list[str]:
+    """Of the patterns those that match no module; one that could be matched for ever is not tried."""
+    ends = {path.split(".", i)[-1] for path in ranks for i in range(path.count(".") + 1)}
+    stray = []
+    for pattern in [each for each in given if each not in ends][:_MAX_PATTERNS]:
+        try:
+            check_pattern(pattern, "")
+            matches = re.compile(whole(pattern)).match
+        except LoraFormatError:
+            continue
+        if not any(map(matches, ranks)):
+            stray.append(pattern)
+    return stray
+
+
+def _has_effect(layer: Layer) -> bool:
+    if layer.scale == 0:
+        return False
+    return all(
+        bool(tensor.to(torch.float32).any()) for tensor in layer.tensors
+    )  # of all kinds that are read: products
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} layer{'s' * (len(names) != 1)}, such as {names[0]}"
+
+
+def _quoted(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(shown(name) for name in names[:_LISTED]) + more
