@@ -7,7 +7,7 @@ import pytest
 from tests.nodes.editor import BLUEPRINT
 from tests.nodes.pack import LIST, ROOT, example
 
-EXAMPLES = sorted(path for path in (ROOT / "example_workflows").glob("*.json") if "_api" not in path.name)
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 FOUND = """(name) => [...document.querySelectorAll("[role=option], [role=listbox] *")]
     .some((element) => element.textContent.includes(name))"""
@@ -45,7 +45,7 @@ def test_examples_are_those_of_the_api(editor, path):
     editor.problems.clear()
     editor.load(json.loads(path.read_text(encoding="utf-8")))
     queued = inputs_of(editor.prompt())
-    posted = inputs_of(json.loads(path.with_stem(f"{path.stem}_api").read_text(encoding="utf-8")))
+    posted = inputs_of(json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")))
     assert queued.keys() == posted.keys()
     for node, (kind, inputs) in posted.items():
         assert queued[node][0] == kind
@@ -75,7 +75,7 @@ def test_the_blueprint_from_the_search_box(editor, server):
 
 def test_queueing_from_the_page(editor, server):
     """The one-node example, at the size of the tiny model, queued from the page."""
-    path = ROOT / "example_workflows" / "one_node_api.json"
+    path = ROOT / "example_workflows" / "api" / "one_node.json"
     editor.load(example(path))
     before = set(server.get("/history"))
     editor.page.evaluate("() => window.app.queuePrompt(0, 1)")

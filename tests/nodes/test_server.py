@@ -10,7 +10,7 @@ from safetensors import safe_open
 from tests.nodes.pack import LIST, example, one_node
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
+EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
     "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe", "LoraAlloySweep", "LoraAlloyGrid",
