@@ -69,6 +69,10 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
+    def text(self, path):
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read().decode()
+
     def post(self, path, body):
         """``(status, answer)``."""
         data = json.dumps(body).encode()

@@ -11,6 +11,11 @@ EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 FOUND = """(name) => [...document.querySelectorAll("[role=option], [role=listbox] *")]
     .some((element) => element.textContent.includes(name))"""
+ANY_FOUND = """(names) => [...document.querySelectorAll("[role=option]")]
+    .some((element) => names.some((name) => element.textContent.includes(name)))"""
+OURS = [
+    "Load & Merge LoRAs", "LoRA Stack", "Merge Method", "Merge LoRAs", "Sweep Parameter", "Labelled Grid",
+]  # fmt: skip
 # a checkpoint, a latent and a saver around the one node of a graph, at the size of the tiny model
 SURROUND = """(loras) => {
     const [made] = window.app.graph.nodes
@@ -87,3 +92,18 @@ def test_queueing_from_the_page(editor, server):
     entry = server.get("/history")[new.pop()]
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert "sd15_b" in entry["prompt"][2]["10"]["inputs"]["loras"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["ties", "dare", "merge lora", "power lora", "lora stack", "block weight", "xy plot", "grid", "lora merge"],
+)
+def test_found_by_what_people_call_it(editor_page, query):
+    """Words of papers and of other packs find a node of ours in the search box."""
+    page = editor_page.page
+    page.keyboard.press("Escape")
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+    page.keyboard.type(query)
+    page.wait_for_function(ANY_FOUND, arg=OURS)
+    page.keyboard.press("Escape")
