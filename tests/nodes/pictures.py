@@ -117,9 +117,9 @@ def merged(editor):
     nodes = [
         ["stack", "LoraAlloyStack", [120, 120], [380, 10], {"loras": DEMO}, []],
         ["method", "LoraAlloyMethod", [120, 440], [300, 10], {"method": "ties"}, []],
-        ["merge", "LoraAlloyMerge", [560, 120], [420, 330],
+        ["merge", "LoraAlloyMerge", [560, 120], [420, 220],
          {}, [("stack", "stack", 0), ("method", "method", 0)]],
-        ["save", "LoraAlloySave", [1030, 120], [480, 240], {}, [("lora", "merge", 0)]],
+        ["save", "LoraAlloySave", [1030, 120], [480, 160], {}, [("lora", "merge", 0)]],
     ]  # fmt: skip
     numbers = build(editor, nodes)
     run(editor)
@@ -161,7 +161,7 @@ def swept(editor):
     ]  # fmt: skip
     numbers = build(editor, nodes)
     run(editor)
-    shot(editor.page, DOCS / "LoraAlloyGrid.png", box_of(editor.page, [numbers["grid"]]), 64)
+    shot(editor.page, DOCS / "LoraAlloyGrid.png", box_of(editor.page, [numbers["grid"]]), 24)
     shot(editor.page, TOUR / "sweep.png", box_of(editor.page, numbers.values()), 96)
 
 
