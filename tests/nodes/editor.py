@@ -157,7 +157,7 @@ class Editor:
 
 
 def make_examples(url):
-    """Write ``NAME.json`` and ``NAME.jpg`` in example_workflows from each ``api/NAME.json``, and the blueprint."""
+    """Write ``NAME.json`` and ``NAME.jpg`` of each ``api/NAME.json``, and the blueprint."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:

@@ -21,7 +21,9 @@ def inputs_of(node):
         for name, (kind, options) in node["input"].get(group, {}).items():
             found[name] = options
             for choice in options["options"] if kind == DYNAMIC else ():
-                found |= {f"{name}.{inner}": more for inner, more in inputs_of({"input": choice["inputs"]}).items()}
+                found |= {
+                    f"{name}.{inner}": more for inner, more in inputs_of({"input": choice["inputs"]}).items()
+                }
     return found
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.nodes.pictures SERVER_URL BASE_FOLDER
 
-BASE_FOLDER is the server's; LoRA files for the pictures are put into it. The server runs on the CPU, with this
-pack and ``demo_digits.py`` in its custom_nodes.
+BASE_FOLDER is the server's; LoRA files for the pictures are put into it. The server has this pack and
+``demo_digits.py`` in its custom_nodes.
 """
 
 import io

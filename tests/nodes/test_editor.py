@@ -96,7 +96,17 @@ def test_queueing_from_the_page(editor, server):
 
 @pytest.mark.parametrize(
     "query",
-    ["ties", "dare", "merge lora", "power lora", "lora stack", "block weight", "xy plot", "grid", "lora merge"],
+    [
+        "ties",
+        "dare",
+        "merge lora",
+        "power lora",
+        "lora stack",
+        "block weight",
+        "xy plot",
+        "grid",
+        "lora merge",
+    ],
 )
 def test_found_by_what_people_call_it(editor_page, query):
     """Words of papers and of other packs find a node of ours in the search box."""

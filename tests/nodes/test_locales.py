@@ -50,7 +50,9 @@ def said(source):
 @pytest.fixture(scope="module")
 def table():
     """The Chinese texts of the scripts by the English ones."""
-    source = (SCRIPTS / "texts.js").read_text(encoding="utf-8").partition("const ZH = {")[2].partition("\n};")[0]
+    source = (
+        (SCRIPTS / "texts.js").read_text(encoding="utf-8").partition("const ZH = {")[2].partition("\n};")[0]
+    )
     return dict(re.findall(r'^  "([^"]+)":\s+"([^"]+)",$', source, re.MULTILINE))
 
 
@@ -60,7 +62,7 @@ def test_english_is_fresh(server):
 
 
 def test_chinese_is_complete():
-    """A Chinese text for every English one, with nothing in it that the editor would read as its own syntax."""
+    """A Chinese text for every English one, with no letter that the editor takes for its own syntax."""
     wanted, given = (texts(json.loads(path.read_text(encoding="utf-8"))) for path in (ENGLISH, CHINESE))
     assert given.keys() == wanted.keys()
     for path, text in given.items():
