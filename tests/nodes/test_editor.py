@@ -114,6 +114,6 @@ def test_found_by_what_people_call_it(editor_page, query):
     page.keyboard.press("Escape")
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
-    page.keyboard.type(query)
+    page.keyboard.type(query, delay=50)
     page.wait_for_function(ANY_FOUND, arg=OURS)
     page.keyboard.press("Escape")
