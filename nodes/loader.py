@@ -40,7 +40,7 @@ class LoraAlloyLoader(io.ComfyNode):
             category=CATEGORY,
             description="Load any number of LoRAs, merge them with the chosen method, and patch the model "
             "with the result. linear is the same as a chain of Load LoRA nodes; the others settle conflicts.",
-            search_aliases=ALIASES,
+            search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that is patched."),
                 lora_list(),

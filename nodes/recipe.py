@@ -18,6 +18,7 @@ from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .lora_model import MergedLoraModel
 from .merging import run_merge, summary
 from .stacks import StackEntry
+from .status import StatusLine
 
 _NO_FILE = "none"
 
@@ -55,6 +56,7 @@ class LoraAlloyRecipe(io.ComfyNode):
                 io.String.Output(display_name="recipe", tooltip="The recipe as JSON."),
             ],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -78,7 +80,9 @@ class LoraAlloyRecipe(io.ComfyNode):
         """Read the recipe, and run it."""
         recipe = _recipe(lora_name, recipe_json)
         text = recipe.to_json(indent=2)
+        status = StatusLine(cls)
         if replay is False:
+            status.show(text)
             blocked = ExecutionBlocker("LoRA Recipe has merged nothing, since replay is off; switch it on")
             return io.NodeOutput(blocked, text, ui=ui.PreviewText(text))
 
@@ -96,6 +100,7 @@ class LoraAlloyRecipe(io.ComfyNode):
         merged, note = run_merge(loras, entries, recipe.keywords(), recipe.scale)
         merged = recipe.cut(merged)
         report = "\n".join([summary(merged, None, note), *recipe.warnings, text])
+        status.show(report)
         return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(report))
 
 

@@ -17,6 +17,7 @@ from ..merge_ops.formats.file_names import check_name
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
 from .lora_model import as_merge
 from .merging import left_out
+from .status import StatusLine
 
 _OUTSIDE = "filename_prefix must name a place below the output folder"
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
@@ -58,6 +59,7 @@ class LoraAlloySave(io.ComfyNode):
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file, below the output folder.")],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -102,4 +104,6 @@ class LoraAlloySave(io.ComfyNode):
             f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
             f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
         )
-        return io.NodeOutput(relative, ui=ui.PreviewText("\n".join([text, *left_out(whole.merged)])))
+        text = "\n".join([text, *left_out(whole.merged)])
+        StatusLine(cls).show(text)
+        return io.NodeOutput(relative, ui=ui.PreviewText(text))

@@ -10,6 +10,7 @@ from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.formats import from_tensors
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
 from .stacks import StackEntry, entries_of_stack, entries_of_text, file_states
+from .status import StatusLine
 
 
 class LoraAlloyStack(io.ComfyNode):
@@ -26,7 +27,7 @@ class LoraAlloyStack(io.ComfyNode):
             display_name="LoRA Stack",
             category=CATEGORY,
             description="A list of LoRAs with their strengths. LoRAs just trained can be connected.",
-            search_aliases=ALIASES,
+            search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
                 lora_list(),
                 io.MultiType.Input(
@@ -51,6 +52,7 @@ class LoraAlloyStack(io.ComfyNode):
                 ),
             ],
             accept_all_inputs=True,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -82,13 +84,16 @@ class LoraAlloyStack(io.ComfyNode):
             if tensors is not None:
                 entries.append(StackEntry(from_tensors(name, tensors), 1.0, 1.0))
         named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
-        return io.NodeOutput(tuple(entries), named, **_note(entries))
+        note = _note(entries)
+        if note is None:
+            return io.NodeOutput(tuple(entries), named)
+        StatusLine(cls).show(note)
+        return io.NodeOutput(tuple(entries), named, ui=ui.PreviewText(note))
 
 
-def _note(entries: list[StackEntry]) -> dict[str, Any]:
+def _note(entries: list[StackEntry]) -> str | None:
     """A line on the node if other packs cannot be told all."""
     names = [entry.lora.name for entry in entries if entry.blocks is not None and entry.lora_name is not None]
     if not names:
-        return {}
-    text = f"lora_stack, for other packs, has no block strengths; without them it holds {', '.join(names)}"
-    return {"ui": ui.PreviewText(text)}
+        return None
+    return f"lora_stack, for other packs, has no block strengths; without them it holds {', '.join(names)}"

@@ -83,6 +83,10 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
+    def text(self, path):
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read().decode()
+
     def post(self, path, body):
         """``(status, answer)``."""
         data = json.dumps(body).encode()
@@ -158,15 +162,21 @@ def server(base, run_checks, comfyui_python, comfyui_env):
 
 
 @pytest.fixture(scope="session")
-def editor_page(server):
-    """The graph editor in a page that all tests share: loading it takes longer than most tests."""
+def browser():
+    """Chromium for all tests: Playwright can be started only once at a time."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium; install it or name it in CHROMIUM")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield Editor(browser, server.url, {"Comfy.VueNodes.Enabled": False})
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def editor_page(browser, server):
+    """The graph editor in a page that all tests share: loading it takes longer than most tests."""
+    return Editor(browser, server.url, {"Comfy.VueNodes.Enabled": False})
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])

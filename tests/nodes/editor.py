@@ -157,17 +157,17 @@ class Editor:
 
 
 def make_examples(url):
-    """Write ``NAME.json`` and ``NAME.jpg`` beside each ``NAME_api.json``, and the blueprint."""
+    """Write ``NAME.json`` and ``NAME.jpg`` of each ``api/NAME.json``, and the blueprint."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        for path in sorted((ROOT / "example_workflows").glob("*_api.json")):
+        for path in sorted((ROOT / "example_workflows" / "api").glob("*.json")):
             # a page of its own: the editor keeps a seed that the next workflow leaves out
             editor = Editor(browser, url, {"Comfy.VueNodes.Enabled": False})
             editor.load(json.loads(path.read_text(encoding="utf-8")), path.stem)
             editor.arrange()
-            target = path.with_name(path.name.replace("_api", ""))
+            target = path.parents[1] / path.name
             target.write_text(json.dumps(editor.workflow(), indent=1) + "\n", encoding="utf-8")
             editor.shot(target.with_suffix(".jpg"))
             editor.page.close()
@@ -178,7 +178,7 @@ def make_examples(url):
 
 def make_blueprint(editor):
     """The sweep example with one sweep, of the method; what one brings oneself stays outside."""
-    prompt = json.loads((ROOT / "example_workflows" / "sweep_api.json").read_text(encoding="utf-8"))
+    prompt = json.loads((ROOT / "example_workflows" / "api" / "sweep.json").read_text(encoding="utf-8"))
     del prompt["16"]
     prompt["17"]["inputs"] |= {"values": "linear, ties", "method": ["12", 0]}
     editor.load(prompt, BLUEPRINT)

@@ -7,10 +7,15 @@ import pytest
 from tests.nodes.editor import BLUEPRINT
 from tests.nodes.pack import LIST, ROOT, example
 
-EXAMPLES = sorted(path for path in (ROOT / "example_workflows").glob("*.json") if "_api" not in path.name)
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 FOUND = """(name) => [...document.querySelectorAll("[role=option], [role=listbox] *")]
     .some((element) => element.textContent.includes(name))"""
+ANY_FOUND = """(names) => [...document.querySelectorAll("[role=option]")]
+    .some((element) => names.some((name) => element.textContent.includes(name)))"""
+OURS = [
+    "Load & Merge LoRAs", "LoRA Stack", "Merge Method", "Merge LoRAs", "Sweep Parameter", "Labelled Grid",
+]  # fmt: skip
 # a checkpoint, a latent and a saver around the one node of a graph, at the size of the tiny model
 SURROUND = """(loras) => {
     const [made] = window.app.graph.nodes
@@ -45,7 +50,7 @@ def test_examples_are_those_of_the_api(editor, path):
     editor.problems.clear()
     editor.load(json.loads(path.read_text(encoding="utf-8")))
     queued = inputs_of(editor.prompt())
-    posted = inputs_of(json.loads(path.with_stem(f"{path.stem}_api").read_text(encoding="utf-8")))
+    posted = inputs_of(json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")))
     assert queued.keys() == posted.keys()
     for node, (kind, inputs) in posted.items():
         assert queued[node][0] == kind
@@ -75,7 +80,7 @@ def test_the_blueprint_from_the_search_box(editor, server):
 
 def test_queueing_from_the_page(editor, server):
     """The one-node example, at the size of the tiny model, queued from the page."""
-    path = ROOT / "example_workflows" / "one_node_api.json"
+    path = ROOT / "example_workflows" / "api" / "one_node.json"
     editor.load(example(path))
     before = set(server.get("/history"))
     editor.page.evaluate("() => window.app.queuePrompt(0, 1)")
@@ -87,3 +92,28 @@ def test_queueing_from_the_page(editor, server):
     entry = server.get("/history")[new.pop()]
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert "sd15_b" in entry["prompt"][2]["10"]["inputs"]["loras"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "ties",
+        "dare",
+        "merge lora",
+        "power lora",
+        "lora stack",
+        "block weight",
+        "xy plot",
+        "grid",
+        "lora merge",
+    ],
+)
+def test_found_by_what_people_call_it(editor_page, query):
+    """Words of papers and of other packs find a node of ours in the search box."""
+    page = editor_page.page
+    page.keyboard.press("Escape")
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+    page.keyboard.type(query, delay=50)
+    page.wait_for_function(ANY_FOUND, arg=OURS)
+    page.keyboard.press("Escape")

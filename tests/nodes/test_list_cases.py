@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tests.nodes.editor import CHROMIUM, FLAGS
 from tests.nodes.pack import ROOT, pack_module
 
 CASES = json.loads((ROOT / "tests" / "nodes" / "list_cases.json").read_text(encoding="utf-8"))
@@ -27,11 +26,8 @@ SEARCH = "async ([q, f]) => (await import('/js/file_search.js')).searchFiles(q, 
 
 
 @pytest.fixture(scope="module")
-def scripts():
+def scripts(browser):
     """An empty page that can import the pack's scripts; no ComfyUI."""
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium; install it or name it in CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api")
 
     def serve(route):
         path = ROOT / "web" / route.request.url.removeprefix(SITE)
@@ -40,13 +36,11 @@ def scripts():
         else:
             route.fulfill(body="<!doctype html>", content_type="text/html")
 
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.route("**/*", serve)
-        page.goto(SITE)
-        yield page
-        browser.close()
+    page = browser.new_page()
+    page.route("**/*", serve)
+    page.goto(SITE)
+    yield page
+    page.close()
 
 
 @pytest.mark.parametrize("case", CASES["lists"], ids=lambda case: case["text"][:30])

@@ -2,15 +2,17 @@
 
 import json
 import re
+import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from tests.nodes.pack import LIST, example, one_node
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "example_workflows").glob("*_api.json"))
+EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
     "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe", "LoraAlloySweep", "LoraAlloyGrid",
@@ -38,6 +40,16 @@ def test_the_pack_is_loaded(server):
     assert not re.search(r"IMPORT FAILED.*any_folder-name", log)
     seconds = float(re.search(r"([\d.]+) seconds: .*any_folder-name", log)[1])
     assert seconds < 0.5
+
+
+def test_templates_have_thumbnails(server):
+    """The template browser lists the examples of the editor and nothing else, each with a picture."""
+    listed = server.get("/workflow_templates")["any_folder-name"]
+    assert sorted(listed) == [path.stem for path in EXAMPLES]
+    for name in listed:
+        address = f"{server.url}/api/workflow_templates/any_folder-name/{name}.jpg"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            assert Image.open(answer).size == (800, 450)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 import { claim, make } from "./dom.js";
 import { searchFiles } from "./file_search.js";
+import { say } from "./texts.js";
 
 const SHOWN = 200;
 let close = null;
@@ -10,11 +11,11 @@ let close = null;
 export function pickFile({ anchor, files, current, onPick, onClose }) {
   close?.();
   const search = make("input", {
-    type: "text", role: "combobox", placeholder: "Search LoRAs", spellcheck: "false", autocomplete: "off",
-    "aria-label": "Search LoRAs", "aria-expanded": "true", "aria-controls": "lora-alloy-files",
+    type: "text", role: "combobox", placeholder: say("Search LoRAs"), spellcheck: "false", autocomplete: "off",
+    "aria-label": say("Search LoRAs"), "aria-expanded": "true", "aria-controls": "lora-alloy-files",
     oninput: () => show(), onkeydown: onKey,
   });
-  const list = make("div", { role: "listbox", id: "lora-alloy-files", "aria-label": "LoRA files" });
+  const list = make("div", { role: "listbox", id: "lora-alloy-files", "aria-label": say("LoRA files") });
   const popup = make("div", { class: "lora-alloy-picker" }, search, list);
   let active = 0;
 
@@ -31,8 +32,9 @@ export function pickFile({ anchor, files, current, onPick, onClose }) {
       list.append(option(file, marks, search.value.trim() ? 0 : cut));
     }
     const rest = found.length - SHOWN;
-    const note = files.length === 0 ? "There are no files in the loras folders."
-      : found.length === 0 ? "No LoRA fits." : rest > 0 ? `${rest} more: type to search` : "";
+    const note = files.length === 0 ? say("There are no files in the loras folders.")
+      : found.length === 0 ? say("No LoRA fits.")
+      : rest > 0 ? say("{count} more: type to search", { count: rest }) : "";
     if (note) list.append(make("div", { class: "note", role: "presentation" }, note));
     const at = search.value.trim() ? 0 : options().findIndex((item) => item.dataset.file === current);
     activate(Math.max(0, at));

@@ -3,6 +3,7 @@
 import { claim, make } from "./dom.js";
 import { filesCalled, isRow, plainName } from "./list_text.js";
 import { numberField } from "./number_field.js";
+import { say } from "./texts.js";
 
 export function makeRow(view, entry) {
   if (!isRow(entry)) return unreadable(view, entry);
@@ -15,16 +16,17 @@ export function makeRow(view, entry) {
     make("button", {
       type: "button", class: "switch", role: "switch", "aria-checked": String(entry.on),
       "data-part": `on:${at}`,
-      "aria-label": `${name} on`, title: entry.on ? "On" : "Off",
+      "aria-label": say("{name} on", { name }), title: say(entry.on ? "On" : "Off"),
       onclick: () => view.edit(() => { entry.on = !entry.on; }),
     }),
     nameButton(view, entry, at, shown, found),
     numberField({
-      label: `Strength of ${name}`, value: entry.strength, part: `strength:${at}`,
+      label: say("Strength of {name}", { name }), value: entry.strength, part: `strength:${at}`,
       onCommit: (value) => view.edit(() => { entry.strength = value; }),
     }),
     view.hasClip ? numberField({
-      label: `CLIP strength of ${name}`, value: entry.clip, inherited: entry.strength, part: `clip:${at}`,
+      label: say("CLIP strength of {name}", { name }), value: entry.clip, inherited: entry.strength,
+      part: `clip:${at}`,
       onCommit: (value) => view.edit(() => { entry.clip = value; }),
     }) : null,
     removeButton(view, entry, `remove:${at}`, name),
@@ -37,7 +39,7 @@ export function makeRow(view, entry) {
 function handle(view, entry, at, name) {
   const grip = make("div", {
     class: "handle", "data-part": `handle:${at}`, "aria-hidden": "true",
-    title: `Drag to move ${name}; or Alt+Up, Alt+Down`, onpointerdown: (event) => {
+    title: say("Drag to move {name}; or Alt+Up, Alt+Down", { name }), onpointerdown: (event) => {
       if (event.button === 0) dragRow(view, entry, at, grip, event);
     },
   });
@@ -79,8 +81,9 @@ function dragRow(view, entry, at, grip, down) {
 
 function nameButton(view, entry, at, shown, found) {
   const cut = shown.lastIndexOf("/") + 1;
-  const problem = found.length === 0 ? "There is no such file in the loras folders."
-    : found.length > 1 ? `Several files are called so: ${found.join(", ")}. Choose one.` : null;
+  const problem = found.length === 0 ? say("There is no such file in the loras folders.")
+    : found.length > 1 ? say("Several files are called so: {files}. Choose one.", { files: found.join(", ") })
+      : null;
   return make("button", {
     type: "button", class: "name", "data-part": `name:${at}`, "aria-haspopup": "listbox",
     "aria-invalid": problem ? "true" : null, title: problem ? `${entry.name}\n${problem}` : shown,
@@ -95,9 +98,9 @@ function blocksField(view, entry, at, name) {
     const blocks = event.target.value.replace(/[<>\n]/g, "").trim();
     if (blocks !== entry.blocks) view.edit(() => { entry.blocks = blocks; });
   };
-  return make("label", { class: "blocks" }, "blocks", make("input", {
+  return make("label", { class: "blocks" }, say("blocks"), make("input", {
     type: "text", value: entry.blocks, spellcheck: "false", "data-part": `blocks:${at}`,
-    placeholder: "down:0.5 mid:1", "aria-label": `Block strengths of ${name}`, onblur: commit,
+    placeholder: "down:0.5 mid:1", "aria-label": say("Block strengths of {name}", { name }), onblur: commit,
     onkeydown: (event) => {
       if (event.key === "Enter") commit(event);
       else if (event.key === "Escape") event.target.value = entry.blocks;
@@ -108,15 +111,16 @@ function blocksField(view, entry, at, name) {
 
 function removeButton(view, entry, part, name) {
   return make("button", {
-    type: "button", class: "remove", "data-part": part, "aria-label": `Remove ${name}`, title: "Remove",
+    type: "button", class: "remove", "data-part": part, "aria-label": say("Remove {name}", { name }),
+    title: say("Remove"),
     onclick: () => view.remove(entry),
   }, "×");
 }
 
 function unreadable(view, entry) {
   return make("div", { class: "row unreadable", role: "listitem" }, make("div", { class: "line" },
-    make("span", { class: "name", title: "Write <lora:name:strength>" },
-      `Cannot be read: ${entry.unreadable}`),
+    make("span", { class: "name", title: say("Write <lora:name:strength>") },
+      say("Cannot be read: {text}", { text: entry.unreadable })),
     removeButton(view, entry, null, entry.unreadable),
   ));
 }

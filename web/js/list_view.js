@@ -4,6 +4,7 @@ import { claim, make } from "./dom.js";
 import { pickFile } from "./file_picker.js";
 import { makeRow } from "./list_row.js";
 import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName } from "./list_text.js";
+import { say } from "./texts.js";
 
 const SHOWN_ROWS = 12; // more are scrolled
 const ROW = 28;
@@ -19,7 +20,7 @@ export class ListView {
     this.list = make("div", { class: "rows", role: "list" });
     this.foot = make("div", { class: "foot" });
     this.root = make("div", {
-      class: "lora-alloy", role: "group", "aria-label": "LoRAs", tabindex: "-1",
+      class: "lora-alloy", role: "group", "aria-label": say("LoRAs"), tabindex: "-1",
       onkeydown: (event) => this.onKey(event), onpaste: (event) => this.onPaste(event),
     }, this.head, this.list, this.foot);
     new ResizeObserver(() => {
@@ -69,15 +70,15 @@ export class ListView {
   render(focus = this.focused()) {
     if (!this.textarea) {
       const lines = this.entries.filter((entry) => !entry.remark).map((entry) => makeRow(this, entry));
-      const hint = make("div", { class: "hint" }, "No LoRAs yet. Add one, or paste <lora:name:0.8>.");
+      const hint = make("div", { class: "hint" }, say("No LoRAs yet. Add one, or paste <lora:name:0.8>."));
       this.list.replaceChildren(...(lines.length ? lines : [hint]));
     }
     this.renderHead();
     const add = make("button", {
       type: "button", class: "add", "data-part": "add", "aria-haspopup": "listbox",
       onclick: (event) => this.addRow(event.currentTarget),
-    }, "+ Add LoRA");
-    const hint = make("span", { class: "hint" }, "One <lora:name:strength> a line; # is off");
+    }, say("+ Add LoRA"));
+    const hint = make("span", { class: "hint" }, say("One <lora:name:strength> a line; # is off"));
     this.foot.replaceChildren(this.textarea ? hint : add);
     this.root.classList.toggle("narrow", this.narrow);
     this.root.classList.toggle("two-lines", this.narrow && this.hasClip);
@@ -92,18 +93,20 @@ export class ListView {
     const all = make("button", {
       type: "button", class: "switch", role: "switch", "data-part": "all",
       "aria-checked": on === 0 ? "false" : on === rows.length ? "true" : "mixed",
-      "aria-label": "All LoRAs on", title: "Switch all on or off", disabled: rows.length === 0,
+      "aria-label": say("All LoRAs on"), title: say("Switch all on or off"), disabled: rows.length === 0,
       onclick: () => this.edit(() => rows.forEach((row) => { row.on = on < rows.length; })),
     });
     const fixed = rows.some((row) => row.clip !== null);
     this.head.replaceChildren(
       all,
-      make("span", { class: "count", "aria-live": "polite" }, `${on} of ${rows.length} on`),
-      this.tab("CLIP", this.hasClip, "A strength of its own for the text encoder"
-        + (fixed ? "; shown while a LoRA has one" : ""), () => { this.showClip = !this.showClip; }),
-      this.tab("Blocks", this.showBlocks, "Strengths block by block, such as down:0.5 mid:1",
+      make("span", { class: "count", "aria-live": "polite" },
+        say("{on} of {all} on", { on, all: rows.length })),
+      this.tab("CLIP", this.hasClip, say(fixed
+        ? "A strength of its own for the text encoder; shown while a LoRA has one"
+        : "A strength of its own for the text encoder"), () => { this.showClip = !this.showClip; }),
+      this.tab("Blocks", this.showBlocks, say("Strengths block by block, such as down:0.5 mid:1"),
         () => { this.showBlocks = !this.showBlocks; }),
-      this.tab("Text", Boolean(this.textarea), "Edit the list as text", () => this.toggleText()),
+      this.tab("Text", Boolean(this.textarea), say("Edit the list as text"), () => this.toggleText()),
     );
   }
 
@@ -111,7 +114,7 @@ export class ListView {
     return make("button", {
       type: "button", class: "tab", "data-part": `tab-${label}`, "aria-pressed": String(pressed), title,
       onclick: () => { toggle(); this.render(); },
-    }, label);
+    }, say(label));
   }
 
   toggleText() {
@@ -127,7 +130,7 @@ export class ListView {
       this.onEdit(this.text);
     };
     this.textarea = make("textarea", {
-      spellcheck: "false", "aria-label": "The list as text", placeholder: "<lora:name:strength>",
+      spellcheck: "false", "aria-label": say("The list as text"), placeholder: "<lora:name:strength>",
       oninput: () => {
         this.text = this.textarea.value;
         this.entries = parseList(this.text);

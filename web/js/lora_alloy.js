@@ -2,23 +2,30 @@
 // this folder; only this one does something by itself.
 
 import { app } from "../../../scripts/app.js";
+import { stayLow } from "./advanced_height.js";
 import { make } from "./dom.js";
 import { ListView } from "./list_view.js";
 import { keepMethodValues } from "./method_values.js";
+import { translateTooltips } from "./parameter_tooltips.js";
 import { watchPromotion } from "./promoted_list.js";
+import { speak } from "./texts.js";
 
 const WIDGET = "LORA_ALLOY_LIST";
 const MARGIN = 6;
 const HOST_WIDTH = 300; // least width of a subgraph's node with a list
 const shared = { files: [], views: new Set() };
 
+speak(() => app.extensionManager?.setting?.get("Comfy.Locale"));
 document.head.append(make("link", { rel: "stylesheet", href: new URL("./list.css", import.meta.url).href }));
 
 app.registerExtension({
   name: "LoraAlloy.List",
   getCustomWidgets: () => ({ [WIDGET]: makeWidget }),
   nodeCreated: (node) => {
-    if (node.constructor.comfyClass?.startsWith("LoraAlloy")) keepMethodValues(node);
+    if (!node.constructor.comfyClass?.startsWith("LoraAlloy")) return;
+    keepMethodValues(node);
+    translateTooltips(node);
+    stayLow(node);
   },
   refreshComboInNodes: (definitions) => {
     const options = definitions?.LoraAlloyLoader?.input?.required?.loras?.[1]?.lora_options;

@@ -29,7 +29,7 @@ export function keepMethodValues(node) {
   });
 }
 
-function after(object, name, more) {
+export function after(object, name, more) {
   const before = object[name];
   object[name] = function (...given) {
     const result = before?.apply(this, given);

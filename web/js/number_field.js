@@ -3,6 +3,7 @@
 
 import { claim, make } from "./dom.js";
 import { formatNumber, MAX_STRENGTH, parseNumber } from "./list_text.js";
+import { say } from "./texts.js";
 
 const SOFT_LIMIT = 10; // of dragging and stepping; what is typed may go to MAX_STRENGTH
 
@@ -14,8 +15,8 @@ export function numberField({ label, value, inherited = null, part, onCommit }) 
     "data-part": part,
     "aria-label": label, "aria-valuenow": start, "aria-valuemin": -MAX_STRENGTH,
     "aria-valuemax": MAX_STRENGTH,
-    title: `${label}\ndrag or arrow keys to change, Shift for fine steps, click to type`
-      + (inherited === null ? "" : "\nempty: as the strength"),
+    title: `${label}\n${say("drag or arrow keys to change, Shift for fine steps, click to type")}`
+      + (inherited === null ? "" : `\n${say("empty: as the strength")}`),
     onkeydown: onKey, onpointerdown: onDown,
   }, show(start));
 
