@@ -92,26 +92,26 @@ def with_blocks(rows, texts):
     return "\n".join(f"{line[:-1]}:blocks={text}>" for line, text in zip(lines, texts, strict=True))
 
 
-for model_name in MODELS:
+for _name in MODELS:
 
     @check
-    def linear_is_chained_loras_scaled_by_hand(model_name=model_name):
+    def linear_is_chained_loras_scaled_by_hand(name=_name):
         """Load LoRA, one after the other, of files whose alphas were multiplied; DARE, of those files too."""
-        model, clip = load_model(model_name)
-        rows, texts = three_loras(model_name), TEXTS[model_name]
+        model, clip = load_model(name)
+        rows, texts = three_loras(name), TEXTS[name]
         by_hand = [
-            (scaled_file(name, text) if text else name, *strengths)
-            for (name, *strengths), text in zip(rows, texts, strict=True)
+            (scaled_file(file, text) if text else file, *strengths)
+            for (file, *strengths), text in zip(rows, texts, strict=True)
         ]
         out = run("LoraAlloyLoader", model=model, clip=clip, loras=with_blocks(rows, texts), method="linear")
         wanted = weights_of(*chained(model, clip, by_hand))
-        assert_close(weights_of(*out[:2]), wanted, model_name, 1e-6)
+        assert_close(weights_of(*out[:2]), wanted, name, 1e-6)
         plain = weights_of(*chained(model, clip, rows))
         assert any(not torch.equal(wanted[key], plain[key]) for key in wanted), "the strengths do nothing"
         given = {"method": {"method": "magnitude_prune", "density": 0.4}, "model": model, "clip": clip}
         ours = run("LoraAlloyLoader", loras=with_blocks(rows, texts), **given)
         hand = run("LoraAlloyLoader", loras=text_of(by_hand), **given)
-        assert_close(weights_of(*ours[:2]), weights_of(*hand[:2]), f"{model_name} pruned", 1e-5)
+        assert_close(weights_of(*ours[:2]), weights_of(*hand[:2]), f"{name} pruned", 1e-5)
 
 
 @check
