@@ -42,9 +42,9 @@ def test_a_configuration_that_changes_under_its_weights(tmp_path, monkeypatch):
     config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     container = read.read_container
 
-    def replaced(path):
+    def replaced(path, *how, **more):
         config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 400}))
-        return container(path)
+        return container(path, *how, **more)
 
     assert merge_ops.load(folder).layers["fc"].scale == 2
     monkeypatch.setattr(read, "read_container", replaced)
