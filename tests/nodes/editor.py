@@ -104,7 +104,12 @@ class Editor:
         )
         for key, value in (SEEN | settings).items():
             self.page.request.post(f"{url}/api/settings/{key}", data=json.dumps(value))
-        self.page.goto(url, wait_until="domcontentloaded")
+        self._url = url
+        self.start()
+
+    def start(self):
+        """Open the page, or open it anew: no search box or dialog of an earlier test is left."""
+        self.page.goto(self._url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=180_000)
         self.page.wait_for_timeout(1000)
 

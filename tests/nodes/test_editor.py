@@ -60,6 +60,7 @@ def test_examples_are_those_of_the_api(editor, path):
 
 def test_the_blueprint_from_the_search_box(editor, server):
     """Found by its name and put on the canvas, it runs: the picture of two merges."""
+    editor.start()
     editor.page.evaluate("() => window.app.graph.clear()")
     editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     editor.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")

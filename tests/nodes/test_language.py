@@ -33,7 +33,7 @@ def test_inside_comfyui(found, label):
 
 def speaking(lines=BOTH, strength=1.0, model="spoken", method="linear"):
     """The example with other LoRAs, another strength or another model."""
-    workflow = example(ROOT / "example_workflows" / "language_model_api.json")
+    workflow = example(ROOT / "example_workflows" / "api" / "language_model.json")
     workflow["1"]["inputs"]["name"] = f"{model}.safetensors"
     workflow["11"]["inputs"]["loras"] = lines
     workflow["12"]["inputs"] = {"method": method}

@@ -109,7 +109,7 @@ def test_refused_by_the_node(server, parameter, inputs, says):
 def test_the_blueprint_is_listed(server):
     """With its one node, what goes in and what comes out."""
     listed = server.get("/global_subgraphs")
-    ours = {i: entry for i, entry in listed.items() if "any folder-name" in entry["info"]["node_pack"]}
+    ours = {i: entry for i, entry in listed.items() if "any_folder-name" in entry["info"]["node_pack"]}
     (key,) = ours
     assert ours[key]["name"] == BLUEPRINT
     data = json.loads(server.get(f"/global_subgraphs/{key}")["data"])
