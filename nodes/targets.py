@@ -109,6 +109,7 @@ def _as_stored(lora: Lora, targets: dict[str, Target]) -> Lora:
     if not turned:
         return lora
     layers = {
+        # every kind is a dataclass, which their abstract base cannot say
         name: replace(layer, layout="linear") if name in turned else layer  # type: ignore[type-var]
         for name, layer in lora.layers.items()
     }

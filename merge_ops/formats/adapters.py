@@ -168,6 +168,7 @@ def adapters_of(
     elif kind in BASED:
         for place, adapter in based(module, kind, config, file).items():
             turned = transposed and not place
+            # every kind is a dataclass, which their abstract base cannot say
             yield place, replace(adapter, layout="fan_in_fan_out") if turned else adapter  # type: ignore[type-var]
     elif kind is not None:
         layer = _additive(module, kind, scale, file, transposed)

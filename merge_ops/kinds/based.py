@@ -132,16 +132,19 @@ class Bound(Layer):
     scale: float = 1.0
     lora: str = ""  # the name of the LoRA, for messages
 
+    # mypy takes what the base class declares for a variable; here it follows from the weight
     @property
     def layout(self) -> Layout:  # type: ignore[override]
         if self.base.ndim == 1:
             return "vector"
         return "conv" if self.base.ndim > 2 else self.adapter.layout
 
+    # as of layout
     @property
     def kernel(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(self.base.shape[2:])
 
+    # as of layout
     @property
     def key(self) -> str:  # type: ignore[override]
         return self.adapter.key

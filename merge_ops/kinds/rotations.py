@@ -27,6 +27,7 @@ class Oft(BaseDependent):
     layout: Layout = "linear"
     key: str = ""
 
+    # a variable in the base class; here the blocks say it
     @property
     def kind(self) -> str:  # type: ignore[override]
         return "OFT" if self.blocks.ndim == 3 else "BOFT"

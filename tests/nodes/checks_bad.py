@@ -30,7 +30,7 @@ def saved_names_are_confined():
         ("../x", "below the output folder"),
         ("loras/../../x", "below the output folder"),
         ("loras\\..\\..\\x", "below the output folder"),
-        ("/tmp/x", "below the output folder"),
+        ("/absolute/x", "below the output folder"),
         ("C:\\x", "below the output folder"),
         ("c:x", "below the output folder"),
         ("%date:yyyy%/x", "below the output folder"),

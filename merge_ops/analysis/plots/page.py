@@ -109,4 +109,5 @@ def _without_middle(words: str, kept: int) -> str:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    # with a size it is always this kind of font, which Pillow's own types do not say
     return ImageFont.load_default(size=size)  # type: ignore[return-value]
