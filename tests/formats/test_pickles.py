@@ -145,7 +145,7 @@ def test_the_command_line_reads_pickles_on_request(pickled, tmp_path, capsys):
     )
 
 
-# the trained files lie beside the checkout, not in it: others' work, without a licence to pass it on
+# trained files are not part of the repository
 @pytest.mark.skipif(REAL is None, reason="LORA_ALLOY_REAL_LORAS names no folder of trained files")
 def test_a_list_that_was_trained():
     """128 modules of Stable Diffusion 2."""
