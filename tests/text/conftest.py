@@ -1,9 +1,11 @@
 """Folders of adapters, made once by stock PEFT."""
 
 import pytest
+import torch
 
 import merge_ops
 from merge_ops.models.transformers import AdapterPool
+from tests.text.folders import MODELS, peft
 from tests.text.models import ATTENTION, KINDS, MLP, make_model, save_adapters
 
 
@@ -40,3 +42,24 @@ def pool(model, llama_adapters):
     for name, path in llama_adapters.items():
         made.add(name, path)
     return made
+
+
+@pytest.fixture
+def made(tmp_path):
+    """``(folder, model with the adapter)``, the adapter's weights random."""
+
+    def make(model, config, name="adapter", seed=0, vocabulary=None):
+        base = MODELS[model]()
+        if vocabulary:
+            base.resize_token_embeddings(vocabulary, mean_resizing=False)
+        own = peft.get_peft_model(base, config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in own.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        folder = tmp_path / name
+        own.save_pretrained(folder, save_embedding_layers=True if vocabulary else "auto")
+        return folder, own.eval()
+
+    return make
