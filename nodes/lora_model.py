@@ -29,15 +29,17 @@ class MergedLoraModel(dict[str, Tensor]):
         self.merged = merged
         known = stems or {}
         self.stems = {
-            name: known.get(name) or _stem(merged, name) for name in (merged.layers if merged else ())
+            name: known.get(name) or _stem(merged, name, merged.layer(name).template.key)
+            for name in (merged.layers if merged else ())
         }
         self._layers = {
             f"{stem}.{role}": name for name, stem in self.stems.items() for role in _roles(merged, name)
         }
         super().__init__(dict.fromkeys(self._layers))  # None: not made yet
         for name, weight in (merged.replaced if merged else {}).items():
-            self.stems[name] = known.get(name) or name
-            super().__setitem__(f"{self.stems[name]}.set_weight", weight.value)
+            self.stems[name] = known.get(name) or _stem(merged, name, weight.key)
+            if name not in without_key(merged):
+                super().__setitem__(f"{self.stems[name]}.set_weight", weight.value)
 
     def __getitem__(self, key: str) -> Tensor:
         value = super().__getitem__(key)
@@ -76,12 +78,22 @@ class MergedLoraModel(dict[str, Tensor]):
         values = (up, down, torch.tensor(float(down.shape[0])))
         for role, value in zip(_ROLES, values, strict=True):
             self[f"{self.stems[name]}.{role}"] = value
+        if layer.padded_to:
+            self[f"{self.stems[name]}.reshape_weight"] = torch.tensor(layer.padded_to)
 
 
 def _roles(merged: Merged | None, name: str) -> tuple[str, ...]:
     if merged is not None and merged.layer(name).template.layout == "vector":
         return ("diff_b",) if name.endswith(".bias") else ("diff",)
+    if merged is not None and merged.layer(name).padded_to:
+        return (*_ROLES, "reshape_weight")
     return _ROLES
+
+
+def without_key(merged: Merged | None) -> list[str]:
+    """Weights held whole that kohya's keys cannot say: a bias, and some rows of an embedding."""
+    held = merged.replaced.items() if merged else ()
+    return [name for name, weight in held if name.endswith(".bias") or weight.rows]
 
 
 def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
@@ -89,11 +101,11 @@ def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
     return lora if isinstance(lora, MergedLoraModel) else MergedLoraModel(merge([from_tensors("lora", lora)]))
 
 
-def _stem(merged: Merged, name: str) -> str:
+def _stem(merged: Merged, name: str, key: str) -> str:
     """Without a model to ask: the spelling that ComfyUI most likely knows."""
-    component, key = name.partition(".")[0], merged.layer(name).template.key
+    component = name.partition(".")[0]
     name = name.removesuffix(".bias")
     if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
-    return spelled_for_comfyui(name) if is_language_model(name) else key or name
+    return spelled_for_comfyui(name) if is_language_model(name) else key.removesuffix(".weight") or name

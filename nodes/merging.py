@@ -14,6 +14,7 @@ from ..merge_ops.merge import merge
 from ..merge_ops.merged import Merged
 from ..merge_ops.report import block_lines, block_warnings, dora_beside_plain
 from ..merge_ops.types import Lora
+from .lora_model import without_key
 from .memory import with_less_memory
 from .stacks import StackEntry
 from .status import StatusLine
@@ -101,6 +102,11 @@ def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
     lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
     lines += block_lines(merged.loras, merged.blocks) + block_warnings(merged.loras, merged.blocks)
+    if silent := without_key(merged):
+        lines.append(
+            f"{len(silent)} weights that are held whole, such as {silent[0]}, are for this pack's own nodes: "
+            "a LORA_MODEL has no names for them"
+        )
     for name, layers in fitted.missing if fitted else ():
         lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
     return lines

@@ -7,17 +7,19 @@ files) are brought to a spelling that the maps know.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from comfy.model_patcher import ModelPatcher
 
 from ..merge_ops.architectures import guess, is_text
 from ..merge_ops.errors import IncompatibleLoraError
 from ..merge_ops.formats.names import kohya_name
-from ..merge_ops.types import Layer, Lora, LowRank
+from ..merge_ops.types import Lora, LowRank
 from .base_model import bound_to
 from .fused import Target, cut, in_its_order, join, key_of, shape_of, slices_to_merge_by
 from .key_maps import KeyMaps, Shapes, is_denoiser, key_maps, weight_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +42,20 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
     """
     maps = key_maps(model, clip)
     key_map, shapes = maps.both, maps.shapes
-    loras = bound_to(loras, maps, model, clip)
+    given, loras = loras, bound_to(loras, maps, model, clip)
     found = [maps.targets(lora.layers, lora.name) for lora in loras]
     whole = [maps.targets(lora.replaced, lora.name) for lora in loras]
-    for lora, targets in zip(loras, found, strict=True):
-        _check_fits(lora, targets, maps, model)
+    for lora, bound, targets, set_targets in zip(given, loras, found, whole, strict=True):
+        if (lora.layers or lora.based or lora.replaced) and not (targets or set_targets):
+            raise IncompatibleLoraError(_stranger(lora, model, maps))
+        _check_fits(bound, targets, maps)
     _check_whole(loras, whole, shapes)
     loras = [_as_stored(lora, targets) for lora, targets in zip(loras, found, strict=True)]
-    kept = [_of_the_absent(lora, targets, model, clip) for lora, targets in zip(loras, found, strict=True)]
+    kept = [_of_the_absent(lora.layers, t, model, clip) for lora, t in zip(loras, found, strict=True)]
+    kept_whole = [_of_the_absent(lora.replaced, t, model, clip) for lora, t in zip(loras, whole, strict=True)]
     missing = [
-        (lora.name, [layer for layer in lora.layers if layer not in targets and layer not in others])
-        for lora, targets, others in zip(loras, found, kept, strict=True)
+        (lora.name, [name for name in lora.layers | lora.replaced if not any(name in part for part in parts)])
+        for lora, *parts in zip(loras, found, whole, kept, kept_whole, strict=True)
     ]
     originals = loras
     loras, found, apart = _in_like_pieces(loras, found, maps)
@@ -65,11 +70,11 @@ def fit(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> Fit:
             replace(
                 lora,
                 layers={names[t]: lora.layers[layer] for layer, t in targets.items()} | others,
-                replaced={names[t]: lora.replaced[name] for name, t in set_targets.items()},
+                replaced={names[t]: lora.replaced[name] for name, t in set_targets.items()} | other_whole,
                 origin=origin.origin or origin,
             )
-            for lora, targets, set_targets, others, origin in zip(
-                loras, found, whole, kept, originals, strict=True
+            for lora, targets, set_targets, others, other_whole, origin in zip(
+                loras, found, whole, kept, kept_whole, originals, strict=True
             )
         ],
         {name: target for target, name in names.items() if is_denoiser(target)},
@@ -93,12 +98,12 @@ def _in_like_pieces(
 
 
 def _of_the_absent(
-    lora: Lora, targets: dict[str, Target], model: ModelPatcher | None, clip: Any | None
-) -> dict[str, Layer]:
-    """Layers of a part that is not connected: merged under their own names, so that nothing is lost."""
+    held: dict[str, T], targets: dict[str, Target], model: ModelPatcher | None, clip: Any | None
+) -> dict[str, T]:
+    """What belongs to a part that is not connected: merged under its own names, so that nothing is lost."""
     return {
-        name: layer
-        for name, layer in lora.layers.items()
+        name: part
+        for name, part in held.items()
         if name not in targets and (clip if is_text(name) else model) is None
     }
 
@@ -116,10 +121,8 @@ def _as_stored(lora: Lora, targets: dict[str, Target]) -> Lora:
     return replace(lora, layers=layers)
 
 
-def _check_fits(lora: Lora, targets: dict[str, Target], maps: KeyMaps, model: ModelPatcher | None) -> None:
-    """Refuse a LoRA that has nothing in common with the model, or a layer of another shape."""
-    if not targets and lora.layers:
-        raise IncompatibleLoraError(_stranger(lora, model, maps))
+def _check_fits(lora: Lora, targets: dict[str, Target], maps: KeyMaps) -> None:
+    """Refuse a LoRA with two entries for one weight, or a layer of another shape."""
     if len(set(targets.values())) < len(targets):
         raise IncompatibleLoraError(f"{lora.name} has two entries for one weight of this model; keep one")
     for layer, target in targets.items():
@@ -204,20 +207,21 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 def _stranger(lora: Lora, model: ModelPatcher | None, maps: KeyMaps) -> str:
     """Why nothing of a LoRA fits."""
-    text_only = all(map(is_text, lora.layers))
+    held = {**lora.layers, **lora.based, **lora.replaced}
+    text_only = all(map(is_text, held))
     if text_only and not maps.encoders:
         return f"{lora.name} changes only the text encoder; connect CLIP"
-    shown = ", ".join(layer.key or name for name, layer in list(lora.layers.items())[:3])
+    shown = ", ".join(layer.key or name for name, layer in list(held.items())[:3])
     found = guess(lora)
     kind = type(model.model.model_config).__name__ if model is not None else ""
     if text_only:
         kind = f"a CLIP of {' and '.join(maps.encoders)}"
         return (
-            f"{lora.name} does not fit {kind}: none of its {len(lora.layers)} layers is in it (the first are "
+            f"{lora.name} does not fit {kind}: none of its {len(held)} layers is in it (the first are "
             f"{shown}); the LoRA was made for another text encoder"
         )
     looks = f": it looks like a {found.title} LoRA, and this model is {kind}" if found and kind else ""
     return (
-        f"{lora.name} does not fit this model: none of its {len(lora.layers)} layers is in it (the first are "
+        f"{lora.name} does not fit this model: none of its {len(held)} layers is in it (the first are "
         f"{shown}); the LoRA was made for another base model{looks}"
     )

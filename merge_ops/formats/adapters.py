@@ -98,6 +98,13 @@ _KIND_OF_ROLE = {
 }
 
 
+# roles that change what a kind means, and the kinds that they are read with
+_ONLY_BESIDE = {
+    **dict.fromkeys(("magnitude", "peft_magnitude"), ("LoRA", "LoHa", "LoKr", "full difference")),
+    "reshape": ("LoRA",),
+}
+
+
 def group_by_module(tensors: dict[str, Tensor], file: str) -> tuple[dict[str, RawModule], list[str]]:
     """Modules by stem, and the keys whose suffix means nothing to us."""
     modules: dict[str, RawModule] = {}
@@ -151,7 +158,16 @@ def kind_of(module: RawModule, file: str) -> str | None:
         raise LoraFormatError(
             f"{file}: {module.stem} is of two kinds at once ({', '.join(sorted(kinds))}); keep one of them"
         )
-    return kinds.pop() if kinds else None
+    kind = kinds.pop() if kinds else None
+    for role, fitting in _ONLY_BESIDE.items():
+        if role in module.tensors and kind not in fitting:
+            raise LoraFormatError(
+                f"{file}: {module.stem} has the {role} of an adapter beside {kind or 'a bias'}, which is not "
+                "merged; convert the file, or leave the module out"
+            )
+    if {"diff", "w_norm"} <= module.tensors.keys():
+        raise LoraFormatError(f"{file}: {module.stem} has both diff and w_norm; keep one of them")
+    return kind
 
 
 def adapters_of(

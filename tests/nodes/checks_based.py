@@ -181,6 +181,39 @@ def based_kinds_need_their_part():
         raise AssertionError("merged without a base")
     text = run("LoraAlloyMerge", stack=stack, model=model)[1]
     assert "not connected" in text, text
+    other, _ = load_model("flux")
+    try:
+        run("LoraAlloyMerge", stack=stack, model=other)
+    except sys.modules["alloy_pack.merge_ops"].MergeError as error:
+        assert "does not fit this model" in str(error), error
+    else:
+        raise AssertionError("a DoRA of another model was merged to nothing")
+
+
+@check
+def whole_weights_are_kept_or_named():
+    """Those of a part that is not connected stay in the merge, those of another model are said."""
+    model, clip = load_model("sd15")
+    pair = {f"diffusion_model.input_blocks.1.1.proj_in.lora_{part}.weight" for part in ("up", "down")}
+    shape = model.model.state_dict()["diffusion_model.input_blocks.1.1.proj_in.weight"].shape
+    random = torch.Generator().manual_seed(0)
+    norm = "text_encoders.clip_l.transformer.text_model.final_layer_norm"
+    width = clip.patcher.model.state_dict()["clip_l.transformer.text_model.final_layer_norm.weight"].shape[0]
+    tensors = {
+        key: torch.randn(shape[0] if "up" in key else 2, 2 if "up" in key else shape[1], generator=random)
+        for key in sorted(pair)
+    }
+    tensors |= {f"{norm}.set_weight": torch.arange(float(width)), "strange.norm.set_weight": torch.ones(3)}
+    save_file(tensors, LORAS / "whole.safetensors")
+    stack = run("LoraAlloyStack", loras="<lora:whole.safetensors:1>")[0]
+    lora, text = run("LoraAlloyMerge", stack=stack, model=model)
+    assert len(lora.merged.replaced) == 1, list(lora.merged.replaced)
+    assert "1 layers are not in this model or CLIP, such as strange.norm" in text, text
+    patched_clip = run("LoraAlloyApply", lora=lora, strength_model=1.0, strength_clip=1.0, clip=clip)[1]
+    (found,) = weights_of(None, patched_clip).values()
+    assert torch.equal(found, torch.arange(float(width)).to(found)), found
+    stock = chained(None, clip, [("whole.safetensors", 1.0, 1.0)])[1]
+    assert_close(weights_of(None, patched_clip), weights_of(None, stock), "set weight", 0.0)
 
 
 @check

@@ -120,7 +120,7 @@ def patched(patcher):
 
 
 def weights_of(model, clip):
-    return patched(model) | (patched(clip.patcher) if clip else {})
+    return (patched(model) if model else {}) | (patched(clip.patcher) if clip else {})
 
 
 def chained(model, clip, rows):
