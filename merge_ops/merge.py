@@ -121,7 +121,7 @@ def merge(
         progress(len(stacks), len(stacks), "")
     return Merged(
         results, loras, weights, text_weights, settings, where, dtype or torch.float32, combination_type,
-        replaced, reader, keep, strengths, scaled,
+        replaced, keep, strengths, scaled,
     )  # fmt: skip
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from .architectures import is_text
 from .blocks import BlockStrengths
 from .errors import MergeError, did_you_mean
-from .kinds import Scaling
+from .kinds import Bound, Scaling
 from .linalg import OVERSAMPLE, TruncatedSVD, leading_rows, product_inner, svd_of_matrix, svd_of_product
 from .lineup import factor_of
 from .report import LayerReport, MergeReport, sign_conflict
 from .scratch import Scratch
 from .spaces import LayerStack, Settings, concatenated, merge_deltas
-from .types import Layer, Lora, LowRank, Replacement
+from .types import READERS, Layer, Lora, LowRank, Replacement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +109,7 @@ class Merged:
         self, results: dict[str, MergedLayer], loras: list[Lora], weights: list[float],
         text_weights: list[float], settings: Settings, device: torch.device | None, dtype: torch.dtype,
         combination_type: str | None = None, replaced: dict[str, Replacement] | None = None,
-        reader: str = "peft", keep: str | None = None,
+        keep: str | None = None,
         blocks: list[BlockStrengths | None] | None = None, scaled: dict[str, Scaling] | None = None,
     ) -> None:  # fmt: skip
         self.results = results
@@ -120,11 +120,16 @@ class Merged:
         self.combination_type = combination_type
         self.replaced = replaced or {}  # weights that take the place of the base model's
         self.scaled = scaled or {}  # (IA)3 that is merged without the base model: its delta is not known
-        self.reader = reader
         self.keep = keep
         self.blocks = blocks or [None] * len(loras)
         self._device = device
         self._dtype = dtype
+
+    @property
+    def reader(self) -> str:
+        """Whose arithmetic the adapters that depend on the base model follow, one of ``READERS``."""
+        parts = (part for lora in self.loras for part in lora.layers.values())
+        return next((part.reader for part in parts if isinstance(part, Bound)), READERS[0])
 
     @property
     def layers(self) -> tuple[str, ...]:

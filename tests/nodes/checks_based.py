@@ -179,8 +179,10 @@ def based_kinds_need_their_part():
         assert "connect model" in str(error) and "DoRA" in str(error), error
     else:
         raise AssertionError("merged without a base")
-    text = run("LoraAlloyMerge", stack=stack, model=model)[1]
+    lora, text = run("LoraAlloyMerge", stack=stack, model=model)
     assert "not connected" in text, text
+    saved = BASE / "output" / run("LoraAlloySave", lora=lora, filename_prefix="loras/dora")[0]
+    assert merge_ops.read_recipe(saved).reader == "comfyui"  # so that it is made again as it was here
     other, _ = load_model("flux")
     try:
         run("LoraAlloyMerge", stack=stack, model=other)

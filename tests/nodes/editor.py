@@ -146,6 +146,19 @@ class Editor:
         """The graph in API format, as the editor would queue it."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
+    def queue(self, server):
+        """Queue the graph as the button does, and wait for its entry in the history; it must succeed."""
+        before = set(server.get("/history"))
+        self.page.evaluate("() => window.app.queuePrompt(0, 1)")
+        for _ in range(1200):
+            new = set(server.get("/history")) - before
+            if new:
+                break
+            self.page.wait_for_timeout(100)
+        entry = server.get("/history")[new.pop()]
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        return entry
+
     def shot(self, path):
         """A small picture of the whole graph."""
         before = self.page.viewport_size

@@ -83,15 +83,7 @@ def test_queueing_from_the_page(editor, server):
     """The one-node example, at the size of the tiny model, queued from the page."""
     path = ROOT / "example_workflows" / "api" / "one_node.json"
     editor.load(example(path))
-    before = set(server.get("/history"))
-    editor.page.evaluate("() => window.app.queuePrompt(0, 1)")
-    for _ in range(1200):
-        new = set(server.get("/history")) - before
-        if new:
-            break
-        editor.page.wait_for_timeout(100)
-    entry = server.get("/history")[new.pop()]
-    assert entry["status"]["status_str"] == "success", entry["status"]
+    entry = editor.queue(server)
     assert "sd15_b" in entry["prompt"][2]["10"]["inputs"]["loras"]
 
 

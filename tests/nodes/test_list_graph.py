@@ -141,15 +141,7 @@ def test_queueing_runs_the_rows(editor, server):
     node = editor.page.evaluate("() => String(app.graph.findNodesByType('LoraAlloyLoader')[0].id)")
     rows = ListWidget(editor, node)
     rows.paste("<lora:sd15_a:0.1>")
-    before = set(server.get("/history"))
-    editor.page.evaluate("() => app.queuePrompt(0, 1)")
-    for _ in range(600):
-        new = set(server.get("/history")) - before
-        if new:
-            break
-        editor.page.wait_for_timeout(100)
-    entry = server.get("/history")[new.pop()]
-    assert entry["status"]["status_str"] == "success", entry["status"]
+    entry = editor.queue(server)
     sent = entry["prompt"][2][node]["inputs"]["loras"]
     assert sent == rows.value and sent.endswith("<lora:sd15_a.safetensors:0.1>")
 
