@@ -194,7 +194,7 @@ def named_alike(loras: Sequence[Lora]) -> list[Lora]:
     """The LoRAs with one name for each path, the one with most dots, however their files spell it."""
     names: dict[str, set[str]] = {}
     for lora in loras:
-        for name in lora.layers:
+        for name in (*lora.layers, *lora.replaced):
             names.setdefault(flat_name(name), set()).add(name)
     common = {
         name: max(alike, key=lambda other: (other.count("."), other))
@@ -207,11 +207,12 @@ def named_alike(loras: Sequence[Lora]) -> list[Lora]:
 
 def _renamed(lora: Lora, common: dict[str, str]) -> Lora:
     layers = {common.get(name, name): layer for name, layer in lora.layers.items()}
-    if layers.keys() == lora.layers.keys():
+    replaced = {common.get(name, name): weight for name, weight in lora.replaced.items()}
+    if layers.keys() == lora.layers.keys() and replaced.keys() == lora.replaced.keys():
         return lora
-    if len(layers) < len(lora.layers):
+    if len(layers) < len(lora.layers) or len(replaced) < len(lora.replaced):
         raise IncompatibleLoraError(f"{lora.name} has one layer in two spellings; keep one of them")
-    return replace(lora, layers=layers, origin=lora.origin or lora)
+    return replace(lora, layers=layers, replaced=replaced, origin=lora.origin or lora)
 
 
 def check_structure(loras: Sequence[Lora]) -> None:

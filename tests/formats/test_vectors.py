@@ -99,6 +99,16 @@ def test_set_weights_are_passed_if_all_agree(tmp_path):
     assert torch.equal(merge([a, b, c], keep="c").replaced[NORM].value, torch.ones(8))
 
 
+def test_set_weights_in_two_spellings_are_one(tmp_path):
+    """Different values are seen to differ, whatever the files call the weight."""
+    for i, stem in enumerate(("lora_unet_double_blocks_0_norm", "diffusion_model.double_blocks.0.norm")):
+        save_file({f"{stem}.set_weight": torch.full((3,), float(i))}, tmp_path / f"{i}.safetensors")
+    loras = [merge_ops.load(tmp_path / f"{i}.safetensors") for i in range(2)]
+    with pytest.raises(IncompatibleLoraError, match="hold different weights"):
+        merge(loras)
+    assert len(merge(loras, keep="1").replaced) == 1
+
+
 def test_widened_weights_keep_their_shape(tmp_path):
     """BFL's control LoRAs widen the first layer; the merge of such files does too."""
     extra = {f"{STEM}.reshape_weight": torch.tensor([6, 5])}
