@@ -154,11 +154,12 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
 
 def not_applied(merged: Merged, model: Any | None, clip: Any | None) -> list[str]:
     """A line for each part that the merge changes and that is not connected."""
-    text = sum(is_text(name) for name in merged.layers)
+    names = dict.fromkeys((*merged.layers, *merged.replaced))
+    text = sum(map(is_text, names))
     lines = []
     if clip is None and text:
         lines.append(f"CLIP is not connected: {text} layers of text encoders are merged and not applied")
-    if model is None and (count := len(merged.layers) - text):
+    if model is None and (count := len(names) - text):
         lines.append(f"MODEL is not connected: {count} layers of the model are merged and not applied")
     return lines
 

@@ -7,6 +7,7 @@ import torch
 from comfy_inside import (
     BASE,
     LORAS,
+    NODES,
     assert_close,
     chained,
     check,
@@ -208,6 +209,10 @@ def whole_weights_are_kept_or_named():
     tensors |= {f"{norm}.set_weight": torch.arange(float(width)), "strange.norm.set_weight": torch.ones(3)}
     save_file(tensors, LORAS / "whole.safetensors")
     stack = run("LoraAlloyStack", loras="<lora:whole.safetensors:1>")[0]
+    status = NODES["LoraAlloyLoader"].execute(
+        model=model, loras="<lora:whole.safetensors:1>", method={"method": "linear"}
+    )
+    assert "1 layers of text encoders are merged and not applied" in str(status.ui.as_dict())
     lora, text = run("LoraAlloyMerge", stack=stack, model=model)
     assert len(lora.merged.replaced) == 1, list(lora.merged.replaced)
     assert "1 layers are not in this model or CLIP, such as strange.norm" in text, text
