@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from merge_ops import Lora, Merged, merge
+from merge_ops import Lora, Merged
+from merge_ops.merging import merge
 
 from . import reference
 from .inputs import DENSITY, RANK

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from merge_ops import Lora, merge
+from merge_ops import Lora
+from merge_ops.merging import merge
 
 from .inputs import DENSITY, RANK, make_loras, multipliers
 from .sdxl import Layer

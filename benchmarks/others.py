@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_ops import Lora, merge
+from merge_ops import Lora
+from merge_ops.merging import merge
 
 from . import accuracy, reference
 from .clock import alternate

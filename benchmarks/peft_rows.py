@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from merge_ops import Lora, merge
+from merge_ops import Lora
+from merge_ops.merging import merge
 
 from . import accuracy, reference
 from .clock import alternate, cpu_seconds

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merge_ops import Lora, merge
+from merge_ops import Lora
+from merge_ops.merging import merge
 
 from .clock import median_seconds
 from .inputs import DENSITY, RANK, make_loras, multipliers

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
-from merge_ops import Lora, merge
+from merge_ops import Lora
+from merge_ops.merging import merge
 
 from .clock import cpu_seconds
 from .inputs import DENSITY, RANK, fresh, make_loras, multipliers

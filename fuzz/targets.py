@@ -84,7 +84,7 @@ def _check_message(message: str) -> None:
 
 
 def _check_layers(lora: merge_ops.Lora) -> None:
-    if not (lora.layers or lora.based or lora.replaced):
+    if not (lora.layers or lora.base_dependent or lora.whole_weights):
         raise Promise("a LoRA without a layer")
     for name, layer in lora.layers.items():
         if tuple(layer.delta().shape) != layer.weight_shape:

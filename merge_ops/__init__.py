@@ -1,20 +1,15 @@
 """Merge LoRAs exactly, quickly and repeatably."""
 
 from .blocks import BlockStrengths
-from .combination import COMBINATION_TYPES
-from .errors import (
-    IncompatibleLoraError,
-    LoraFormatError,
-    MergeError,
-    ParameterError,
-    UnknownMethodError,
-)
-from .formats import FORMATS, SaveReport, load, save
-from .merge import merge
-from .merged import Merged
+from .errors import IncompatibleLoraError, LoraFormatError, MergeError, ParameterError, UnknownMethodError
+from .formats import load
+from .lora import Lora, LowRank
+from .merging.merge import merge
+from .merging.merged import Merged
+from .methods.peft_names import COMBINATION_TYPES
+from .methods.registry import METHODS, Method, Param, merge_method
 from .recipes import Recipe, find_sources, read_recipe
-from .registry import METHODS, Method, Param, merge_method
-from .types import Lora, LowRank
+from .saving import FORMATS, SaveReport, save
 from .version import __version__
 
 __all__ = [

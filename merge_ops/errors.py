@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 _LISTED = 30  # names that a message lists at most
 
@@ -33,3 +34,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean {close[0]!r}?)"
     return f" (known: {', '.join(names)})" if len(names) <= _LISTED else f" ({len(names)} are known)"
+
+
+def shown(value: Any) -> str:
+    """A value of the file as it may be shown: escaped, on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

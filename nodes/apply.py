@@ -7,13 +7,13 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
-from ..merge_ops.types import Lora
+from ..merge_ops.lora import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .lora_model import as_merge
-from .merging import left_out, result_line
-from .patch import add_merge, not_applied
-from .status import StatusLine
-from .targets import fit
+from .model.lora_model import as_merge
+from .model.merging import left_out, result_line
+from .model.patch import add_merge, not_applied
+from .model.status import StatusLine
+from .model.targets import fit
 
 
 class LoraAlloyApply(io.ComfyNode):
@@ -66,7 +66,7 @@ class LoraAlloyApply(io.ComfyNode):
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
         templates = {name: merged.layer(name).template for name in merged.layers}
-        whole = Lora("the merged LoRA", templates, replaced=merged.replaced)
+        whole = Lora("the merged LoRA", templates, whole_weights=merged.whole_weights)
         fitted = fit([whole], model, clip)
         new_model, new_clip = (part.clone() if part is not None else None for part in (model, clip))
         if new_model is not None and strength_model:

@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..merge_ops.errors import ParameterError, did_you_mean
-from .grid_picture import beside, draw_grid
-from .grid_table import arrange
 from .inputs import CATEGORY
+from .values.grid_picture import beside, draw_grid
+from .values.grid_table import arrange
 
 _INPUTS = ("images", "labels", "columns", "image_size")
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..merge_ops.combination import COMBINATION_TYPES, SPACES
-from ..merge_ops.registry import METHODS, Param
-from .files import lora_files
-from .keywords import PEFT_OPTION, PEFT_PARAMS
+from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
+from ..merge_ops.methods.registry import METHODS, Param
+from .model.files import lora_files
+from .values.keywords import PEFT_OPTION, PEFT_PARAMS
 
 CATEGORY = "model/merging/lora"
 STACK = io.Custom("LORA_ALLOY_STACK")

@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK
-from .stacks import entries_of_stack
+from .model.stacks import entries_of_stack
 
 _ENERGY = 0.95
 _TOOLTIPS = (

@@ -19,13 +19,13 @@ from .inputs import (
     result_inputs,
     space_input,
 )
-from .keywords import MethodChoice, merge_keywords, refuse_unknown
-from .lora_model import MergedLoraModel
-from .merging import run_merge, summary
-from .patch import add_merge, not_applied
-from .stacks import entries_of_stack, entries_of_text, file_states, with_strengths
-from .status import StatusLine
-from .targets import fit
+from .model.lora_model import MergedLoraModel
+from .model.merging import run_merge, summary
+from .model.patch import add_merge, not_applied
+from .model.stacks import entries_of_stack, entries_of_text, file_states, with_strengths
+from .model.status import StatusLine
+from .model.targets import fit
+from .values.keywords import MethodChoice, merge_keywords, refuse_unknown
 
 
 class LoraAlloyLoader(io.ComfyNode):

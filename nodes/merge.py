@@ -8,12 +8,12 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, DTYPES, LORA_MODEL, METHOD, STACK, result_inputs
-from .keywords import MethodChoice
-from .lora_model import MergedLoraModel
-from .merging import run_merge, summary
-from .stacks import entries_of_stack, with_strengths
-from .status import StatusLine
-from .targets import fit
+from .model.lora_model import MergedLoraModel
+from .model.merging import run_merge, summary
+from .model.stacks import entries_of_stack, with_strengths
+from .model.status import StatusLine
+from .model.targets import fit
+from .values.keywords import MethodChoice
 
 
 class LoraAlloyMerge(io.ComfyNode):

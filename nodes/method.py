@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import MergeError
 from .inputs import ALIASES, CATEGORY, METHOD, method_input, space_input
-from .keywords import MethodChoice, merge_keywords, refuse_unknown
+from .values.keywords import MethodChoice, merge_keywords, refuse_unknown
 
 
 class LoraAlloyMethod(io.ComfyNode):

@@ -13,12 +13,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..merge_ops.blocks import block_strengths
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
-from .files import lora_files, resolve, state_of
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .lora_model import MergedLoraModel
-from .merging import run_merge, summary
-from .stacks import StackEntry
-from .status import StatusLine
+from .model.files import lora_files, resolve, state_of
+from .model.lora_model import MergedLoraModel
+from .model.merging import run_merge, summary
+from .model.stacks import StackEntry
+from .model.status import StatusLine
 
 _NO_FILE = "none"
 

@@ -10,14 +10,14 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..merge_ops.architectures import is_language_model
 from ..merge_ops.errors import ParameterError
-from ..merge_ops.formats import save
-from ..merge_ops.formats.file_names import check_name
+from ..merge_ops.names.architectures import is_language_model
+from ..merge_ops.saving import save
+from ..merge_ops.saving.file_names import check_name
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
-from .lora_model import as_merge
-from .merging import left_out
-from .status import StatusLine
+from .model.lora_model import as_merge
+from .model.merging import left_out
+from .model.status import StatusLine
 
 _OUTSIDE = "filename_prefix must name a place below the output folder"
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
@@ -90,7 +90,7 @@ class LoraAlloySave(io.ComfyNode):
             comfy.model_management.throw_exception_if_processing_interrupted()
             bar.update_absolute(done, total)
 
-        is_language = all(map(is_language_model, (*whole.merged.layers, *whole.merged.replaced)))
+        is_language = all(map(is_language_model, (*whole.merged.layers, *whole.merged.whole_weights)))
         asked = format or "auto"
         form = ("peft" if is_language else "kohya") if asked == "auto" else asked
         path = Path(folder) / f"{name}_{counter:05}_{'' if form == 'peft' else '.safetensors'}"

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.formats import from_tensors
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
-from .stacks import StackEntry, entries_of_stack, entries_of_text, file_states
-from .status import StatusLine
+from .model.stacks import StackEntry, entries_of_stack, entries_of_text, file_states
+from .model.status import StatusLine
 
 
 class LoraAlloyStack(io.ComfyNode):

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import MergeError, ParameterError
 from .inputs import ALIASES, CATEGORY, METHOD
-from .keywords import MethodChoice, refuse_unknown
-from .sweep_values import read_sweep
+from .values.keywords import MethodChoice, refuse_unknown
+from .values.sweep_values import read_sweep
 
 
 class LoraAlloySweep(io.ComfyNode):

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from merge_ops import Lora, merge
-from merge_ops.batches import batches, merge_batch
-from merge_ops.lineup import line_up
-from merge_ops.merge import _settings
+from merge_ops import Lora
+from merge_ops.merging import merge
+from merge_ops.merging.batches import batches, merge_batch
+from merge_ops.merging.lineup import line_up
+from merge_ops.merging.merge import _settings
 
 ELSEWHERE = torch.device("meta")  # any device that is not the CPU
 SHAPES = {f"layer.{i}": (40, 30) if i % 3 else (24, 50) for i in range(8)}

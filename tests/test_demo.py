@@ -11,10 +11,11 @@ import torch
 pytest.importorskip("diffusers", reason="the demo needs diffusers")
 Image = pytest.importorskip("PIL.Image", reason="the demo needs pillow")
 
-from merge_ops import demo, load, merge  # noqa: E402
+from merge_ops import demo, load  # noqa: E402
 from merge_ops.demo.measure import Studio  # noqa: E402
 from merge_ops.demo.model import ASSETS  # noqa: E402
 from merge_ops.demo.plan import LORAS, MERGES, ROWS  # noqa: E402
+from merge_ops.merging import merge  # noqa: E402
 
 METHODS = ("linear", "ties", "PEFT linear")
 

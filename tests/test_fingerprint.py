@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from merge_ops import Lora
-from merge_ops.fingerprint import fingerprint
+from merge_ops.merging.fingerprint import fingerprint
 
 
 def test_it_is_16_bits_and_the_same_every_time(make_lora):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from merge_ops.linalg import TruncatedSVD, product_inner, svd_of_matrix, svd_of_product
+from merge_ops.merging.svd import TruncatedSVD, product_inner, svd_of_matrix, svd_of_product
 
 
 def normal(*shape, seed=0):

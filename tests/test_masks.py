@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_ops.sparsify import MaskGenerator, _below, hash_words, keep_largest, mask_key
-from merge_ops.thresholds import magnitude_thresholds
+from merge_ops.methods.sparsify import MaskGenerator, _below, hash_words, keep_largest, mask_key
+from merge_ops.methods.thresholds import magnitude_thresholds
 
 _64 = (1 << 64) - 1
 

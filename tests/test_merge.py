@@ -14,8 +14,8 @@ from merge_ops import (
     MergeError,
     ParameterError,
     UnknownMethodError,
-    merge,
 )
+from merge_ops.merging import merge
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from peft.utils import merge_utils  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
 
-from merge_ops import COMBINATION_TYPES, load, merge  # noqa: E402
-from merge_ops.fingerprint import fingerprint  # noqa: E402
-from merge_ops.linalg import svd_of_product  # noqa: E402
-from merge_ops.sparsify import MaskGenerator, mask_key  # noqa: E402
+from merge_ops import COMBINATION_TYPES, load  # noqa: E402
+from merge_ops.merging import merge  # noqa: E402
+from merge_ops.merging.fingerprint import fingerprint  # noqa: E402
+from merge_ops.merging.svd import svd_of_product  # noqa: E402
+from merge_ops.methods.sparsify import MaskGenerator, mask_key  # noqa: E402
 
 FACTOR_TYPES = ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 SVD_TYPES = ["svd", *(f"{name}_svd" for name in FACTOR_TYPES[1:])]

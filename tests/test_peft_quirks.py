@@ -9,7 +9,8 @@ from torch import nn
 pytest.importorskip("peft", minversion="0.21.2")
 from peft import LoraConfig, get_peft_model
 
-from merge_ops import COMBINATION_TYPES, IncompatibleLoraError, ParameterError, load, merge
+from merge_ops import COMBINATION_TYPES, IncompatibleLoraError, ParameterError, load
+from merge_ops.merging import merge
 
 SVD_TYPES = [name for name, row in COMBINATION_TYPES.items() if row.truncated]
 FACTOR_TYPES = [name for name, row in COMBINATION_TYPES.items() if row.space == "factors"]

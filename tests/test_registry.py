@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 import pytest
 import torch
 
-from merge_ops import METHODS, Method, Param, ParameterError, UnknownMethodError, merge, merge_method
-from merge_ops.registry import get_method
+from merge_ops import METHODS, Method, Param, ParameterError, UnknownMethodError, merge_method
+from merge_ops.merging import merge
+from merge_ops.methods.registry import get_method
 
 
 @pytest.fixture

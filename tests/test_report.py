@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from merge_ops import Lora, LowRank, merge
+from merge_ops import Lora, LowRank
+from merge_ops.merging import merge
 
 
 def single(name, *rows, layer="layer"):

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from merge_ops import IncompatibleLoraError, Lora, LowRank, merge
+from merge_ops import IncompatibleLoraError, Lora, LowRank
+from merge_ops.adapters import Full, Hadamard, Kronecker
 from merge_ops.analysis.relations import relate
 from merge_ops.analysis.spectrum import spectrum_of, squared_values
 from merge_ops.analysis.study import study
 from merge_ops.blocks.order import block_of, in_model_order, section_of
 from merge_ops.errors import ParameterError
-from merge_ops.kinds import Full, Hadamard, Kronecker
-from merge_ops.report import sign_conflict
-from merge_ops.spaces import LayerStack
+from merge_ops.merging import merge
+from merge_ops.merging.report import sign_conflict
+from merge_ops.merging.spaces import AlignedLayer
 
 UNET = {
     "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": (20, 20),
@@ -129,7 +130,9 @@ def test_relations_are_those_of_the_deltas(make_lora, odd_layers, mixed):
 def test_the_sign_conflict_is_that_of_a_merge_report(make_lora):
     """The same rows are looked at."""
     a, b = (make_lora(n, shapes={"layer": (300, 40)}, seed=i) for i, n in enumerate("ab"))
-    wanted = sign_conflict(LayerStack("layer", (a.layers["layer"], b.layers["layer"]), (1.0, 1.0), ("", "")))
+    wanted = sign_conflict(
+        AlignedLayer("layer", (a.layers["layer"], b.layers["layer"]), (1.0, 1.0), ("", ""))
+    )
     assert relate([a, b]).pairs[0].sign_conflict == pytest.approx(wanted)
 
 

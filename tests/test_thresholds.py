@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from merge_ops import merge, spaces, thresholds
-from merge_ops.thresholds import bounds, magnitude_thresholds, product_thresholds
+from merge_ops.merging import merge, spaces
+from merge_ops.methods import thresholds
+from merge_ops.methods.thresholds import bounds, magnitude_thresholds, product_thresholds
 
 
 def factors(rows, columns, rank=8, seed=0):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from merge_ops import COMBINATION_TYPES, METHODS, merge
+from merge_ops import COMBINATION_TYPES, METHODS
+from merge_ops.merging import merge
 
 
 def singular_values(merged, name):

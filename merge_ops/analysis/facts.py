@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..linalg import product_inner
-from ..types import BaseDependent, Layer, Lora, LowRank, Replacement
+from ..lora import BaseDependent, Layer, Lora, LowRank, WholeWeight
+from ..merging.svd import product_inner
 
 _SHOWN = 200  # characters of a metadata value
 
@@ -36,10 +36,10 @@ def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
 
     Ranks, scales and the norm are of the layers whose change is known without the base model.
     """
-    names = (*lora.layers, *lora.based)
+    names = (*lora.layers, *lora.base_dependent)
     kinds = Counter(_kind(layer) for layer in lora.layers.values())
-    kinds.update(adapter.kind for adapter in lora.based.values())
-    held: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.based.values()]
+    kinds.update(adapter.kind for adapter in lora.base_dependent.values())
+    held: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
     dtypes = Counter(map(_dtype, held))
     ranks = Counter(layer.rank for layer in lora.layers.values())
     scales = Counter(round(layer.scale, 6) for layer in lora.layers.values())
@@ -54,7 +54,7 @@ def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
         "dtypes": dict(dtypes),
         "norm": lora_norm(lora) if norm is None else norm,
         "sha256": lora.sha256,
-        "whole": {name: _whole(weight) for name, weight in lora.replaced.items()},
+        "whole": {name: _whole(weight) for name, weight in lora.whole_weights.items()},
         "unmerged": lora.unmerged,
         "warnings": list(lora.warnings),
         "metadata": {key: printable(value) for key, value in lora.metadata.items()},
@@ -66,7 +66,7 @@ def _kind(layer: Layer) -> str:
     return names.get(type(layer).__name__, layer.layout)
 
 
-def _whole(weight: Replacement) -> str:
+def _whole(weight: WholeWeight) -> str:
     """What a weight is that is put in place of the base model's, in words."""
     tokens = f", {len(weight.rows)} tokens" if weight.rows else ""
     return f"{weight.why}, {' x '.join(map(str, weight.value.shape))}{tokens}"

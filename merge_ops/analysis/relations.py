@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..blocks.order import block_of, in_model_order
-from ..lineup import line_up
-from ..report import sampled_rows
-from ..types import Layer, Lora, LowRank
+from ..lora import Layer, Lora, LowRank
+from ..merging.lineup import line_up
+from ..merging.report import sampled_rows
 
 _TILE = 1 << 20  # entries of a LoRA whose delta is formed, at a time
 _PRODUCTS, _SQUARES, _CONFLICTS, _ENTRIES, _LAYERS = range(5)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adapters import Hadamard, Kronecker
 from ..blocks.order import block_of, in_model_order
-from ..kinds import Hadamard, Kronecker
-from ..linalg import squared_singular_values, squared_singular_values_of
-from ..types import Layer, Lora, LowRank
+from ..lora import Layer, Lora, LowRank
+from ..merging.svd import squared_singular_values, squared_singular_values_of
 
 SHARES = (0.9, 0.95, 0.99)
 _BUDGET = (

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import ParameterError, did_you_mean
-from ..types import Lora
+from ..lora import Lora
 from .advice import on_pairs, on_ranks
 from .facts import describe
 from .relations import Relation, relate

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from ..architectures import is_language_model
+from ..names.architectures import is_language_model
 
 Facts = dict[str, int | None]  # word -> number of the block, None where the word has none
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..combination import COMBINATION_TYPES, SPACES, get_combination_type
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
-from ..formats import alike_by_diffusers, load, save
-from ..merge import merge
-from ..merged import Merged
-from ..registry import METHODS, Param, get_method
-from ..types import READERS, Lora
+from ..formats import alike_by_diffusers, load
+from ..lora import READERS, Lora
+from ..merging.merge import merge
+from ..merging.merged import Merged
+from ..methods.peft_names import COMBINATION_TYPES, SPACES, get_combination_type
+from ..methods.registry import METHODS, Param, get_method
+from ..saving import save
 from .options import (
     DTYPES,
     Commands,

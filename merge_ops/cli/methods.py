@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..combination import COMBINATION_TYPES
-from ..registry import METHODS, Param
+from ..methods.peft_names import COMBINATION_TYPES
+from ..methods.registry import METHODS, Param
 from .options import Commands, print_json, table
 
 

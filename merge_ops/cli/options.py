@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import MergeError, ParameterError
-from ..formats import FORMATS, SaveReport
-from ..merged import Merged
-from ..registry import Param
+from ..merging.merged import Merged
+from ..methods.registry import Param
+from ..saving import FORMATS, SaveReport
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

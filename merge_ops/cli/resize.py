@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import ParameterError
 from ..formats import load
-from ..merge import merge
+from ..merging.merge import merge
 from .merge import finish
 from .options import Commands, add_output, add_reading, chosen_device, progress_bar
 

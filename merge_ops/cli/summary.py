@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..merged import Merged
-from ..report import LEFT_OUT, block_lines
-from ..types import Lora
+from ..lora import Lora
+from ..merging.merged import Merged
+from ..merging.report import LEFT_OUT, block_lines
 from .options import print_json, table
 
 

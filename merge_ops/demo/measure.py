@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import IncompatibleLoraError, Lora, Merged, load, merge
+from .. import IncompatibleLoraError, Lora, Merged, load
+from ..merging import merge
 from ..models.diffusers import patched
 from .judge import judged, load_judge
 from .model import ASSETS, STYLES, load_model, sample

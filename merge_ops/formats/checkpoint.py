@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import LoraFormatError
-from .names import DOTTED_COMPONENTS, canonical_name
+from ..names.spelling import DOTTED_COMPONENTS, canonical_name
 
 # what single-file checkpoints put before the names of a part of the model
 _PARTS = {

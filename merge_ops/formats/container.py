@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraFormatError, MergeError
+from ..lora import is_packed
 from .header import Entry, parse_header, torch_dtype
 from .lookalike import PICKLE, refuse_by_bytes, refuse_by_keys
 
@@ -74,11 +75,6 @@ def is_finite(tensor: Tensor) -> bool:
     bits = tensor.contiguous().view(as_int)
     # numpy takes half the time of torch for this
     return int(((bits.numpy() if bits.device.type == "cpu" else bits) & magnitude).max()) < infinity
-
-
-def is_packed(dtype: torch.dtype) -> bool:
-    """True for dtypes that hold several numbers in one byte, which torch stores but does not convert."""
-    return dtype == getattr(torch, "float4_e2m1fn_x2", None)
 
 
 def sort_metadata(path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architectures import TITLES, flat_name, guess
 from ..errors import LoraFormatError, ParameterError, did_you_mean
-from ..types import Layer, Lora, LowRank
+from ..lora import Layer, Lora, LowRank
+from ..names.architectures import TITLES, flat_name, guess
 from .read import from_tensors
 from .read import load as read
 

@@ -14,22 +14,18 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
-from ..errors import LoraFormatError, MergeError
-from ..types import LowRank
-from .adapters import low_rank
-from .module import RawModule
+from ..adapters.module import RawModule
+from ..adapters.reading import low_rank
+from ..errors import LoraFormatError
+from ..lora import LowRank
 from .peft_config import rank_from_config, scale_from_config
 
-_NESTED = ".base_layer"
+NESTED = ".base_layer"
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"(?P<parameter>.+)\[(?P<expert>\d+)\]")
 # PEFT wraps the parameters of a module one around another in the order in which the model has them, and its
 # files do not say which is which; all models of transformers have these in this order
-_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+PARAMETER_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def expert_layers(modules: dict[str, RawModule], config: dict[str, Any], file: str) -> dict[str, LowRank]:
@@ -42,15 +38,17 @@ def expert_layers(modules: dict[str, RawModule], config: dict[str, Any], file: s
     depths: dict[str, dict[int, str]] = defaultdict(dict)
     for stem in modules if targets else ():
         path = stem
-        while path.endswith(_NESTED):
-            path = path.removesuffix(_NESTED)
-        depths[path][(len(stem) - len(path)) // len(_NESTED)] = stem
+        while path.endswith(NESTED):
+            path = path.removesuffix(NESTED)
+        depths[path][(len(stem) - len(path)) // len(NESTED)] = stem
     layers: dict[str, LowRank] = {}
     for path, stems in depths.items():
         names = _parameters(path.removeprefix(_PREFIX), targets, stems, modules, config)
         if not names:
             continue
-        if sorted(stems) != list(range(len(names))) or (len(names) > 1 and not set(names) <= set(_ORDER)):
+        if sorted(stems) != list(range(len(names))) or (
+            len(names) > 1 and not set(names) <= set(PARAMETER_ORDER)
+        ):
             raise LoraFormatError(
                 f"{file}: {path} holds LoRAs of {len(stems)} parameters ({', '.join(names)}), and nothing "
                 "says which is which; only the parameters of transformers' experts are known"
@@ -77,7 +75,13 @@ def _parameters(
             _is_stacked(f"{path}.{name}", modules[stem], config) for stem in stems.values()
         ):
             names.add(name)
-    return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    return sorted(
+        names,
+        key=lambda name: (
+            PARAMETER_ORDER.index(name) if name in PARAMETER_ORDER else len(PARAMETER_ORDER),
+            name,
+        ),
+    )
 
 
 def _is_stacked(parameter: str, module: RawModule, config: dict[str, Any]) -> bool:
@@ -108,42 +112,3 @@ def expert_of(layer: str) -> tuple[str, int] | None:
     """The parameter and the number of the expert that a layer or stem is; None for any other."""
     found = _NAME.fullmatch(layer)
     return (found["parameter"], int(found["expert"])) if found else None
-
-
-def at_one_rank(layers: dict[str, LowRank]) -> dict[str, LowRank]:
-    """The layers, with zeros added where an expert has a smaller rank than another of its parameter."""
-    ranks: dict[str, int] = {}
-    for name, layer in layers.items():
-        if found := expert_of(name):
-            ranks[found[0]] = max(ranks.get(found[0], 0), layer.rank)
-    padded = dict(layers)
-    for name, layer in layers.items():
-        more = ranks[found[0]] - layer.rank if (found := expert_of(name)) else 0
-        if more:
-            padded[name] = replace(layer, up=pad(layer.up, (0, more)), down=pad(layer.down, (0, 0, 0, more)))
-    return padded
-
-
-def stacked(layers: dict[str, LowRank]) -> dict[str, Tensor]:
-    """The tensors of a PEFT folder for the layers of experts, which are given by stem.
-
-    Raises:
-        MergeError: if experts of a parameter are missing, or the order of parameters is not known.
-    """
-    grouped: dict[str, dict[int, LowRank]] = defaultdict(dict)
-    for stem, layer in layers.items():
-        if found := expert_of(stem):
-            grouped[found[0]][found[1]] = layer
-    tensors: dict[str, Tensor] = {}
-    for parameter, experts in grouped.items():
-        if sorted(experts) != list(range(len(experts))):
-            raise MergeError(f"{parameter} is left with some of its experts, which a PEFT folder cannot say")
-        module, _, name = parameter.rpartition(".")
-        others = [other.rpartition(".")[2] for other in grouped if other.rpartition(".")[0] == module]
-        if len(others) > 1 and not set(others) <= set(_ORDER):
-            raise MergeError(f"{module}: nothing says in which order PEFT wraps {', '.join(others)}")
-        outside = sum(_ORDER.index(other) > _ORDER.index(name) for other in others) if len(others) > 1 else 0
-        key, ordered = module + _NESTED * outside, [experts[index] for index in range(len(experts))]
-        tensors[f"{key}.lora_A.weight"] = torch.cat([layer.down for layer in ordered])
-        tensors[f"{key}.lora_B.weight"] = torch.stack([layer.up for layer in ordered], dim=-1).flatten(1)
-    return tensors

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import LoraFormatError
+from ..errors import LoraFormatError, shown
 
 # bits of one number, by the name that the format gives its type
 BITS = {
@@ -201,9 +201,3 @@ def _is_shape(sides: list[Any]) -> bool:
     if len(sides) > 64 or not all(type(side) is int and side >= 0 for side in sides):
         return False
     return bool(math.prod(side or 1 for side in sides) < _MAX_OFFSET)
-
-
-def shown(value: Any) -> str:
-    """A value of the file as it may be shown: escaped, on one line, not too long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraFormatError
-from .header import shown
+from ..errors import LoraFormatError, shown
+from ..names.patterns import check_pattern
 from .peft_refused import refuse_other_meanings
 
 CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
-_MAX_REPEATS = 3  # each adds a power of the name's length to the time that matching may take
 _PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say, and for the rank too
 _KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "TRAINABLE_TOKENS")
 
@@ -63,24 +62,6 @@ def check_scales(config: dict[str, Any], where: str) -> None:
             raise LoraFormatError(f"{where}: the alpha {shown(name)} is {shown(alpha)}, not a finite number")
     for name in (*patterns, *ranks):
         check_pattern(name, where)
-
-
-def check_pattern(pattern: str, where: str) -> None:
-    """Refuse what is no regular expression, or one that may be matched for ever."""
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise LoraFormatError(f"{where}: {shown(pattern)} is not a pattern: {error}") from error
-    if _may_take_forever(pattern):
-        raise LoraFormatError(
-            f"{where}: {shown(pattern)} repeats too much to be matched; write the names out"
-        )
-
-
-def _may_take_forever(pattern: str) -> bool:
-    """True for a pattern that some name keeps busy for hours: a repeated group, or many repeats in a row."""
-    plain = re.sub(r"\\.|\[[^\]]*\]", "_", pattern)  # what is escaped or in a class repeats nothing
-    return bool(re.search(r"\)[*+{]", plain)) or len(re.findall(r"[*+{]", plain)) > _MAX_REPEATS
 
 
 def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import LoraFormatError
-from .header import shown
+from ..errors import LoraFormatError, shown
 
 # how PEFT initialises an adapter and changes the base model's weights while it does
 _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")

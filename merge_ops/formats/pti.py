@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from ..adapters.module import UNRECOGNISED, RawModule
+from ..adapters.reading import low_rank
 from ..errors import LoraFormatError
-from ..types import Layer, Lora
-from .adapters import low_rank
-from .module import UNRECOGNISED, RawModule
+from ..lora import Layer, Lora
 from .warned import warnings_of_layers
 
 _KEY = re.compile(r"^(unet|text_encoder):(\d{1,6}):(up|down)$")

@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..architectures import family_title
+from ..adapters.module import UNRECOGNISED, RawModule
+from ..adapters.reading import adapters_of, group_by_module, reason_not_merged
 from ..errors import LoraFormatError
-from ..types import BaseDependent, Layer, Lora, Replacement
-from .adapters import adapters_of, group_by_module, reason_not_merged
+from ..lora import BaseDependent, Layer, Lora, WholeWeight
+from ..names.architectures import family_title
+from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .container import changed, file_digest, read_container
 from .experts import expert_layers
 from .lookalike import PICKLE
-from .module import UNRECOGNISED, RawModule
-from .names import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name, is_doubled
 from .peft_config import CONFIG_NAME, check_scales, read_config, scale_from_config
 from .pti import from_pti, is_pti
 from .tokens import token_rows
@@ -146,7 +146,7 @@ def _read_peft_folder(folder: Path, file: Path, digest: Digest, allow_pickle: bo
         return scale_from_config(config, path, shapes[0][0] if shapes and shapes[0] else None)
 
     lora = _build(folder.name, tensors, name_of, scale_of, config)
-    adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.based.values()]
+    adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
     ranks = {each.key.removeprefix("base_model.model."): rank_of(each) for each in adapters}
     warnings = (*lora.warnings, *warnings_of_config(config, ranks))
     lora = replace(lora, dialect="peft", metadata=metadata, config=config, warnings=warnings)
@@ -171,32 +171,41 @@ def _build(
         whole = whole_weights(unknown, tensors, config) | token_rows(unknown, tensors, config, file)
         experts = expert_layers(modules, config, file)
     unmerged = {key: UNRECOGNISED for key in unknown if key not in whole}
-    replaced = {name_of(stem): weight for stem, weight in whole.values()}
+    whole_held = {name_of(stem): weight for stem, weight in whole.values()}
     layers: dict[str, Layer] = {name_of(stem): layer for stem, layer in experts.items()}
-    based: dict[str, BaseDependent] = {}
+    base_dependent: dict[str, BaseDependent] = {}
     for stem, module in modules.items():
         name, reason = name_of(stem), reason_not_merged(module)
         if reason is not None:
             unmerged[name] = reason
             continue
         for place, found in adapters_of(module, scale_of(module), config or {}, file):
-            other = layers.get(name + place) or based.get(name + place) or replaced.get(name + place)
-            if other is not None and not (isinstance(other, Replacement) and isinstance(found, Layer)):
+            other = (
+                layers.get(name + place) or base_dependent.get(name + place) or whole_held.get(name + place)
+            )
+            if other is not None and not (isinstance(other, WholeWeight) and isinstance(found, Layer)):
                 raise LoraFormatError(
                     f"{file}: {other.key} and {stem} are one layer in two spellings; keep one of them"
                 )
             if isinstance(found, Layer):
                 layers[name + place] = found
             elif isinstance(found, BaseDependent):
-                based[name + place] = found
+                base_dependent[name + place] = found
             else:
-                replaced[name + place] = found
-    if not (layers or based or replaced):
+                whole_held[name + place] = found
+    if not (layers or base_dependent or whole_held):
         raise LoraFormatError(_nothing_usable(file, list(modules) + unknown, unmerged))
     doubled = any(map(is_doubled, modules))
     warnings = ["the prefix 'unet' is doubled in the keys; it was read as one"] if doubled else []
-    warnings += warnings_of_layers(layers, based, bool(replaced))
-    return Lora(file, layers, unmerged=unmerged, warnings=tuple(warnings), based=based, replaced=replaced)
+    warnings += warnings_of_layers(layers, base_dependent, bool(whole_held))
+    return Lora(
+        file,
+        layers,
+        unmerged=unmerged,
+        warnings=tuple(warnings),
+        base_dependent=base_dependent,
+        whole_weights=whole_held,
+    )
 
 
 def _nothing_usable(file: str, keys: list[str], unmerged: dict[str, str]) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import LoraFormatError, MergeError
-from ..types import Replacement
+from ..errors import LoraFormatError
+from ..lora import WholeWeight
 
 TOKENS = "an embedding of which single tokens are trained"
 KEY = ".token_adapter.trainable_tokens_delta"
@@ -17,7 +17,7 @@ _KEYS = (KEY, ONLY_KEY)
 
 def token_rows(
     keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any], file: str
-) -> dict[str, tuple[str, Replacement]]:
+) -> dict[str, tuple[str, WholeWeight]]:
     """Of the keys that play no role in an adapter those of trained tokens: key to the stem of the module.
 
     Raises:
@@ -34,7 +34,7 @@ def token_rows(
                     f"{file}: {key} has the shape {tuple(value.shape)}, and the configuration names "
                     f"{len(rows)} tokens for it; each row needs a token of its own"
                 )
-            found[key] = stem, Replacement(value, TOKENS, stem, rows, True)
+            found[key] = stem, WholeWeight(value, TOKENS, stem, rows, True)
     return found
 
 
@@ -46,31 +46,3 @@ def _indices(path: str, config: dict[str, Any]) -> tuple[int, ...]:
     if not isinstance(said, list) or any(type(index) is not int or index < 0 for index in said):
         return ()
     return tuple(said)
-
-
-def tokens_config(replaced: dict[str, Replacement], stems: dict[str, str]) -> dict[str, list[int]] | None:
-    """What makes PEFT expect the tokens, by the path of the module."""
-    found = {
-        stems[name].removeprefix("base_model.model."): list(weight.rows)
-        for name, weight in replaced.items()
-        if weight.rows
-    }
-    return found or None
-
-
-def tokens_only_config(replaced: dict[str, Replacement], stems: dict[str, str]) -> dict[str, Any]:
-    """The configuration of a folder without any LoRA, which PEFT allows for tokens only as a kind of its own.
-
-    Raises:
-        MergeError: if modules train different tokens, which that kind cannot say.
-    """
-    if len({weight.rows for weight in replaced.values()}) > 1:
-        names = ", ".join(sorted(replaced))
-        raise MergeError(f"{names} train different tokens, which a PEFT folder without a LoRA cannot say")
-    found = tokens_config(replaced, stems) or {}
-    return {
-        "peft_type": "TRAINABLE_TOKENS",
-        "target_modules": sorted(found),
-        "token_indices": next(iter(found.values())),
-        "inference_mode": True,
-    }

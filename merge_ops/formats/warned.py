@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from ..errors import LoraFormatError
-from ..kinds import Dora, Full, Glora
-from ..types import BaseDependent, Layer, Lora, LowRank
-from .header import shown
-from .peft_config import check_pattern
+from ..adapters import Dora, Full, Glora
+from ..errors import LoraFormatError, shown
+from ..lora import BaseDependent, Layer, Lora, LowRank
+from ..names.patterns import check_pattern
 
 _LISTED = 3
 _MAX_PATTERNS = 1000  # that name no module as they stand, and so are matched with all of them
@@ -62,7 +61,7 @@ def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
     """Of the layers in one part of the model (``""``: in all), by their names in it."""
     start = f"{part}." if part else ""
     found = {name: rank_of(layer) for name, layer in lora.layers.items()}
-    found |= {name: rank_of(adapter) for name, adapter in lora.based.items()}
+    found |= {name: rank_of(adapter) for name, adapter in lora.base_dependent.items()}
     return {name.removeprefix(start): rank for name, rank in found.items() if name.startswith(start)}
 
 

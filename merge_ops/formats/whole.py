@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..types import Replacement
+from ..lora import WholeWeight
 
 HEAD = "a module that is saved whole (modules_to_save)"
 BIAS = "a trained bias"
@@ -15,7 +15,7 @@ EMBEDDING = "an embedding that is saved whole"
 
 def whole_weights(
     keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any]
-) -> dict[str, tuple[str, Replacement]]:
+) -> dict[str, tuple[str, WholeWeight]]:
     """Of the keys that play no role in an adapter those of plain weights: key to the stem of the module.
 
     The stem of a bias ends in ``.bias``, since it is a layer of its own.
@@ -26,7 +26,7 @@ def whole_weights(
         if last in ("weight", "bias") and stem.startswith("base_model.model."):
             place = stem.removesuffix(".base_layer")
             why = _why(place, last, tensors[key], config)
-            weight = Replacement(tensors[key], why, key, is_vocabulary=why == EMBEDDING)
+            weight = WholeWeight(tensors[key], why, key, is_vocabulary=why == EMBEDDING)
             found[key] = (place if last == "weight" else f"{place}.bias", weight)
     return found
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..registry import Param, merge_method
-from ..sparsify import MaskGenerator, drop_random, keep_largest
+from .registry import Param, merge_method
+from .sparsify import MaskGenerator, drop_random, keep_largest
 
 SignVote = Annotated[
     Literal["total", "frequency"],

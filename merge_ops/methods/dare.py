@@ -4,9 +4,9 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ..registry import Param, merge_method
-from ..sparsify import MaskGenerator, drop_random
 from .linear import weighted_sum
+from .registry import Param, merge_method
+from .sparsify import MaskGenerator, drop_random
 
 
 @merge_method("dare_linear", "DARE", paper="arXiv:2311.03099")

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ..registry import Param, merge_method
-from ..sparsify import keep_largest
+from .registry import Param, merge_method
+from .sparsify import keep_largest
 
 
 def weighted_sum(deltas: Tensor, weights: Tensor, overwrite: bool = False) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from ..architectures import flat_name
 from ..errors import IncompatibleLoraError
-from ..formats.names import DOTTED_COMPONENTS
-from ..merged import Merged
+from ..merging.merged import Merged
+from ..names.architectures import flat_name
+from ..names.spelling import DOTTED_COMPONENTS
 from .exchange import Modules
 from .weights import FindModule, Patch
 

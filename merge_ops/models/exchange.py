@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import IncompatibleLoraError, MergeError
-from ..merged import Merged
+from ..merging.merged import Merged
 from .fits import check_fits
 from .parameters import attribute_of, merged_weight, module_of, owner_of
 
@@ -116,7 +116,7 @@ class Exchange:
 
         The layers of the merge are called by module paths.
         """
-        names = dict.fromkeys((*merged.replaced, *merged.layers, *merged.scaled))
+        names = dict.fromkeys((*merged.whole_weights, *merged.layers, *merged.ia3))
         modules = {path: self.modules.module(path) for path in names}
         check_fits(merged, modules)
         weights = {}

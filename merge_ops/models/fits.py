@@ -8,17 +8,17 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from ..architectures import guess
 from ..errors import IncompatibleLoraError
-from ..merged import Merged
-from ..types import Replacement
+from ..lora import WholeWeight
+from ..merging.merged import Merged
+from ..names.architectures import guess
 from .parameters import EXPERT, is_turned, owner_of, parameter
 
 
 def check_fits(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse before anything is changed: no layer in common, or a weight that cannot take its delta."""
     if not modules:
-        names = (*merged.layers, *merged.scaled, *merged.replaced)
+        names = (*merged.layers, *merged.ia3, *merged.whole_weights)
         shown = ", ".join(names[:3])
         found = guess(merged.loras[0])
         title = f" ({found.title})" if found else ""
@@ -39,13 +39,13 @@ def check_fits(merged: Merged, modules: dict[str, nn.Module]) -> None:
         if name in merged.results:
             shape = merged.layer(name).template.weight_shape
             _check_shape(name, shape[::-1] if is_turned(merged, name, module) else shape, weight)
-        if name in merged.replaced:
-            _check_whole(name, merged.replaced[name], weight)
+        if name in merged.whole_weights:
+            _check_whole(name, merged.whole_weights[name], weight)
     _check_experts(merged, modules)
     _check_ties(merged, modules)
 
 
-def _check_whole(name: str, whole: Replacement, weight: Tensor) -> None:
+def _check_whole(name: str, whole: WholeWeight, weight: Tensor) -> None:
     """Refuse a weight that does not fit, and tokens that the model does not have."""
     shape = tuple(whole.value.shape)
     needed = max(whole.rows) + 1 if whole.rows else shape[0]
@@ -78,10 +78,10 @@ def _check_experts(merged: Merged, modules: dict[str, nn.Module]) -> None:
 def _check_ties(merged: Merged, modules: dict[str, nn.Module]) -> None:
     """Refuse different values for two names of one weight, as of tied embeddings."""
     seen: dict[int, str] = {}
-    for name in merged.replaced:
+    for name in merged.whole_weights:
         if name in modules:
             other = seen.setdefault(parameter(modules[name], name).data_ptr(), name)
-            a, b = merged.replaced[other], merged.replaced[name]
+            a, b = merged.whole_weights[other], merged.whole_weights[name]
             if a.rows != b.rows or a.value.shape != b.value.shape or not torch.equal(a.value, b.value):
                 raise IncompatibleLoraError(
                     f"{other} and {name} are one weight in this model, and the merge holds different values "

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraFormatError
-from ..formats.header import Entry, parse_header, shown
+from ..errors import LoraFormatError, shown
+from ..formats.header import Entry, parse_header
 from ..formats.lookalike import refuse_by_bytes
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

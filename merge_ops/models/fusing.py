@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergeError, ParameterError
-from ..formats.verified import put_in_place, sync, sync_names
-from ..merged import Merged
+from ..merging.merged import Merged
 from ..recipes import Recipe
+from ..saving.verified import put_in_place, sync, sync_names
 from .folder import RECIPE, BaseModel, read_base
 from .placing import Target, find_targets
 from .streaming import FusedTensor, write_shard

@@ -7,10 +7,10 @@ import re
 import torch
 from torch import Tensor, nn
 
+from ..adapters import Ia3
 from ..errors import IncompatibleLoraError
-from ..kinds import Scaling
-from ..merged import Merged
-from ..types import Replacement
+from ..lora import WholeWeight
+from ..merging.merged import Merged
 
 EXPERT = re.compile(r"(?P<module>.+)\.(?P<parameter>[^.]+)\[(?P<expert>\d+)\]")
 
@@ -36,10 +36,10 @@ def merged_weight(
     merged: Merged, name: str, module: nn.Module, weight: Tensor, strength: float = 1.0
 ) -> Tensor:
     """What becomes of ``weight``, the parameter of a layer: in float32 where it is changed."""
-    replacement = merged.replaced.get(name)
+    replacement = merged.whole_weights.get(name)
     before = weight.detach() if replacement is None else _with_rows(weight, replacement).to(weight.device)
-    if name in merged.scaled:
-        return _scaled(before, merged.scaled[name], module, strength)
+    if name in merged.ia3:
+        return _scaled(before, merged.ia3[name], module, strength)
     if name not in merged.results:
         return before
     delta = merged.delta(name, device=weight.device) * strength
@@ -79,7 +79,7 @@ def is_turned(merged: Merged, name: str, module: nn.Module) -> bool:
     return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != _stores_in_out(module)
 
 
-def _scaled(weight: Tensor, factors: Scaling, module: nn.Module, strength: float) -> Tensor:
+def _scaled(weight: Tensor, factors: Ia3, module: nn.Module, strength: float) -> Tensor:
     """The weight with its rows or columns scaled; of a Conv1D, which stores (in, out), turned."""
     whole = weight.detach().to(torch.float32)
     turned = whole.ndim == 2 and _stores_in_out(module)
@@ -96,7 +96,7 @@ def has_bias(module: nn.Module) -> bool:
     return getattr(owner_of(module), "bias", None) is not None
 
 
-def _with_rows(weight: Tensor, whole: Replacement) -> Tensor:
+def _with_rows(weight: Tensor, whole: WholeWeight) -> Tensor:
     """The whole weight that is put in place: with ``rows`` the model's, with these rows exchanged."""
     if not whole.rows:
         return whole.value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import IncompatibleLoraError
 from ..formats.header import Entry
-from ..merged import Merged
+from ..merging.merged import Merged
 from .folder import BaseModel
 
 _SUFFIX = ".weight"
@@ -40,7 +40,7 @@ def find_targets(base: BaseModel, merged: Merged) -> dict[str, Target]:
     # a layer is called like its module, and the bias of a module like its tensor
     stems = [name.removesuffix(_SUFFIX) for name in base.tensors if name.endswith((_SUFFIX, ".bias"))]
     found: dict[str, Target] = {}
-    layers = dict.fromkeys((*merged.replaced, *merged.layers))
+    layers = dict.fromkeys((*merged.whole_weights, *merged.layers))
     for layer, stem in _matched(base, layers, stems).items():
         name = stem if stem.endswith(".bias") else stem + _SUFFIX
         if name in found:
@@ -87,7 +87,7 @@ def _is_turned(base: BaseModel, merged: Merged, layer: str, stem: str) -> bool:
 
 
 def _check(base: BaseModel, merged: Merged, target: Target, entry: Entry) -> None:
-    replacement = merged.replaced.get(target.layer)
+    replacement = merged.whole_weights.get(target.layer)
     shape = (
         merged.layer(target.layer).template.weight_shape
         if replacement is None

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
-from ..base import bind
 from ..errors import ParameterError, did_you_mean
 from ..formats import load
-from ..merge import merge
+from ..lora import Lora
+from ..merging.bind import bind
+from ..merging.merge import merge
 from ..recipes import Recipe, Source
 from ..recipes.checked import plain_name
-from ..types import Lora
 from .exchange import Exchange, Patched
 from .fits import check_fits
 from .turns import Turns
@@ -107,11 +107,11 @@ class AdapterPool:
         plain_name(name, "the name of an adapter")
         self._refuse_taken(name)
         (read,) = bind([load(path)], self._exchange.weight, "peft")
-        names = dict.fromkeys((*read.layers, *read.replaced))
+        names = dict.fromkeys((*read.layers, *read.whole_weights))
         paths = self._exchange.modules.paths(names)
         layers = {paths[layer]: part for layer, part in read.layers.items()}
-        replaced = {paths[layer]: weight for layer, weight in read.replaced.items()}
-        lora = replace(read, name=name, layers=layers, replaced=replaced, origin=read.origin or read)
+        replaced = {paths[layer]: weight for layer, weight in read.whole_weights.items()}
+        lora = replace(read, name=name, layers=layers, whole_weights=replaced, origin=read.origin or read)
         self._exchange.check(paths.values())
         check_fits(merge([lora]), {path: self._exchange.modules.module(path) for path in paths.values()})
         with self._lock:
@@ -162,7 +162,9 @@ class AdapterPool:
             if found is not None:
                 return found
             loras = [adapter.lora for adapter in adapters]
-            size = self._exchange.size({path for lora in loras for path in (*lora.layers, *lora.replaced)})
+            size = self._exchange.size(
+                {path for lora in loras for path in (*lora.layers, *lora.whole_weights)}
+            )
             self._make_room(size)
             made = self._exchange.patched(recipe.run(loras))
             with self._lock:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import MergeError
 from ..formats.container import changed, file_digest, is_finite
 from ..formats.header import Entry, torch_dtype
-from ..merged import Merged
+from ..merging.merged import Merged
 from .folder import Shard, read_shard
 from .placing import Target
 
@@ -103,7 +103,7 @@ def _fused(
 
 def _change(weight: Tensor, layer: str, merged: Merged) -> Tensor:
     """What is added to a weight; a weight that the merge holds as a whole takes its place."""
-    replacement = merged.replaced.get(layer)
+    replacement = merged.whole_weights.get(layer)
     change = torch.zeros(()) if layer not in merged.results else merged.delta(layer, dtype=torch.float32)
     if replacement is not None:
         change = change.to("cpu") + (replacement.value.to("cpu", weight.dtype) - weight)

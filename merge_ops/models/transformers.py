@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..merged import Merged
+from ..merging.merged import Merged
 from .exchange import Modules, as_parameter
 from .parameters import EXPERT, attribute_of, owner_of
 from .pool import AdapterPool
@@ -51,7 +51,7 @@ class _Exchanged(Patch):
         super().__init__(modules.find, merged, strength)
 
     def replace(self, merged: Merged, strength: float = 1.0) -> None:
-        self._modules.paths(dict.fromkeys((*merged.replaced, *merged.layers)))
+        self._modules.paths(dict.fromkeys((*merged.whole_weights, *merged.layers)))
         super().replace(merged, strength)
 
     def restore(self) -> None:

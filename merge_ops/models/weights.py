@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from ..merged import Merged
+from ..merging.merged import Merged
 from .fits import check_fits
 from .parameters import has_bias, merged_weight, module_of, parameter
 
@@ -39,14 +39,14 @@ class Patch:
             IncompatibleLoraError: if no layer, or a layer of another shape, is found; the weights are then as
                 they were before the call.
         """
-        names = dict.fromkeys((*merged.replaced, *merged.layers, *merged.scaled))
+        names = dict.fromkeys((*merged.whole_weights, *merged.layers, *merged.ia3))
         modules = {name: found for name in names if (found := self._module(name)) is not None}
-        for name in [name for name in merged.scaled if name.endswith(".bias")]:
+        for name in [name for name in merged.ia3 if name.endswith(".bias")]:
             if name in modules and not has_bias(modules[name]):  # PEFT's factors are those of a bias too
                 del names[name], modules[name]
         check_fits(merged, modules)
         self.restore()
-        self.matched = tuple(name for name in (*merged.layers, *merged.scaled) if name in modules)
+        self.matched = tuple(name for name in (*merged.layers, *merged.ia3) if name in modules)
         self.unmatched = tuple(name for name in names if name not in modules)
         try:
             for name, module in modules.items():

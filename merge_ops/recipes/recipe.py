@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ..blocks import BlockStrengths
-from ..combination import SPACES, get_combination_type
 from ..errors import ParameterError, did_you_mean
-from ..merge import Progress, merge
-from ..merged import Merged
-from ..registry import Method, get_method
-from ..types import READERS, Lora
+from ..lora import READERS, Lora
+from ..merging.merge import Progress, merge
+from ..merging.merged import Merged
+from ..methods.peft_names import SPACES, get_combination_type
+from ..methods.registry import Method, get_method
 from ..version import __version__
 from . import checked
 from .imports import own_layout, parsed_text

@@ -14,7 +14,7 @@ from ..formats import load
 from ..formats.container import file_digest
 from ..formats.peft_config import CONFIG_NAME
 from ..formats.read import WEIGHTS_NAME
-from ..types import Lora
+from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe
 from .source import Source

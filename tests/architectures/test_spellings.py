@@ -6,12 +6,12 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops.architectures import across_experts, flat_name, guess
 from merge_ops.cli import main
 from merge_ops.formats import from_tensors
 from merge_ops.formats.converted import as_diffusers_names
-from merge_ops.formats.original import diffusers_names, pieces
 from merge_ops.models.diffusers import patched
+from merge_ops.names.architectures import across_experts, flat_name, guess
+from merge_ops.names.original import diffusers_names, pieces
 from tests.architectures import keys
 from tests.architectures.configs import COMFYUI
 from tests.architectures.through_diffusers import file_of

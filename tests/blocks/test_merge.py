@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import merge_ops
-from merge_ops import METHODS, BlockStrengths, MergeError, ParameterError, Recipe, merge
+from merge_ops import METHODS, BlockStrengths, MergeError, ParameterError, Recipe
+from merge_ops.merging import merge
 
 BLOCK = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 SHAPES = {

@@ -27,7 +27,7 @@ def files(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("reader", merge_ops.types.READERS)
+@pytest.mark.parametrize("reader", merge_ops.lora.READERS)
 def test_merging_against_a_base(reader, files, capsys):
     """The same as the library; the recipe in the file makes it again with ``--base``."""
     loras = [str(files / f"{name}.safetensors") for name in ("ink", "mia")]
@@ -53,7 +53,7 @@ def test_merging_against_a_base(reader, files, capsys):
     )
     saved = merge_ops.load(out)
     assert torch.allclose(saved.layers[NAME].delta(), wanted.delta(NAME), atol=1e-5)
-    assert torch.equal(saved.replaced["unet.conv_norm_out"].value, torch.full((4,), 2.0))
+    assert torch.equal(saved.whole_weights["unet.conv_norm_out"].value, torch.full((4,), 2.0))
     code, _, err = run_here(capsys, "recipe", "run", out, "--base", base, "--dtype", "float32", "-o", again)
     assert code == 0, err
     assert torch.equal(merge_ops.load(again).layers[NAME].delta(), saved.layers[NAME].delta())

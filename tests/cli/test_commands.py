@@ -9,7 +9,7 @@ import torch
 
 import merge_ops
 from merge_ops.cli import main
-from merge_ops.formats import save
+from merge_ops.saving import save
 
 
 def run(*args, cwd):

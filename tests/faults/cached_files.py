@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from pack import pack_module  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-files = pack_module("nodes.files")
+files = pack_module("nodes.model.files")
 merge_ops = pack_module("merge_ops")
 LORAS = Path(FOLDER) / "loras"
 folder_paths.folder_names_and_paths["loras"] = ([str(LORAS)], {".safetensors", ".pt"})

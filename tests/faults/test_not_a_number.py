@@ -5,7 +5,7 @@ import torch
 
 import merge_ops
 from merge_ops import Lora, LowRank, MergeError
-from merge_ops.kinds import Dora, Full, Glora, Hadamard, InputRotation, Kronecker, Oft, Scaling, Trained
+from merge_ops.adapters import Dora, Full, Glora, Hadamard, Ia3, InputRotation, Kronecker, Oft, Trained
 
 UP, DOWN = torch.ones(6, 2), torch.ones(2, 4)
 HUGE = 1e30
@@ -23,7 +23,7 @@ BASED = {
     "GLoRA": Glora(torch.ones(4, 2), torch.ones(2, 4), UP, DOWN, None),
     "OFT": Oft(torch.zeros(3, 2, 2), None, 0.0),
     "OFT of PEFT": InputRotation(torch.eye(2).repeat(2, 1, 1)),
-    "(IA)3": Scaling(torch.ones(6), False),
+    "(IA)3": Ia3(torch.ones(6), False),
     "trained": Trained(torch.ones(6, 4)),
 }
 
@@ -53,7 +53,7 @@ def test_a_base_weight_that_is_not_a_number(kind, bad, tmp_path):
     """Adapters that need the base model meet it when they are computed: for a delta, and for a file."""
     weight = torch.ones(6, 4)
     weight[1, 2] = bad
-    lora = Lora("broken", {}, based={"unet.conv_in": BASED[kind]})
+    lora = Lora("broken", {}, base_dependent={"unet.conv_in": BASED[kind]})
     merged = merge_ops.merge([lora, of("fine", FINE)], base=lambda name: weight)
     with pytest.raises(MergeError, match=r"of broken .* comes to NaN or infinity"):
         merged.delta("unet.conv_in")

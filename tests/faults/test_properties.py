@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from merge_ops import MergeError, merge
+from merge_ops import MergeError
 from merge_ops.formats.container import read_container
-from merge_ops.formats.names import canonical_name, kohya_name
 from merge_ops.formats.peft_config import check_scales, scale_from_config
 from merge_ops.formats.read import from_tensors
+from merge_ops.merging import merge
+from merge_ops.names.spelling import canonical_name, kohya_name
 from tests.nodes.pack import pack_module
 
 MANY = settings(
@@ -23,7 +24,7 @@ MANY = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-lora_text = pack_module("nodes.lora_text")
+lora_text = pack_module("nodes.values.lora_text")
 pack_errors = pack_module("merge_ops.errors")
 
 pieces = st.sampled_from(

@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from merge_ops import MergeError, load, merge
+from merge_ops import MergeError, load
+from merge_ops.merging import merge
 from tests.faults.test_properties import MANY, numbers
 
 KINDS = {

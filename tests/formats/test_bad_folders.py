@@ -112,8 +112,8 @@ def test_what_is_no_low_rank_layer_is_listed(folder):
     save_file(TENSORS | extra, folder / "adapter_model.safetensors")
     lora = merge_ops.load(folder)
     assert list(lora.layers) == ["model.layers.0.self_attn.q_proj"]
-    assert list(lora.replaced) == ["score"]
-    assert list(lora.based) == ["model.layers.0.self_attn.k_proj"]
+    assert list(lora.whole_weights) == ["score"]
+    assert list(lora.base_dependent) == ["model.layers.0.self_attn.k_proj"]
     assert lora.unmerged == {"base_model.model.odd": "unrecognised key"}
 
 

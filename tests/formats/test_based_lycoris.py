@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, merge
+from merge_ops import IncompatibleLoraError
+from merge_ops.merging import merge
 
 pytest.importorskip("lycoris")
 
@@ -91,7 +92,7 @@ def close(found, wanted, tolerance=3e-5):
 def test_the_delta_is_what_lycoris_applies(kind, made):
     path, name, weight, wanted = made(kind)
     lora = merge_ops.load(path)
-    assert set(lora.based) == {name} and not lora.layers and not lora.unmerged
+    assert set(lora.base_dependent) == {name} and not lora.layers and not lora.unmerged
     merged = merge([lora], [0.5], base={name: weight}.get)
     assert merged.delta(name).shape == weight.shape
     assert close(merged.delta(name), 0.5 * wanted)
@@ -121,7 +122,7 @@ def test_comfyui_measures_a_dora_without_its_lora(made):
     path, name, weight, wanted = made("dora linear")
     lora = merge_ops.load(path)
     found = merge([lora], base={name: weight}.get, reader="comfyui").delta(name)
-    dora = lora.based[name]
+    dora = lora.base_dependent[name]
     changed = weight + dora.delta.delta()
     by_hand = dora.magnitude * changed / weight.norm(dim=1, keepdim=True) - weight
     assert close(found, by_hand)

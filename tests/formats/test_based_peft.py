@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, ParameterError, merge
+from merge_ops import IncompatibleLoraError, ParameterError
+from merge_ops.merging import merge
 from merge_ops.models.diffusers import patched
 
 peft = pytest.importorskip("peft")
@@ -135,7 +136,7 @@ def test_every_weight_is_as_peft_merges_it(name, made):
         else:
             assert not wanted.any(), key
     assert changed == set(merged.layers)
-    assert not merged.replaced
+    assert not merged.whole_weights
 
 
 @pytest.mark.parametrize("name", ["dora", "trained biases", "bias of the LoRA", "(ia)3", "lokr", "oft"])
@@ -169,7 +170,7 @@ def test_heads_are_passed_or_refused(made, tmp_path):
     """One head is passed on, two equal ones too; different ones are refused until one is named."""
     (one, base, model), (two, *_) = made("one", HEADS), made("two", HEADS, seed=1)
     first, second = merge_ops.load(one), merge_ops.load(two)
-    assert set(first.replaced) == {"head", "head.bias"}
+    assert set(first.whole_weights) == {"head", "head.bias"}
     merged = merge([first], base=None)
     assert {row.name for row in merged.report.layers if row.status == "passed"} == {"head", "head.bias"}
     merge_ops.save(merged, tmp_path / "saved", format="peft", dtype=torch.float32)
@@ -183,7 +184,7 @@ def test_heads_are_passed_or_refused(made, tmp_path):
     with pytest.raises(IncompatibleLoraError, match=r"different weights for head.*keep='one0'"):
         merge([first, second])
     kept = merge([first, second], keep="two1")
-    assert torch.equal(kept.replaced["head"].value, second.replaced["head"].value)
+    assert torch.equal(kept.whole_weights["head"].value, second.whole_weights["head"].value)
     with pytest.raises(ParameterError, match="did you mean 'two1'"):
         merge([first, second], keep="two")
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import merge_ops
-from merge_ops.formats.names import canonical_name, kohya_name
+from merge_ops.names.spelling import canonical_name, kohya_name
 
 FLUX = {
     "diffusion_model.double_blocks.0.img_attn.qkv": (192, 64),

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops import merge
-from merge_ops.kinds import Full, Hadamard, Kronecker
+from merge_ops.adapters import Full, Hadamard, Kronecker
+from merge_ops.merging import merge
 
 pytest.importorskip("lycoris")
 

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_conversion_utils import (
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
 import merge_ops
-from merge_ops.formats.names import canonical_name, kohya_name
+from merge_ops.names.spelling import canonical_name, kohya_name
 
 ATTENTION = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
 TEXT = "text_model.encoder.layers.1"

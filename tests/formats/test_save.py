@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import merge_ops
 from merge_ops import MergeError, ParameterError
-from merge_ops.formats import verified
+from merge_ops.saving import verified
 
 SHAPES = {"lora_unet_mid_block_attentions_0_proj_in": (24, 20), "lora_unet_conv_in": (16, 4, 3, 3)}
 

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, MergeError, merge
+from merge_ops import IncompatibleLoraError, MergeError
+from merge_ops.merging import merge
 
 PROJ, NORM = "unet.mid_block.attentions.0.proj_in", "unet.conv_norm_out"
 STEM, NORM_STEM = (f"lora_{name.replace('.', '_')}" for name in (PROJ, NORM))
@@ -90,13 +91,15 @@ def test_set_weights_are_passed_if_all_agree(tmp_path):
         save_file(pair | extra, tmp_path / f"{name}.safetensors")
     a, b, c = (merge_ops.load(tmp_path / f"{name}.safetensors") for name in "abc")
     merged = merge([a, b])
-    assert torch.equal(merged.replaced[NORM].value, torch.arange(8.0))
+    assert torch.equal(merged.whole_weights[NORM].value, torch.arange(8.0))
     assert [row.status for row in merged.report.layers if row.name == NORM] == ["passed"]
     merge_ops.save(merged, tmp_path / "out.safetensors")
-    assert torch.equal(merge_ops.load(tmp_path / "out.safetensors").replaced[NORM].value, torch.arange(8.0))
+    assert torch.equal(
+        merge_ops.load(tmp_path / "out.safetensors").whole_weights[NORM].value, torch.arange(8.0)
+    )
     with pytest.raises(IncompatibleLoraError, match=f"a and c hold different weights for {NORM}"):
         merge([a, b, c])
-    assert torch.equal(merge([a, b, c], keep="c").replaced[NORM].value, torch.ones(8))
+    assert torch.equal(merge([a, b, c], keep="c").whole_weights[NORM].value, torch.ones(8))
 
 
 def test_set_weights_in_two_spellings_are_one(tmp_path):
@@ -106,7 +109,7 @@ def test_set_weights_in_two_spellings_are_one(tmp_path):
     loras = [merge_ops.load(tmp_path / f"{i}.safetensors") for i in range(2)]
     with pytest.raises(IncompatibleLoraError, match="hold different weights"):
         merge(loras)
-    assert len(merge(loras, keep="1").replaced) == 1
+    assert len(merge(loras, keep="1").whole_weights) == 1
 
 
 def test_widened_weights_keep_their_shape(tmp_path):

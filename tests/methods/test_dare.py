@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from merge_ops import merge
+from merge_ops.merging import merge
 from merge_ops.methods.consensus import dare_ties, elect_and_average
 from merge_ops.methods.dare import dare_linear
-from merge_ops.sparsify import MaskGenerator, drop_random, mask_key
+from merge_ops.methods.sparsify import MaskGenerator, drop_random, mask_key
 
 KEYS = [mask_key(0, "layer", who) for who in "ab"]
 VALUES = torch.randn(2, 400, 500, generator=torch.Generator().manual_seed(3))

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import merge_ops
-from merge_ops import METHODS, Lora, merge, spaces
-from merge_ops.sparsify import MaskGenerator, mask_key
-from merge_ops.thresholds import magnitude_thresholds
+from merge_ops import METHODS, Lora
+from merge_ops.merging import merge, spaces
+from merge_ops.methods.sparsify import MaskGenerator, mask_key
+from merge_ops.methods.thresholds import magnitude_thresholds
 
 
 def settings_of(method):
@@ -219,7 +220,7 @@ def test_degenerate_input_stays_finite(name, settings, density, rank, make_lora)
 def test_declaration_is_complete(name):
     method = METHODS[name]
     assert method.name == name
-    assert getattr(merge_ops.registry, "METHODS", None) is METHODS
+    assert getattr(merge_ops.methods.registry, "METHODS", None) is METHODS
     assert method.resolve({}) == {p.name: p.default for p in method.params}, "a default is out of range"
     assert method.title and method.summary.endswith(".")
     assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", method.paper)

@@ -6,7 +6,7 @@ from torch import tensor
 
 from merge_ops.methods.consensus import elect_and_average, ties
 from merge_ops.methods.linear import linear, magnitude_prune
-from merge_ops.sparsify import keep_largest
+from merge_ops.methods.sparsify import keep_largest
 
 A = tensor([[4.0, -1.0], [2.0, 3.0]])
 B = tensor([[-1.0, -2.0], [5.0, -6.0]])

@@ -103,14 +103,17 @@ def based_kinds_under_every_method():
     base = {key: weight.float() for key, weight in model.model.state_dict().items()}
     by_name = {stem: target for target, (stem, _) in key_names(model, None).items()}
     by_layer = {
-        name: by_name[a.key] for x in loras for name, a in (x.layers | x.based).items() if a.key in by_name
+        name: by_name[a.key]
+        for x in loras
+        for name, a in (x.layers | x.base_dependent).items()
+        if a.key in by_name
     }
     unet = {name for name in by_layer if not name.startswith("text")}
     loras = [
         merge_ops.Lora(
             x.name,
             {n: a for n, a in x.layers.items() if n in unet},
-            based={n: a for n, a in x.based.items() if n in unet},
+            base_dependent={n: a for n, a in x.base_dependent.items() if n in unet},
         )
         for x in loras
     ]
@@ -165,7 +168,7 @@ def biases_norms_and_set_weights():
     merge = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method={"method": "ties"})
     saved = run("LoraAlloySave", lora=merge[2], filename_prefix="loras/vectors", dtype="float32")[0]
     held = merge_ops.load(BASE / "output" / saved)
-    assert sum(name.endswith(".bias") for name in held.layers) > len(norms) and len(held.replaced) == 1
+    assert sum(name.endswith(".bias") for name in held.layers) > len(norms) and len(held.whole_weights) == 1
 
 
 @check
@@ -214,7 +217,7 @@ def whole_weights_are_kept_or_named():
     )
     assert "1 layers of text encoders are merged and not applied" in str(status.ui.as_dict())
     lora, text = run("LoraAlloyMerge", stack=stack, model=model)
-    assert len(lora.merged.replaced) == 1, list(lora.merged.replaced)
+    assert len(lora.merged.whole_weights) == 1, list(lora.merged.whole_weights)
     assert "1 layers are not in this model or CLIP, such as strange.norm" in text, text
     patched_clip = run("LoraAlloyApply", lora=lora, strength_model=1.0, strength_clip=1.0, clip=clip)[1]
     (found,) = weights_of(None, patched_clip).values()

@@ -6,8 +6,8 @@ from PIL import Image, ImageFont
 
 from tests.nodes.pack import pack_module
 
-arrange = pack_module("nodes.grid_table").arrange
-drawing = pack_module("nodes.grid_picture")
+arrange = pack_module("nodes.values.grid_table").arrange
+drawing = pack_module("nodes.values.grid_picture")
 AXES = [f"density={d}, method={m}" for d in (0.2, 0.5) for m in ("linear", "ties", "dare_ties")]
 
 

@@ -7,8 +7,8 @@ import pytest
 from tests.nodes.pack import ROOT, pack_module
 
 CASES = json.loads((ROOT / "tests" / "nodes" / "list_cases.json").read_text(encoding="utf-8"))
-lora_text = pack_module("nodes.lora_text")
-lora_names = pack_module("nodes.lora_names")
+lora_text = pack_module("nodes.values.lora_text")
+lora_names = pack_module("nodes.values.lora_names")
 ParameterError = pack_module("merge_ops").ParameterError
 SITE = "http://pack.test/"
 READ = """async (text) => {

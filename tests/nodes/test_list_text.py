@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.nodes.pack import pack_module
 
-lora_text = pack_module("nodes.lora_text")
-keywords = pack_module("nodes.keywords")
+lora_text = pack_module("nodes.values.lora_text")
+keywords = pack_module("nodes.values.keywords")
 merge_ops = pack_module("merge_ops")
 Row = lora_text.LoraRow
 

@@ -7,8 +7,8 @@ import torch
 
 from tests.nodes.pack import pack_module
 
-memory = pack_module("nodes.memory")
-spaces = pack_module("merge_ops.spaces")
+memory = pack_module("nodes.model.memory")
+spaces = pack_module("merge_ops.merging.spaces")
 CPU, OTHER = torch.device("cpu"), torch.device("meta")  # meta stands for any device that is not the CPU
 MATRIX = torch.arange(70.0).view(10, 7)
 

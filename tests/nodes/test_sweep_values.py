@@ -4,9 +4,9 @@ import pytest
 
 from tests.nodes.pack import pack_module
 
-read_sweep = pack_module("nodes.sweep_values").read_sweep
+read_sweep = pack_module("nodes.values.sweep_values").read_sweep
 MergeError = pack_module("merge_ops.errors").MergeError
-MethodChoice = pack_module("nodes.keywords").MethodChoice
+MethodChoice = pack_module("nodes.values.keywords").MethodChoice
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
-from merge_ops import COMBINATION_TYPES, IncompatibleLoraError, merge
-from merge_ops.fingerprint import fingerprint
+from merge_ops import COMBINATION_TYPES, IncompatibleLoraError
+from merge_ops.merging import merge
+from merge_ops.merging.fingerprint import fingerprint
+from merge_ops.methods.sparsify import MaskGenerator, mask_key
 from merge_ops.models.transformers import patched
-from merge_ops.sparsify import MaskGenerator, mask_key
 from tests.text.models import KINDS, add_adapters, logits, make_model
 
 WEIGHTS = [0.9, -0.5, 0.7]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, LoraFormatError, MergeError, merge
+from merge_ops import IncompatibleLoraError, LoraFormatError, MergeError
 from merge_ops.analysis.facts import describe
 from merge_ops.analysis.study import study
+from merge_ops.merging import merge
 from merge_ops.models.diffusers import patched
 from tests.text.folders import (
     EXPERTS,

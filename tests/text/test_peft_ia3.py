@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, MergeError, merge
+from merge_ops import IncompatibleLoraError, MergeError
+from merge_ops.merging import merge
 from merge_ops.models.diffusers import patched
 from tests.text.folders import (
     MODELS,
@@ -41,12 +42,12 @@ def test_a_missing_scaling_is_the_identity(made):
     one = merge_ops.load(scaled(made, "llama", "one", 1)[0])
     two = merge_ops.load(scaled(made, "llama", "two", 2, ["q_proj"])[0])
     merged, name = merge([one, two], [0.5, 0.5]), "model.layers.0.mlp.down_proj"
-    assert torch.allclose(merged.scaled[name].added, 0.5 * one.based[name].added)
+    assert torch.allclose(merged.ia3[name].added, 0.5 * one.base_dependent[name].added)
     with_base = merge([one, two], [0.5, 0.5], base=MODELS["llama"]())
     weight = MODELS["llama"]().get_submodule(name).weight
-    assert torch.allclose(with_base.delta(name), weight * merged.scaled[name].added, atol=1e-7)
+    assert torch.allclose(with_base.delta(name), weight * merged.ia3[name].added, atol=1e-7)
     negative = merge([two, one], [-0.5, -0.5])
-    assert all(torch.equal(negative.scaled[n].added, -merged.scaled[n].added) for n in merged.scaled)
+    assert all(torch.equal(negative.ia3[n].added, -merged.ia3[n].added) for n in merged.ia3)
 
 
 def test_scalings_do_not_mix_without_the_base_model(made, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, LoraFormatError, merge
+from merge_ops import IncompatibleLoraError, LoraFormatError
+from merge_ops.merging import merge
 from merge_ops.models.diffusers import patched
 from tests.text.folders import (
     MODELS,
@@ -26,10 +27,10 @@ def test_rows_of_different_tokens_are_united(made, tmp_path):
         for name, rows, seed in (("one", (9, 3), 1), ("two", (5,), 2))
     ]
     merged, turned = merge(loras), merge(loras[::-1])
-    rows = merged.replaced["model.embed_tokens"]
+    rows = merged.whole_weights["model.embed_tokens"]
     assert rows.rows == (3, 5, 9)
-    assert torch.equal(rows.value, turned.replaced["model.embed_tokens"].value)
-    assert torch.equal(rows.value[1], loras[1].replaced["model.embed_tokens"].value[0])
+    assert torch.equal(rows.value, turned.whole_weights["model.embed_tokens"].value)
+    assert torch.equal(rows.value[1], loras[1].whole_weights["model.embed_tokens"].value[0])
     base = MODELS["llama"]()
     with torch.no_grad(), patched(base, merged):
         wanted = logits(base)
@@ -42,15 +43,15 @@ def test_one_token_with_two_values_is_refused(made):
         merge_ops.load(made("llama", tokens(*rows), name, seed)[0])
         for name, rows, seed in (("one", (3, 5), 1), ("two", (5, 7), 2), ("again", (3, 5), 1))
     )
-    assert merge([one, again]).replaced["model.embed_tokens"].rows == (3, 5)
+    assert merge([one, again]).whole_weights["model.embed_tokens"].rows == (3, 5)
     said = r"one and two hold different.*both train the token at index 5.*keep='one'"
     for base in (None, MODELS["llama"]()):
         with pytest.raises(IncompatibleLoraError, match=said):
             merge([one, two], base=base)
-    kept = merge([one, two], keep="two").replaced["model.embed_tokens"]
+    kept = merge([one, two], keep="two").whole_weights["model.embed_tokens"]
     assert kept.rows == (3, 5, 7)
-    assert torch.equal(kept.value[1:], two.replaced["model.embed_tokens"].value)
-    assert torch.equal(kept.value[0], one.replaced["model.embed_tokens"].value[0])
+    assert torch.equal(kept.value[1:], two.whole_weights["model.embed_tokens"].value)
+    assert torch.equal(kept.value[0], one.whole_weights["model.embed_tokens"].value[0])
 
 
 def test_a_token_that_the_model_lacks_is_refused(made):
@@ -93,7 +94,7 @@ def resized(made, name, seed, size=44, same=40):
     folder, _ = made("llama", lora(target_modules=["q_proj"]), name, seed, size)
     read = merge_ops.load(folder)
     generator = torch.Generator().manual_seed(seed)
-    for weight in read.replaced.values():
+    for weight in read.whole_weights.values():
         weight.value[same:] = torch.randn(size - same, 16, generator=generator)
     return read
 
@@ -101,17 +102,17 @@ def resized(made, name, seed, size=44, same=40):
 def test_new_tokens_at_the_same_index_are_detected(made, tmp_path):
     """The refusal says from where on; a base model says where its own vocabulary ends."""
     one, two = resized(made, "one", 1), resized(made, "two", 2)
-    assert set(one.replaced) == {"model.embed_tokens", "lm_head"}
+    assert set(one.whole_weights) == {"model.embed_tokens", "lm_head"}
     with pytest.raises(
         IncompatibleLoraError, match=r"both add tokens from index 40 on, and they differ.*keep="
     ):
         merge([one, two])
     trained = resized(made, "trained", 3, same=44)
-    trained.replaced["model.embed_tokens"].value[43] += 1
+    trained.whole_weights["model.embed_tokens"].value[43] += 1
     with pytest.raises(IncompatibleLoraError, match="both add tokens from index 40 on"):
         merge([resized(made, "equal", 3, same=44), trained], base=MODELS["llama"]())
     merged = merge([one, two], keep="two")
-    assert torch.equal(merged.replaced["lm_head"].value, two.replaced["lm_head"].value)
+    assert torch.equal(merged.whole_weights["lm_head"].value, two.whole_weights["lm_head"].value)
     with pytest.raises(IncompatibleLoraError, match=r"40 tokens in the model, and the merge holds 44"):
         patched(MODELS["llama"](), merged)
     base, stock = MODELS["llama"](), MODELS["llama"]()
@@ -126,7 +127,7 @@ def test_new_tokens_at_the_same_index_are_detected(made, tmp_path):
 def test_a_longer_vocabulary_that_begins_with_the_other(made):
     """Nothing is lost, so nothing is refused."""
     short, long = resized(made, "short", 1, 42, 42), resized(made, "long", 2, 44, 44)
-    for name, weight in long.replaced.items():
-        weight.value[:42] = short.replaced[name].value
+    for name, weight in long.whole_weights.items():
+        weight.value[:42] = short.whole_weights[name].value
     for loras in ([short, long], [long, short]):
-        assert merge(loras).replaced["lm_head"].value.shape == (44, 16)
+        assert merge(loras).whole_weights["lm_head"].value.shape == (44, 16)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ... import Merged, load, merge
+from ... import Merged, load
+from ...merging import merge
 from ...models.weights import Patch
 from .encoder import Encoder
 from .plan import LORAS, ROWS, Row

@@ -1,0 +1,6 @@
+"""From LoRAs to one merge: aligned layer by layer, merged in one of two spaces, low rank where possible."""
+
+from .merge import Progress, merge
+from .merged import Merged
+
+__all__ = ["Merged", "Progress", "merge"]

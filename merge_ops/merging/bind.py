@@ -1,0 +1,104 @@
+"""The base model's part in a merge: adapters that need its weights, and weights that take their place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Bound, Hadamard, Ia3, Kronecker, Trained
+from ..errors import IncompatibleLoraError, ParameterError, did_you_mean
+from ..formats.checkpoint import open_base
+from ..lora import READERS, BaseDependent, BaseWeights, Layer, Lora
+
+
+def base_weights(base: Any) -> BaseWeights | None:
+    """What ``base`` stands for: a path, a model, or a function already; only code for that is imported."""
+    is_model = isinstance(base, torch.nn.Module) or isinstance(getattr(base, "components", None), dict)
+    if base is None or (callable(base) and not is_model):
+        given: BaseWeights | None = base
+        return given
+    if isinstance(base, str | os.PathLike):
+        return open_base(base)
+    from ..models.base_weights import weights_of
+
+    return weights_of(base)
+
+
+def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]:
+    """The LoRAs with their base-dependent adapters made layers; a trained bias then becomes a difference.
+
+    Raises:
+        ParameterError: for an unknown reader.
+        IncompatibleLoraError: if a weight is needed that is not there.
+    """
+    if reader not in READERS:
+        raise ParameterError(f"unknown reader {reader!r}{did_you_mean(str(reader), READERS)}")
+    return [_bound(_told_what_is_missing(lora, base), base, reader) for lora in loras]
+
+
+def _told_what_is_missing(lora: Lora, base: BaseWeights | None) -> Lora:
+    """With a warning if a base model that tells without reading has only some of the layers."""
+    if not isinstance(base, Container):
+        return lora
+    missing = [name for name in lora.layers if name not in base]
+    if not missing:
+        return lora
+    line = f"{len(missing)} of {len(lora.layers)} layers are not in the base model, such as {missing[0]}"
+    return replace(lora, warnings=(*lora.warnings, line), origin=lora.origin or lora)
+
+
+def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
+    if base is None:
+        if lora.base_dependent:
+            raise IncompatibleLoraError(_needs_base(lora))
+        return lora
+    shaped = {
+        name: _with_kernel(layer, base(name))
+        for name, layer in lora.layers.items()
+        if not layer.knows_its_kernel
+    }
+    needing: dict[str, BaseDependent] = dict(lora.base_dependent)
+    for name, weight in lora.whole_weights.items():
+        if name.endswith(".bias") and name not in lora.layers:
+            needing[name] = Trained(weight.value, "vector", weight.key)
+    layers: dict[str, Layer] = {}
+    for name, adapter in needing.items():
+        weight_of_base = base(name)
+        if weight_of_base is not None:
+            layers[name] = Bound(adapter, weight_of_base, reader, lora=lora.name)
+        elif name in lora.base_dependent and not (isinstance(adapter, Ia3) and name.endswith(".bias")):
+            raise IncompatibleLoraError(
+                f"{lora.name}: the base model has no weight for {name}, which its {adapter.kind} changes; "
+                "it is for another model, or the base is only a part of the model"
+            )
+    if not (layers or any(layer is not lora.layers[name] for name, layer in shaped.items())):
+        return lora
+    rest = {name: weight for name, weight in lora.whole_weights.items() if name not in layers}
+    return replace(
+        lora,
+        layers=lora.layers | shaped | layers,
+        base_dependent={},
+        whole_weights=rest,
+        origin=lora.origin or lora,
+    )
+
+
+def _with_kernel(layer: Layer, weight: Tensor | None) -> Layer:
+    """Of a convolution whose factors were flattened, only the model knows the kernel."""
+    if weight is None or weight.ndim < 3 or not isinstance(layer, Hadamard | Kronecker):
+        return layer
+    return replace(layer, layout="conv", kernel=tuple(weight.shape[2:]))
+
+
+def _needs_base(lora: Lora) -> str:
+    kinds = sorted({adapter.kind for adapter in lora.base_dependent.values()})
+    name = next(iter(lora.base_dependent))
+    return (
+        f"{lora.name} holds {len(lora.base_dependent)} layers of {' and '.join(kinds)}, such as {name}: what "
+        "they change depends on the weights of the base model; give it as base="
+    )

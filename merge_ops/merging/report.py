@@ -1,0 +1,158 @@
+"""What a merge did to each layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import Bound, Dora
+from ..blocks import BlockStrengths
+from ..lora import Layer, Lora
+from ..names.architectures import across_experts
+from .spaces import AlignedLayer
+
+_SAMPLED_ROWS = 32
+_LISTED = 6
+LEFT_OUT = "block strength 0"  # how the reason begins for a layer that no LoRA takes part in
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One line of the report. ``status`` is merged, passed (carried over as it was) or skipped."""
+
+    name: str
+    status: str
+    reason: str = ""
+    loras: int = 1
+    ranks_in: tuple[int, ...] = ()
+    rank_out: int | None = None  # None: full rank, made on demand
+    energy_kept: float | None = None
+    sign_conflict: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """The lines of all layers, and warnings about the merge as a whole."""
+
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, merged: list[LayerReport], loras: list[Lora], blocks: Sequence[BlockStrengths | None] = ()
+    ) -> MergeReport:
+        """Add to the merged layers what the LoRAs hold besides, and what a user should know about them."""
+        skipped = [
+            LayerReport(name, "skipped", f"{lora.name}: {reason}")
+            for lora in loras
+            for name, reason in lora.unmerged.items()
+        ]
+        warnings = (
+            *_warnings_of(loras),
+            *across_experts(loras),
+            *_strangers(loras),
+            *dora_beside_plain(loras),
+            *block_warnings(loras, blocks),
+        )
+        return cls((*merged, *_left_out(merged, loras), *skipped), warnings)
+
+    def counts(self) -> dict[str, int]:
+        """How many layers were merged, passed and skipped."""
+        return dict(Counter(layer.status for layer in self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sign_conflict(stack: AlignedLayer, thresholds: tuple[float, ...] | None = None) -> float | None:
+    """Share of the entries where two LoRAs have opposite signs, after trimming; None for a single LoRA.
+
+    Estimated from up to 32 rows spread evenly over the matrix.
+    """
+    if len(stack.parts) < 2:
+        return None
+    tile = sampled_rows(stack.parts)
+    if thresholds is not None:
+        tile *= tile.abs() >= torch.tensor(thresholds, device=tile.device).view(-1, 1, 1)
+    signs = tile.sign()
+    opposed = (signs.amax(dim=0) > 0) & (signs.amin(dim=0) < 0)
+    return float(opposed.float().mean())
+
+
+def sampled_rows(parts: Sequence[Layer]) -> Tensor:
+    """Up to 32 rows of each delta of one layer, evenly spread; ``(n, rows, in)`` in float32."""
+    rows = parts[0].matrix_shape[0]
+    chosen = torch.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).long()
+    return torch.stack([part.rows(None)(chosen.to(part.device)) for part in parts])
+
+
+def block_warnings(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:
+    """A line for each LoRA that has no layer for some of its block strengths."""
+    lines = []
+    for lora, strengths in zip(loras, blocks, strict=False):
+        lost = strengths.without_layers(lora.layers) if strengths else []
+        if lost:
+            lines.append(f"{lora.name}: no layer is selected by the block strength of {', '.join(lost)}")
+    return lines
+
+
+def block_lines(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:
+    """A line for each LoRA with block strengths, saying on how many layers each acts."""
+    lines = []
+    for lora, strengths in zip(loras, blocks, strict=True):
+        if strengths is not None:
+            counts = Counter(strengths.factor(name) for name in lora.layers)
+            shares = [f"{counts[f]} layers at {f:g}" for f in sorted(counts, reverse=True) if f]
+            shares += [f"{counts[0.0]} left out"] if counts[0.0] else []
+            shown = shares if len(shares) <= _LISTED else [*shares[:_LISTED], "..."]
+            lines.append(f"{lora.name}: blocks {strengths}: {', '.join(shown)}")
+    return lines
+
+
+def _left_out(merged: list[LayerReport], loras: list[Lora]) -> list[LayerReport]:
+    """Layers in which every LoRA that has them has block strength 0."""
+    known = {row.name for row in merged}
+    names = dict.fromkeys(name for lora in loras for name in lora.layers if name not in known)
+    return [
+        LayerReport(
+            name,
+            "skipped",
+            f"{LEFT_OUT} in {', '.join(lora.name for lora in loras if name in lora.layers)}",
+        )
+        for name in names
+    ]
+
+
+def _warnings_of(loras: list[Lora]) -> list[str]:
+    return [f"{lora.name}: {warning}" for lora in loras for warning in lora.warnings]
+
+
+def dora_beside_plain(loras: Sequence[Lora]) -> list[str]:
+    """A line where a DoRA is merged with a LoRA that is none: no order of loading gives the same."""
+    doras = [lora.name for lora in loras if any(map(_is_dora, lora.layers.values()))]
+    others = [lora.name for lora in loras if lora.layers and lora.name not in doras]
+    if not doras or not others:
+        return []
+    return [
+        f"{', '.join(doras)} is a DoRA and {', '.join(others)} is not: each change is taken from the base "
+        "model alone and then merged, where a loader measures a DoRA on what it loaded before"
+    ]
+
+
+def _is_dora(layer: Layer) -> bool:
+    return isinstance(layer, Bound) and isinstance(layer.adapter, Dora)
+
+
+def _strangers(loras: list[Lora]) -> list[str]:
+    """Pairs that share no layer: legal, but often a sign of two different base models."""
+    return [
+        f"{a.name} and {b.name} share no layer, so nothing is merged between them"
+        for i, a in enumerate(loras)
+        for b in loras[i + 1 :]
+        if a.layers and b.layers and a.layers.keys().isdisjoint(b.layers)
+    ]

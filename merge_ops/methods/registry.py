@@ -1,0 +1,138 @@
+"""Merge methods and their parameters, declared once, in the signature of one function each.
+
+    @merge_method("ties", "TIES", paper="arXiv:2306.01708")
+    def ties(deltas, weights, *, density: Annotated[float, Param("Fraction kept.", min=0, max=1)] = 0.5): ...
+
+Shape contract: ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the result is ``(..., out,
+in)``. Dim 0 is the LoRA, the last two dims are the matrix, anything between is batch. Keyword-only arguments
+annotated with ``Param`` are what a user sets: command line flags, checks and the README's table are made from
+them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown: ``thresholds``
+and ``generator`` say which entries survive, and ``overwrite`` that ``deltas`` may be used up.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ..errors import ParameterError, UnknownMethodError, did_you_mean
+
+SUPPLIED = ("thresholds", "generator", "overwrite")
+_KINDS = {float: "a number", int: "a whole number", bool: "True or False"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter of a method. The first five fields are declared, the others read from the signature."""
+
+    help: str
+    min: float | None = None
+    max: float | None = None
+    step: float | None = None
+    advanced: bool = False
+    name: str = ""
+    type: type = float
+    default: Any = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, method: str, value: Any) -> Any:
+        """Return the value in the parameter's type, or raise ParameterError."""
+        if self.choices:
+            if value not in self.choices:
+                hint = did_you_mean(str(value), self.choices)
+                raise ParameterError(f"{method}: {self.name} {value!r} is not a choice{hint}")
+            return value
+        is_wrong = isinstance(value, bool) != (self.type is bool) or not isinstance(value, int | float)
+        if is_wrong or (self.type is int and value % 1):
+            raise ParameterError(f"{method}: {self.name} must be {_KINDS[self.type]}, not {value!r}")
+        if not math.isfinite(value):
+            raise ParameterError(f"{method}: {self.name} is {value}; give a finite number")
+        low = -math.inf if self.min is None else self.min
+        high = math.inf if self.max is None else self.max
+        if not low <= value <= high:
+            raise ParameterError(f"{method}: {self.name} {value} is outside [{low:g}, {high:g}]")
+        return self.type(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A merge method as the registry knows it. ``fn`` is the plain function and can be called directly."""
+
+    name: str
+    title: str
+    fn: Callable[..., Any]
+    params: tuple[Param, ...]
+    paper: str
+    linear: bool  # the result is sum(w_i * delta_i): exact on the factors, no full delta needed
+    supplied: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        return (self.fn.__doc__ or "").strip().splitlines()[0]
+
+    def resolve(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Fill in defaults and check values; an unknown name is an error that suggests the right one."""
+        known = {p.name: p for p in self.params}
+        for name in given:
+            if name not in known:
+                if not known:
+                    raise ParameterError(f"{self.name} takes no parameters, but {name!r} was given")
+                raise ParameterError(f"{self.name} has no parameter {name!r}{did_you_mean(name, known)}")
+        return {name: p.check(self.name, given.get(name, p.default)) for name, p in known.items()}
+
+
+METHODS: dict[str, Method] = {}
+
+
+def merge_method(name: str, title: str, *, paper: str, linear: bool = False) -> Callable[[F], F]:
+    """Register a merge function under ``name``; the function itself is returned unchanged."""
+
+    def register(fn: F) -> F:
+        if name in METHODS:
+            raise ValueError(f"merge method {name!r} is registered twice")
+        params, supplied = _read_signature(fn)
+        METHODS[name] = Method(name, title, fn, params, paper, linear, supplied)
+        return fn
+
+    return register
+
+
+def get_method(name: str) -> Method:
+    """Return the method called ``name`` or raise UnknownMethodError with a suggestion."""
+    if name not in METHODS:
+        raise UnknownMethodError(f"unknown merge method {name!r}{did_you_mean(str(name), METHODS)}")
+    return METHODS[name]
+
+
+def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[Param, ...], tuple[str, ...]]:
+    hints = get_type_hints(fn, include_extras=True)
+    params: list[Param] = []
+    supplied: list[str] = []
+    for arg in inspect.signature(fn).parameters.values():
+        if arg.kind is not arg.KEYWORD_ONLY:
+            continue
+        if arg.name in SUPPLIED:
+            supplied.append(arg.name)
+            continue
+        kind, declared = _annotated(fn, arg.name, hints[arg.name])
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        params.append(
+            replace(
+                declared, name=arg.name, type=str if choices else kind, default=arg.default, choices=choices
+            )
+        )
+    if "thresholds" in supplied and not any(p.name == "density" for p in params):
+        raise TypeError(f"{fn.__name__}: thresholds are found from the parameter density, which is missing")
+    return tuple(params), tuple(supplied)
+
+
+def _annotated(fn: Callable[..., Any], name: str, hint: Any) -> tuple[Any, Param]:
+    args = get_args(hint)
+    if len(args) != 2 or not isinstance(args[1], Param):
+        raise TypeError(f"{fn.__name__}: annotate {name!r} as Annotated[type, Param(...)]")
+    return args[0], args[1]

@@ -1,0 +1,6 @@
+"""From a merge to a file that other tools load, read back and compared before it gets its name."""
+
+from .save import SaveReport, save
+from .tensors import FORMATS
+
+__all__ = ["FORMATS", "SaveReport", "save"]

@@ -1,0 +1,146 @@
+"""What a merged file says of its sources where it still holds, and hashes that are made anew."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from ..lora import Lora
+
+# about the base model: carried where those that say it agree, since others just do not say it
+_AGREED = (
+    "modelspec.architecture", "modelspec.encoder_layer", "modelspec.implementation",
+    "modelspec.prediction_type", "modelspec.resolution", "modelspec.timestep_range",
+    "ss_base_model_version", "ss_clip_skip", "ss_new_sd_model_hash", "ss_new_vae_hash", "ss_resolution",
+    "ss_sd_model_hash", "ss_v2", "ss_vae_hash",
+)  # fmt: skip
+_AGREED_NAMES = ("ss_sd_model_name", "ss_vae_name")  # the same, but trainers may write a path
+_SAID_BY_ALL = ("modelspec.license",)  # nobody may speak for a source that says nothing
+_UNITED = ("modelspec.trigger_phrase", "modelspec.tags", "trigger_words")  # words with commas between them
+_TAGS = "ss_tag_frequency"  # JSON: dataset to tag to count
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # of a model: anything else may be a folder of a machine
+_MAX_VALUE = 500  # characters of a carried value
+_MAX_WORDS = 100
+_MAX_DATASETS = 32
+_MAX_TAGS = 100  # of a dataset, the most frequent
+_MAX_JSON = 1 << 22  # characters of a source's tags
+
+_LEGACY = (0x100000, 0x110000)  # bytes of a file that the old hash of sd-webui-additional-networks is of
+
+
+def carried_over(loras: list[Lora]) -> dict[str, str]:
+    """Metadata of the sources that is true of their merge: facts that agree, and the words of all."""
+    said = [lora.metadata for lora in loras]
+    found: dict[str, str] = {}
+    for key in _AGREED + _AGREED_NAMES + _SAID_BY_ALL:
+        values = [own[key] for own in said if key in own]
+        if key in _AGREED_NAMES:
+            values = [_without_folder(value) for value in values]
+        if key in _SAID_BY_ALL and len(values) < len(said):
+            continue
+        if len(set(values)) == 1 and len(values[0]) <= _MAX_VALUE:
+            found[key] = values[0]
+    for key in _UNITED:
+        words = _united(own[key] for own in said if key in own)
+        if words:
+            found[key] = ", ".join(words)
+    tags = _united_tags([own[_TAGS] for own in said if _TAGS in own])
+    if tags:
+        found[_TAGS] = json.dumps(tags)
+    return found
+
+
+def hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str, str]:
+    """``(SHA-256 of the tensor data, the old hash)`` of a safetensors file, as kohya's trainer defines them.
+
+    The first does not depend on the metadata; the other is of 64 KiB at 1 MiB of a file with nothing but the
+    ``ss_`` keys of it.
+    """
+    header, order = _header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})
+    data, legacy, place = hashlib.sha256(), hashlib.sha256(), 0
+    chunks: Iterator[bytes | memoryview] = (_bytes_of(tensors[key]) for key in order)
+    for raw in itertools.chain((header,), chunks):
+        if raw is not header:
+            data.update(raw)
+        first, last = (min(max(edge - place, 0), len(raw)) for edge in _LEGACY)
+        legacy.update(raw[first:last])
+        place += len(raw)
+    return data.hexdigest(), legacy.hexdigest()[:8]
+
+
+def _without_folder(name: str) -> str:
+    return name if HUB_NAME.fullmatch(name) else re.split(r"[\\/]", name)[-1]
+
+
+def _united(values: Iterable[str]) -> list[str]:
+    """The words of all, each once, as many as there is room for."""
+    words = dict.fromkeys(word.strip() for value in values for word in value[:_MAX_JSON].split(","))
+    kept: list[str] = []
+    for word in words:
+        if word and len(kept) < _MAX_WORDS and sum(map(len, kept)) + len(word) <= 2 * _MAX_VALUE:
+            kept.append(word)
+    return kept
+
+
+def _united_tags(values: list[str]) -> dict[str, dict[str, int]]:
+    """The most frequent tags of each dataset; those of a dataset that several sources have are added up."""
+    datasets: dict[str, dict[str, int]] = {}
+    for value in dict.fromkeys(values):  # sources trained on the same images say the same
+        for dataset, tags in _tags_of(value).items():
+            if len(datasets) >= _MAX_DATASETS and dataset not in datasets:
+                continue
+            known = datasets.setdefault(dataset, {})
+            for tag, count in tags.items():
+                known[tag] = known.get(tag, 0) + count
+    return {
+        dataset: dict(sorted(tags.items(), key=lambda item: (-item[1], item[0]))[:_MAX_TAGS])
+        for dataset, tags in datasets.items()
+    }
+
+
+def _tags_of(value: str) -> dict[str, dict[str, int]]:
+    """What is well formed in one source's tags; the rest is left out, since nothing depends on it."""
+    try:
+        read: Any = json.loads(value) if len(value) <= _MAX_JSON else {}
+    except (ValueError, RecursionError):
+        return {}
+    found: dict[str, dict[str, int]] = {}
+    for dataset, tags in read.items() if isinstance(read, dict) else ():
+        if isinstance(tags, dict):
+            found[_without_folder(dataset)[:_MAX_VALUE]] = {
+                tag: count
+                for tag, count in tags.items()
+                if type(count) is int and 0 < count < 10**9 and len(tag) <= _MAX_VALUE
+            }
+    return found
+
+
+def _header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+    """What safetensors writes before the data, and the order of the data.
+
+    The order and the names of dtypes are asked of safetensors itself, by a file with one entry a tensor.
+    """
+    small = safetensors_bytes({key: torch.zeros(1, dtype=tensor.dtype) for key, tensor in tensors.items()})
+    entries = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])
+    order = sorted(entries, key=lambda key: int(entries[key]["data_offsets"][0]))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for key in order:
+        start, end = end, end + tensors[key].numel() * tensors[key].element_size()
+        shape = list(tensors[key].shape)
+        header[key] = {"dtype": entries[key]["dtype"], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

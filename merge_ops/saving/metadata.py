@@ -1,0 +1,128 @@
+"""What a written file says of itself: its metadata, and a PEFT folder's configuration."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters import Ia3
+from ..formats.experts import expert_of
+from ..formats.read import DIFFUSERS_METADATA
+from ..formats.tokens import TOKENS
+from ..formats.whole import BIAS, EMBEDDING
+from ..lora import Lora, LowRank, WholeWeight
+from .carried import HUB_NAME, carried_over, hashes
+from .ia3 import ia3_config
+from .tensors import component_of, matrices_of, without_component
+from .tokens import tokens_config, tokens_only_config
+
+
+def file_metadata(
+    layers: dict[str, LowRank],
+    form: str,
+    loras: list[Lora],
+    recipe: dict[str, Any],
+    title: str,
+    tensors: dict[str, Tensor],
+) -> dict[str, str]:
+    """The file's metadata: what still holds of the sources, ranks, recipe and hashes. Never a folder."""
+    metadata = {"format": "pt", "lora_alloy": json.dumps(recipe), **carried_over(loras)}
+    matrices = matrices_of(layers)
+    if form == "kohya" and matrices:
+        ranks = sorted({layer.rank for layer in matrices.values()})
+        rank = str(ranks[0]) if len(ranks) == 1 else "Dynamic"
+        alpha = f"{next(layer.scale * layer.rank for layer in matrices.values()):g}"
+        metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
+        metadata["ss_output_name"] = title
+    if form == "diffusers":
+        metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(layers))
+    data_hash, legacy_hash = hashes(tensors, metadata)
+    if form == "kohya":
+        metadata |= {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy_hash}
+    merged_from = ", ".join(lora.name for lora in loras)
+    return metadata | {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.merged_from": merged_from,
+        "modelspec.hash_sha256": f"0x{data_hash}",
+    }
+
+
+def peft_config(
+    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora], replaced: dict[str, WholeWeight],
+    scaled: dict[str, Ia3],
+) -> dict[str, Any]:  # fmt: skip
+    """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
+    matrices = matrices_of(layers)
+    by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in matrices.items()}
+    targets = [path for path in sorted(by_path) if not expert_of(path)]
+    by_path = {(expert_of(path) or (path,))[0]: layer for path, layer in by_path.items()}
+    inherited = next((lora.config for lora in loras if lora.config), {})
+    kept = {key: inherited[key] for key in ("task_type", "auto_mapping", "revision") if inherited.get(key)}
+    base = inherited.get("base_model_name_or_path")
+    if isinstance(base, str) and HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
+        kept["base_model_name_or_path"] = base
+    if scaled:
+        return {
+            **kept,
+            **ia3_config(scaled),
+            "modules_to_save": _whole_config(replaced, loras)["modules_to_save"],
+        }
+    if not layers and replaced and all(weight.rows for weight in replaced.values()):
+        return {**kept, **tokens_only_config(replaced, stems)}
+    return {
+        "peft_type": "LORA",
+        **kept,
+        **_rank_config(by_path),
+        "target_modules": targets,
+        "target_parameters": sorted(by_path.keys() - set(targets)) or None,
+        "trainable_token_indices": tokens_config(replaced, stems),
+        "fan_in_fan_out": any(layer.layout == "fan_in_fan_out" for layer in layers.values()),
+        **_whole_config(replaced, loras),
+        "lora_bias": len(matrices) < len(layers),
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _whole_config(replaced: dict[str, WholeWeight], loras: list[Lora]) -> dict[str, Any]:
+    """What makes PEFT expect trained biases and heads."""
+    biases = any(weight.why == BIAS for weight in replaced.values())
+    known = [str(m) for lora in loras for m in (lora.config or {}).get("modules_to_save") or []]
+    heads = [
+        name.removesuffix(".bias")
+        for name, weight in replaced.items()
+        if weight.why not in (BIAS, TOKENS) and (weight.why != EMBEDDING or name.endswith(tuple(known)))
+    ]
+    ends = {next((m for m in known if head.endswith(m)), head) for head in heads}
+    return {"bias": "all" if biases else "none", "modules_to_save": sorted(ends) or None}
+
+
+def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
+    """One LoRA configuration a component, flattened with the component as prefix, as diffusers writes it."""
+    flat: dict[str, Any] = {}
+    for component in sorted({component_of(name) for name in layers}):
+        # without "text_model.", which transformers 5 dropped, the names fit the modules of every version
+        own = {
+            without_component(name, component).removeprefix("text_model."): layer
+            for name, layer in matrices_of(layers).items()
+            if component_of(name) == component
+        }
+        config = {**_rank_config(own), "target_modules": sorted(own)}
+        if any(component_of(name) == component and name not in matrices_of(layers) for name in layers):
+            config["lora_bias"] = True
+        flat |= {f"{component}.{key}": value for key, value in config.items()}
+    return flat
+
+
+def _rank_config(layers: dict[str, LowRank]) -> dict[str, Any]:
+    """``r`` is the most common rank; in a pattern longer names come first, since PEFT takes the first fit."""
+    common = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0] if layers else 1
+    differing = [name for name in layers if layers[name].rank != common]
+    listed = [n for n in layers if n in differing or n.endswith(tuple(f".{d}" for d in differing))]
+    others = {name: layers[name].rank for name in sorted(listed, key=len, reverse=True)}
+    return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": dict(others)}

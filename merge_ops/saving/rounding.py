@@ -1,0 +1,79 @@
+"""How far what is stored is from what was merged: squared Frobenius norms, on the factors where possible."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..lora import LowRank
+from ..merging.svd import product_inner
+
+_SMALL, _LARGE = 2.0**-10, 2.0**6  # between these half precision has room for the entries around a mean size
+_CANCELLED = 1e-6  # a squared norm below this share of its terms is known too badly in float32
+
+
+def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, float, float]:
+    """The factors in another dtype, and the squared norms of (stored - given) and of given ``up @ down``.
+
+    Columns of ``up`` and rows of ``down`` whose entries are very small or large are evened out by powers of
+    two, which keeps half precision away from its limits. The difference of the products is made of
+    differences of the factors, which are known exactly, so Gram matrices in float32 are enough.
+    """
+    over, under = up.T @ up, down @ down.T
+    terms = (over.diagonal() * under.diagonal()).clamp(min=0).sqrt().sum()
+    norm = float((over.to(torch.float64) * under).sum())
+    factor = _evening(over.diagonal(), under.diagonal(), up.shape[0], down.shape[1])
+    if factor is not None:
+        up, down = up * factor, down / factor[:, None]
+        under = under / torch.outer(factor, factor)
+    stored = up.to(dtype), down.to(dtype)
+    if norm <= _CANCELLED * float(terms) ** 2:
+        return *stored, *truncation_error((up, down), LowRank(*stored))
+    lost = stored[0].to(up) - up, stored[1].to(down) - down
+    if not lost[1].any():  # so it is where the scale is on ``up`` and ``down`` is as some LoRA holds it
+        error = float((lost[0].T @ lost[0]).to(torch.float64).mul_(under).sum())
+        return *stored, max(error, 0.0), norm
+    mixing = _mixing(down.shape[0])
+    error = float((_gram(up, lost[0]) * (mixing @ _gram(down.T, lost[1].T) @ mixing.T)).sum())
+    return *stored, max(error, 0.0), norm
+
+
+def _evening(over: Tensor, under: Tensor, rows: int, columns: int) -> Tensor | None:
+    """The power of two for each column of ``up``, from the squared norms of columns and rows; None: all 1."""
+    usual = (rows * _SMALL**2 <= over) & (over <= rows * _LARGE**2)
+    usual &= (columns * _SMALL**2 <= under) & (under <= columns * _LARGE**2)
+    usual |= (over == 0) | (under == 0)
+    if bool(usual.all()):
+        return None
+    factor = torch.exp2(((under / over).log2() / 4).round())
+    return torch.where(usual, torch.ones_like(over), factor)
+
+
+@cache
+def _mixing(rank: int) -> Tensor:
+    """(up + d_up) @ (down + d_down) - up @ down is [up, d_up] @ this @ [down, d_down]."""
+    return torch.kron(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.eye(rank)).to(torch.float64)
+
+
+def _gram(first: Tensor, second: Tensor) -> Tensor:
+    """Of the columns of two tall matrices side by side, ``(2 r, 2 r)`` in float64."""
+    mixed = first.T @ second
+    blocks = torch.cat((first.T @ first, mixed), dim=1), torch.cat((mixed.T, second.T @ second), dim=1)
+    return torch.cat(blocks).to(torch.float64)
+
+
+def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tuple[float, float]:
+    """Squared norms of (stored - merged) and of merged, in float64; a matrix is used up."""
+    pair = stored.up.float(), stored.down.float()
+    if isinstance(exact, tuple):
+        norm = product_inner(exact, exact)
+        if norm <= 1e-15 * product_inner((exact[0].abs(), exact[1].abs()), (exact[0].abs(), exact[1].abs())):
+            return 0.0, 0.0  # the parts cancel, and what is left is rounding
+        up = torch.cat((exact[0].double(), -stored.scale * pair[0].double()), dim=1)
+        difference = up, torch.cat((exact[1], pair[1]))
+        return max(product_inner(difference, difference), 0.0), norm
+    norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
+    rest = exact.addmm_(pair[0], pair[1], alpha=-stored.scale)
+    return float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2, norm

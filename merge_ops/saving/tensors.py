@@ -1,0 +1,199 @@
+"""The tensors of a file in one of the formats that we write, and what they are called.
+
+Every scale is folded into the factors before this point, so each format says "scale 1" in its own way: kohya
+and generic keys carry ``alpha = rank``, a PEFT configuration ``lora_alpha = r`` with patterns where ranks
+differ. Where ranks differ kohya's files have one alpha for all layers, with the rest of the scale in the
+factors: diffusers takes the most common alpha for attention layers, whatever theirs is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+from ..formats.experts import expert_of
+from ..formats.tokens import KEY as TOKENS_KEY
+from ..formats.tokens import ONLY_KEY as TOKENS_ONLY_KEY
+from ..lora import Lora, LowRank, WholeWeight
+from ..names.spelling import DOTTED_COMPONENTS, kohya_name
+from .experts import stacked
+
+FORMATS = ("kohya", "diffusers", "peft")
+_AUTO = {
+    "kohya": "kohya",
+    "diffusers": "diffusers",
+    "peft-keys": "diffusers",
+    "peft": "peft",
+}
+_LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
+
+
+def resolve_format(asked: str, first: Lora) -> str:
+    """The format to write; ``auto`` is that of the first LoRA, or kohya where we only read that one.
+
+    Generic names of an LDM UNet are among those: as layers of a diffusers UNet, ComfyUI would not find them.
+    """
+    if asked == "auto" and first.dialect == "generic":
+        return "diffusers" if any(map(_is_generic, first.layers)) else "kohya"
+    return _AUTO.get(first.dialect, "kohya") if asked == "auto" else asked
+
+
+def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[str, str]:
+    """Layer name to the stem of its module's keys in the file; a bias is written under its module."""
+    names = list(layers)
+    modules = list(dict.fromkeys(name.removesuffix(".bias") for name in names))
+    stems = _stems(modules, form, loras)
+    return {name: stems[name.removesuffix(".bias")] for name in names}
+
+
+def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
+    spelled = _spelled_in_peft_folders(loras)
+    components = {_component_in(name, spelled) for name in names}
+    if form == "peft":
+        if len(components) > 1:
+            parts = ", ".join(sorted(part or "a text model" for part in components))
+            raise MergeError(
+                f"a PEFT folder is for one model, but there are layers of {parts}; use format='kohya'"
+            )
+        return {
+            name: spelled.get(name, f"base_model.model.{without_component(name, component_of(name))}")
+            for name in names
+        }
+    if "" in components:
+        bare = next(name for name in names if not _component_in(name, spelled))
+        raise MergeError(f"{bare} belongs to a text model, which {form} files cannot hold; use format='peft'")
+    if form == "diffusers":
+        return {name: name for name in names}
+    keys = {
+        name.removesuffix(".bias"): layer.key
+        for lora in reversed(loras)
+        for name, layer in lora.layers.items()
+    }
+    ldm = {name: key for name, key in keys.items() if key.startswith(_LDM_STEMS)}
+    numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys.values())
+    return {
+        name: ldm.get(name) or kohya_name(name, bool(ldm), single_text_encoder=not numbered) for name in names
+    }
+
+
+def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -> dict[str, Tensor]:
+    """The tensors to write. ``layers`` have scale 1, or in kohya's format one alpha over their rank."""
+    down, up = (
+        (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
+    )
+    experts = {stems[name]: layer for name, layer in layers.items() if expert_of(name)}
+    if experts and form != "peft":
+        raise MergeError(
+            f"{next(iter(experts))} is an expert's, which {form} files cannot hold; use format='peft'"
+        )
+    tensors = stacked(experts)
+    for name, layer in layers.items():
+        stem = stems[name]
+        if stem in experts:
+            continue
+        if layer.layout == "vector":
+            tensors[_key_of_vector(name, stem, form, layers)] = layer.up.flatten()
+            continue
+        if layer.layout == "embedding":
+            tensors[f"{stem}.lora_embedding_A"], tensors[f"{stem}.lora_embedding_B"] = layer.down, layer.up
+            continue
+        if layer.layout == "fan_in_fan_out" and form != "peft":
+            raise MergeError(f"{name} is stored transposed, which {form} files cannot say; use format='peft'")
+        tensors[stem + down], tensors[stem + up] = _file_shapes(layer)
+        if layer.padded_to:
+            if form != "kohya":
+                raise MergeError(f"{name} widens the base model's weight; only format='kohya' can say that")
+            tensors[f"{stem}.reshape_weight"] = torch.tensor(layer.padded_to)
+        if form == "kohya" or _is_generic(name):
+            tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank, dtype=torch.float32)
+    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def whole_weight_tensors(
+    whole: dict[str, WholeWeight], stems: dict[str, str], form: str, layers: Container[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of weights that are held whole.
+
+    Raises:
+        MergeError: if the format has no key for one of them.
+    """
+    tensors = {}
+    for name, weight in whole.items():
+        last = "bias" if name.endswith(".bias") else "weight"
+        if weight.rows and form != "peft":
+            raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
+        if weight.rows:
+            key = stems[name] + (TOKENS_KEY if layers else TOKENS_ONLY_KEY)
+        elif form == "peft" and weight.is_vocabulary and name in layers:
+            key = f"{stems[name]}.base_layer.{last}"  # where PEFT puts a LoRA on a resized embedding
+        elif form == "peft":
+            own = weight.key.startswith("base_model.model.") and weight.key.endswith(f".{last}")
+            own = own and not (weight.is_vocabulary and ".base_layer." in weight.key)
+            key = weight.key if own else f"{stems[name]}.{last}"
+        elif form == "kohya" and last == "weight":
+            key = f"{stems[name]}.set_weight"
+        else:
+            raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
+        tensors[key] = weight.value.cpu().contiguous()
+    return tensors
+
+
+def matrices_of(layers: dict[str, LowRank]) -> dict[str, LowRank]:
+    """The layers that are pairs of factors in a file; the others are biases and weights of norms."""
+    return {name: layer for name, layer in layers.items() if layer.layout != "vector"}
+
+
+def _key_of_vector(name: str, stem: str, form: str, layers: dict[str, LowRank]) -> str:
+    is_bias = name.endswith(".bias")
+    if form == "kohya" or _is_generic(name):
+        return f"{stem}.diff_b" if is_bias else f"{stem}.diff"
+    if is_bias and name.removesuffix(".bias") in layers:
+        return f"{stem}.lora_B.bias"
+    what = "the bias of a module without a LoRA" if is_bias else "the weight of a norm"
+    raise MergeError(f"{name} is {what}, which a {form} file cannot hold; use format='kohya'")
+
+
+def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
+    """``(down, up)`` in the shapes that trainers write: with kernel dimensions for a convolution."""
+    if not layer.kernel:
+        return layer.down, layer.up
+    ones = (1,) * len(layer.kernel)
+    return layer.down.reshape(layer.rank, -1, *layer.kernel), layer.up.reshape(*layer.up.shape, *ones)
+
+
+def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
+    """Layer name to the stem of its keys, as the first PEFT folder that has it spells them."""
+    folders = [lora for lora in reversed(loras) if lora.dialect == "peft"]
+    found = {}
+    for lora in folders:
+        for name, weight in lora.whole_weights.items():
+            stem = weight.key if weight.rows else weight.key.rpartition(".")[0]
+            found[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
+        found |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
+    return found
+
+
+def _component_in(name: str, spelled: dict[str, str]) -> str:
+    """The component of a layer; none if all of its name is a path in the model of a PEFT folder.
+
+    ``transformer.h.0.attn.c_attn`` is GPT-2's, not of a pipeline's transformer.
+    """
+    return "" if spelled.get(name) == f"base_model.model.{name}" else component_of(name)
+
+
+def component_of(name: str) -> str:
+    """The part of a pipeline that a layer is in; empty for a text model's."""
+    head = name.partition(".")[0]
+    return head if head in DOTTED_COMPONENTS else ""
+
+
+def _is_generic(name: str) -> bool:
+    return component_of(name) == "diffusion_model"
+
+
+def without_component(name: str, component: str) -> str:
+    """The path of a layer within its component."""
+    return name.removeprefix(f"{component}.") if component else name

@@ -1,0 +1,111 @@
+"""A merge as core's ``LORA_MODEL``: a state dict whose tensors are made when somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...merge_ops.formats import from_tensors
+from ...merge_ops.merging.merge import merge
+from ...merge_ops.merging.merged import Merged
+from ...merge_ops.names.architectures import is_language_model
+from ...merge_ops.names.spelling import kohya_name
+from .language import spelled_for_comfyui
+
+_ROLES = ("lora_up.weight", "lora_down.weight", "alpha")
+
+
+class MergedLoraModel(dict[str, Tensor]):
+    """The state dict of a merged LoRA in kohya's roles, for any node that takes ``LORA_MODEL``.
+
+    Our own nodes use ``merged`` instead, which is exact. To others a full-rank merge looks like a LoRA whose
+    rank is the sum of the source ranks; each layer is truncated when it is first read.
+    """
+
+    def __init__(self, merged: Merged | None, stems: dict[str, str] | None = None) -> None:
+        self.merged = merged
+        known = stems or {}
+        self.stems = {
+            name: known.get(name) or _stem(merged, name, merged.layer(name).template.key)
+            for name in (merged.layers if merged else ())
+        }
+        self._layers = {
+            f"{stem}.{role}": name for name, stem in self.stems.items() for role in _roles(merged, name)
+        }
+        super().__init__(dict.fromkeys(self._layers))  # None: not made yet
+        for name, weight in (merged.whole_weights if merged else {}).items():
+            self.stems[name] = known.get(name) or _stem(merged, name, weight.key)
+            if name not in without_key(merged):
+                super().__setitem__(f"{self.stems[name]}.set_weight", weight.value)
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = super().__getitem__(key)
+        if value is None:
+            self._make(self._layers[key])
+            value = super().__getitem__(key)
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The tensor, or the default for a key that is not there."""
+        return self[key] if key in self else default
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """All tensors, made now."""
+        return {key: self[key] for key in self}.items()
+
+    def values(self) -> ValuesView[Tensor]:
+        """All tensors, made now."""
+        return {key: self[key] for key in self}.values()
+
+    def _make(self, name: str) -> None:
+        assert self.merged is not None
+        layer = self.merged.layer(name)
+        if layer.template.layout == "vector":
+            self[f"{self.stems[name]}.{_roles(self.merged, name)[0]}"] = layer.matrix().flatten().cpu()
+            return
+        if not layer.is_low_rank:
+            layer = layer.truncated(sum(layer.stack.ranks), None, torch.float32)
+        pair = layer.factors()
+        assert pair is not None
+        up, down = (pair[1].T, pair[0].T) if layer.template.stored_in_out else pair
+        up, down = up.contiguous().cpu(), down.contiguous().cpu()
+        kernel = layer.template.kernel
+        if kernel:
+            up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(down.shape[0], -1, *kernel)
+        values = (up, down, torch.tensor(float(down.shape[0])))
+        for role, value in zip(_ROLES, values, strict=True):
+            self[f"{self.stems[name]}.{role}"] = value
+        if layer.padded_to:
+            self[f"{self.stems[name]}.reshape_weight"] = torch.tensor(layer.padded_to)
+
+
+def _roles(merged: Merged | None, name: str) -> tuple[str, ...]:
+    if merged is not None and merged.layer(name).template.layout == "vector":
+        return ("diff_b",) if name.endswith(".bias") else ("diff",)
+    if merged is not None and merged.layer(name).padded_to:
+        return (*_ROLES, "reshape_weight")
+    return _ROLES
+
+
+def without_key(merged: Merged | None) -> list[str]:
+    """Weights held whole that kohya's keys cannot say: a bias, and some rows of an embedding."""
+    held = merged.whole_weights.items() if merged else ()
+    return [name for name, weight in held if name.endswith(".bias") or weight.rows]
+
+
+def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
+    """A LORA_MODEL of any node; a plain state dict is a merge of one LoRA."""
+    return lora if isinstance(lora, MergedLoraModel) else MergedLoraModel(merge([from_tensors("lora", lora)]))
+
+
+def _stem(merged: Merged, name: str, key: str) -> str:
+    """Without a model to ask: the spelling that ComfyUI most likely knows."""
+    component = name.partition(".")[0]
+    name = name.removesuffix(".bias")
+    if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
+        return kohya_name(name, single_text_encoder=not numbered)
+    return spelled_for_comfyui(name) if is_language_model(name) else key.removesuffix(".weight") or name

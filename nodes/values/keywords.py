@@ -1,0 +1,144 @@
+"""From the values of a node's widgets to the keywords of ``merge_ops.merge``. Needs no ComfyUI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...merge_ops.errors import ParameterError, did_you_mean
+from ...merge_ops.methods.registry import METHODS, Param, get_method
+
+PEFT_OPTION = "peft"
+ONE_STRENGTH = "strength "  # before the number or name of a LoRA, what a sweep varies
+PEFT_PARAMS = (
+    Param(
+        "How much of each LoRA is kept by the ties, dare and magnitude_prune types: 0.5 is half.",
+        0, 1, 0.01, name="density", default=0.5,
+    ),
+    Param(
+        "How the ties types settle a sign: 'total' by the larger sum, 'frequency' by more LoRAs.",
+        name="majority_sign_method", default="total", choices=("total", "frequency"), type=str, advanced=True,
+    ),
+    Param(
+        "Rank of the result of the types that end in svd; 0 takes the largest rank of the LoRAs.",
+        0, 4096, 1, True, "svd_rank", int, 0,
+    ),
+    Param(
+        "The types that end in svd cut off values beyond this quantile; 0 is off.",
+        0, 1, 0.01, True, "svd_clamp", float, 0.0,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a merge node is to do: keywords of ``merge``, the strength of the whole, those of single LoRAs."""
+
+    keywords: dict[str, Any]
+    strength: float = 1.0
+    strengths: dict[str, float] = field(default_factory=dict)  # by number or name of a LoRA
+
+
+@dataclass(frozen=True, slots=True)
+class MethodChoice:
+    """What Merge Method and Sweep Parameter give to a merge: the values of their widgets, checked.
+
+    ``swept`` is one (parameter, value) of each sweep; these win over all else.
+    """
+
+    method: dict[str, Any] | str | None = None
+    space: str | None = None
+    swept: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What was swept, such as ``density=0.2, method=ties``."""
+        return ", ".join(
+            f"{name}={value:.12g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.swept
+        )
+
+    def over(self, method: Any = None, strength: float | None = None, **widgets: Any) -> Asked:
+        """Put it over the widgets ``space``, ``rank`` and ``seed`` of a merge node.
+
+        Raises:
+            MergeError: for an unknown method or parameter, or one that the sweep varies and the method lacks.
+        """
+        given = _as_dict(method if self.method is None else self.method)
+        if self.space is not None:
+            widgets["space"] = self.space
+        strengths, params = {}, {}
+        for name, value in self.swept:
+            if name.startswith(ONE_STRENGTH):
+                strengths[name.removeprefix(ONE_STRENGTH)] = value
+            elif name == "strength":
+                strength = value
+            elif name in ("space", "rank", "seed"):
+                widgets[name] = value
+            elif name != "method":
+                params[name] = value
+        given = _with_params(given, params, dict(self.swept).get("method"))
+        return Asked(merge_keywords(given, **widgets), 1.0 if strength is None else strength, strengths)
+
+
+def merge_keywords(
+    method: dict[str, Any] | str | None,
+    space: str | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Keywords of ``merge_ops.merge`` from the values of the widgets.
+
+    Raises:
+        MergeError: for an unknown method or parameter, in the words that a user sees on the node.
+    """
+    given = _as_dict(method)
+    name = str(given.pop("method"))
+    params = {key: value for key, value in given.items() if value is not None}
+    shared: dict[str, Any] = {"seed": seed or 0}
+    if name == PEFT_OPTION:
+        chosen = {"combination_type": params.pop("combination_type", "linear")}
+        chosen |= {key: value for key, value in params.items() if not (key.startswith("svd_") and not value)}
+        if space not in (None, "delta") or rank:
+            raise ParameterError(
+                "with method peft, space and rank come from the combination type and svd_rank"
+            )
+        return chosen | shared
+    if name not in METHODS:
+        raise ParameterError(f"unknown merge method {name!r}{did_you_mean(name, (*METHODS, PEFT_OPTION))}")
+    get_method(name).resolve(params)
+    return {"method": name, **params, "space": space or "delta", "rank": rank or None, **shared}
+
+
+def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...], method: Any = None) -> None:
+    """An API input that no widget has is a misspelling, which ComfyUI would drop without a word."""
+    params = {p.name for m in METHODS.values() for p in m.params} | {p.name for p in PEFT_PARAMS}
+    params.add("combination_type")
+    for name in unknown:
+        prefix, _, plain = name.rpartition(".")
+        if prefix == "method" and plain in params:
+            chosen = method.get("method") if isinstance(method, dict) else method
+            raise ParameterError(f"method {chosen} has no parameter {plain!r}; leave {name} out")
+        if not prefix and plain in params:
+            raise ParameterError(f"unknown input {name!r} (did you mean 'method.{plain}'?)")
+        raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, sorted(params | set(known)))}")
+
+
+def _as_dict(method: dict[str, Any] | str | None) -> dict[str, Any]:
+    return {"method": method} if isinstance(method, str) else dict(method or {"method": "linear"})
+
+
+def _with_params(given: dict[str, Any], params: dict[str, Any], swept: str | None) -> dict[str, Any]:
+    """A method with swept parameters; where the method is swept too, each keeps those that it has."""
+    name = swept or given["method"]
+    if name == PEFT_OPTION:
+        known = {"combination_type", *(p.name for p in PEFT_PARAMS)}
+    else:
+        known = {p.name for p in METHODS[name].params} if name in METHODS else set(params)
+    lacking = sorted(params.keys() - known)
+    if lacking and swept is None:
+        raise ParameterError(
+            f"the sweep varies {lacking[0]}, which method {name} does not have; choose a method that has it"
+        )
+    wanted = given | params | {"method": name}
+    return {k: v for k, v in wanted.items() if swept is None or k in known or k == "method"}

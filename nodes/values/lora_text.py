@@ -1,0 +1,95 @@
+"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` a line, ``#`` switches a line off.
+
+``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives strengths block by block. Needs neither
+ComfyUI nor torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from ...merge_ops.errors import ParameterError
+
+MAX_STRENGTH = 100.0
+_TAG = re.compile(r"<lora:([^<>\n]+)>")
+# what web/js/list_text.js takes for a number; float() would take more
+_NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
+_BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRow:
+    """One line of the list. ``strength_clip`` None means ``strength``; ``blocks`` is as written."""
+
+    lora_name: str
+    strength: float = 1.0
+    strength_clip: float | None = None
+    enabled: bool = True
+    blocks: str = ""
+
+    @property
+    def clip(self) -> float:
+        return self.strength if self.strength_clip is None else self.strength_clip
+
+
+def parse_rows(text: str) -> list[LoraRow]:
+    """Read the list; several tags on a line are several rows.
+
+    Raises:
+        ParameterError: if a line is neither a row nor a comment; it names the line.
+    """
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        enabled = not line.lstrip().startswith("#")
+        tags = _TAG.findall(line)
+        rest = _TAG.sub("", line).strip(" ,\t")
+        if enabled and rest:
+            raise ParameterError(
+                f"line {number} of the LoRA list: cannot read {rest!r}; write <lora:name:strength>"
+            )
+        rows += [_row(tag, enabled, number) for tag in tags]
+    return rows
+
+
+def format_rows(rows: list[LoraRow]) -> str:
+    """Write the list; ``parse_rows`` reads it back."""
+    return "\n".join(_line(row) for row in rows)
+
+
+def _row(tag: str, enabled: bool, number: int) -> LoraRow:
+    """Strengths are read from the right, since a name may hold colons."""
+    found = _BLOCKS.search(tag)
+    blocks = found[1].strip() if found else ""
+    parts = (tag[: found.start()] if found else tag).split(":")
+    strengths: list[float] = []
+    while len(parts) > 1 and len(strengths) < 2 and (value := _number(parts[-1])) is not None:
+        strengths.insert(0, value)
+        parts.pop()
+    name = ":".join(parts).strip()
+    if not name:
+        raise ParameterError(f"line {number} of the LoRA list has no file name; write <lora:name:strength>")
+    for value in strengths:
+        if not abs(value) <= MAX_STRENGTH:
+            raise ParameterError(f"line {number} of the LoRA list: strength {value} is outside [-100, 100]")
+    return LoraRow(
+        name,
+        strengths[0] if strengths else 1.0,
+        strengths[1] if len(strengths) > 1 else None,
+        enabled,
+        blocks,
+    )
+
+
+def _number(text: str) -> float | None:
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _line(row: LoraRow) -> str:
+    strengths = [row.strength] if row.strength_clip is None else [row.strength, row.strength_clip]
+    if not all(map(math.isfinite, strengths)):
+        raise ParameterError(f"the strength of {row.lora_name} is not a finite number")
+    blocks = [f"blocks={row.blocks}"] if row.blocks else []
+    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *blocks))
+    return f"<lora:{tag}>" if row.enabled else f"# <lora:{tag}>"

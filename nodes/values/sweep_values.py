@@ -1,0 +1,105 @@
+"""What a sweep varies, and the list of values as text. Needs no ComfyUI.
+
+0.2, 0.5, 0.8          a list
+0.1..0.9 step 0.2      a range, both ends included where the steps meet them; downwards too
+1..4                   whole numbers need no step
+0, 0.2..0.8 step 0.3   lists and ranges mix
+linear, ties           names
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+from ...merge_ops.errors import ParameterError, did_you_mean
+from ...merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
+from ...merge_ops.methods.registry import METHODS, Param
+from .keywords import ONE_STRENGTH, PEFT_OPTION, PEFT_PARAMS
+from .lora_text import MAX_STRENGTH
+
+MAX_VALUES = 100
+_NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})(?:\s*step\s*({_NUMBER}))?")
+_WORDS = {"true": True, "false": False}
+
+
+def read_sweep(parameter: str, values: str) -> tuple[str, list[Any]]:
+    """The name of a parameter as it is used in a merge, and its values, in its type and range.
+
+    Raises:
+        ParameterError: for an unknown parameter, or a value that cannot be read or is out of range.
+    """
+    name, param = _param(parameter)
+    words = [word.strip() for word in re.split(r"[,\n]", values) if word.strip()]
+    if not words:
+        example = ", ".join(param.choices[:2]) or ("1, 2, 3" if param.type is int else "0.2, 0.5, 0.8")
+        raise ParameterError(f"there are no values for {name}; write such as {example}")
+    found = [param.check("sweep", value) for word in words for value in _values(word, param)]
+    if len(found) > MAX_VALUES:
+        raise ParameterError(f"a sweep has at most {MAX_VALUES} values, and these are {len(found)}")
+    return name, found
+
+
+def _param(parameter: str) -> tuple[str, Param]:
+    name = " ".join(parameter.split())
+    known = _known()
+    if name.startswith(ONE_STRENGTH):
+        return name, known["strength"]
+    if name not in known:
+        hint = did_you_mean(name, [*known, f"{ONE_STRENGTH}NAME"])
+        raise ParameterError(f"there is no parameter {name!r} to sweep{hint}")
+    return name, known[name]
+
+
+def _known() -> dict[str, Param]:
+    shared = (
+        Param("", name="method", type=str, choices=(*METHODS, PEFT_OPTION)),
+        *(param for method in METHODS.values() for param in method.params),
+        Param("", name="combination_type", type=str, choices=tuple(COMBINATION_TYPES)),
+        *PEFT_PARAMS,
+        Param("", name="space", type=str, choices=SPACES),
+        Param("", 0, 4096, name="rank", type=int),
+        Param("", 0, 2**53, name="seed", type=int),
+        Param("", -MAX_STRENGTH, MAX_STRENGTH, name="strength"),
+    )
+    known: dict[str, Param] = {}
+    for param in shared:
+        known.setdefault(param.name, param)
+    return known
+
+
+def _values(word: str, param: Param) -> list[Any]:
+    if param.choices:
+        return [word]
+    if param.type is bool:
+        return [_WORDS.get(word.lower(), word)]
+    if re.fullmatch(_NUMBER, word):
+        return [_plain(Decimal(word))]
+    ends = _RANGE.fullmatch(word)
+    if ends is None:
+        raise ParameterError(
+            f"cannot read {word!r} as a value of {param.name}; write numbers with commas between them, or a "
+            "range such as 0.1..0.9 step 0.2"
+        )
+    return _range(word, *(Decimal(end) if end else None for end in ends.groups()))
+
+
+def _range(word: str, first: Decimal, last: Decimal, step: Decimal | None) -> list[Any]:
+    """Decimals, so that 0.1..0.9 step 0.2 ends at 0.9 and not beside it."""
+    if step is None:
+        if first % 1 or last % 1:
+            raise ParameterError(f"the range {word!r} needs a step, such as {first}..{last} step 0.2")
+        step = Decimal(1)
+    if step <= 0:
+        raise ParameterError(f"the step of {word!r} must be above 0; a range may go downwards by itself")
+    count = int(abs(last - first) / step) + 1
+    if count > MAX_VALUES:
+        raise ParameterError(f"a sweep has at most {MAX_VALUES} values, and {word!r} has {count}")
+    sign = 1 if last >= first else -1
+    return [_plain(first + sign * step * i) for i in range(count)]
+
+
+def _plain(value: Decimal) -> int | float:
+    return int(value) if value == int(value) else float(value)
