@@ -19,9 +19,9 @@ import comfyui_models
 import keys
 from configs import COMFYUI
 
-fit = sys.modules["alloy_pack.nodes.targets"].fit
-key_maps = sys.modules["alloy_pack.nodes.key_maps"].key_maps
-key_of = sys.modules["alloy_pack.nodes.fused"].key_of
+fit = sys.modules["alloy_pack.nodes.model.targets"].fit
+key_maps = sys.modules["alloy_pack.nodes.model.key_maps"].key_maps
+key_of = sys.modules["alloy_pack.nodes.model.fused"].key_of
 
 
 def file_of(spelling, factors):

@@ -76,7 +76,7 @@ def scaled_file(name, text):
     tensors, kept = load_file(LORAS / name), {}
     strengths = merge_ops.BlockStrengths.parse(text)
     for stem in sorted({key.partition(".lora_")[0] for key in tensors if ".lora_" in key}):
-        factor = strengths.factor(sys.modules["alloy_pack.merge_ops.formats.names"].canonical_name(stem))
+        factor = strengths.factor(sys.modules["alloy_pack.merge_ops.names.spelling"].canonical_name(stem))
         if factor:
             rank = tensors[f"{stem}.lora_down.weight"].shape[0]
             alpha = tensors.get(f"{stem}.alpha", torch.tensor(float(rank)))
