@@ -54,10 +54,10 @@ def test_together_as_alone(case, loras):
     wanted = {name: merged for each in alone for name, merged in each.items()}
     for group in groups:
         for layer in merge_batch(group, settings, torch.device("cpu"), torch.float32):
-            exact = wanted[layer.stack.name].delta(layer.stack.name)
+            exact = wanted[layer.aligned.name].delta(layer.aligned.name)
             torch.testing.assert_close(layer.matrix(), exact, rtol=1e-4, atol=1e-5)
             assert layer.energy_kept == pytest.approx(
-                wanted[layer.stack.name].layer(layer.stack.name).energy_kept, rel=1e-6
+                wanted[layer.aligned.name].layer(layer.aligned.name).energy_kept, rel=1e-6
             )
 
 

@@ -115,7 +115,7 @@ def merge(
         if progress is not None:
             progress(len(results), len(stacks), group[0].name)
         for layer in _merge_group(group, settings, where, dtype or torch.float32, scratch):
-            results[layer.stack.name] = layer
+            results[layer.aligned.name] = layer
     results = {stack.name: results[stack.name] for stack in stacks}
     if progress is not None:
         progress(len(stacks), len(stacks), "")

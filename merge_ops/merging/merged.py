@@ -28,7 +28,7 @@ class MergedLayer:
     ``fixed`` is set where the result was made at once: merges in factor space, and truncated ones.
     """
 
-    stack: AlignedLayer
+    aligned: AlignedLayer
     settings: Settings
     thresholds: tuple[float, ...] | None = None
     fixed: LowRank | None = None
@@ -36,23 +36,23 @@ class MergedLayer:
 
     @property
     def is_low_rank(self) -> bool:
-        return self.fixed is not None or (self.settings.method.linear and self.stack.is_low_rank)
+        return self.fixed is not None or (self.settings.method.linear and self.aligned.is_low_rank)
 
     @property
     def template(self) -> Layer:
         """The part that says most about the weight: some kinds do not know the kernel of a convolution."""
-        return next((part for part in self.stack.parts if part.knows_its_kernel), self.stack.parts[0])
+        return next((part for part in self.aligned.parts if part.knows_its_kernel), self.aligned.parts[0])
 
     @property
     def padded_to(self) -> tuple[int, ...]:
         """The shape that the base weight is padded to with zeros; the parts agree on it, or have none."""
-        return next((p.padded_to for p in self.stack.parts if isinstance(p, LowRank) and p.padded_to), ())
+        return next((p.padded_to for p in self.aligned.parts if isinstance(p, LowRank) and p.padded_to), ())
 
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """The merged delta as a float32 matrix ``(out, in)``."""
         pair = self.factors(device)
         if pair is None:
-            return merge_deltas(self.stack, self.settings, self.thresholds, device, scratch)
+            return merge_deltas(self.aligned, self.settings, self.thresholds, device, scratch)
         return pair[0] @ pair[1]
 
     def factors(self, device: torch.device | None = None, even: bool = True) -> tuple[Tensor, Tensor] | None:
@@ -65,7 +65,7 @@ class MergedLayer:
             up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
             return up if self.fixed.scale == 1 else up * self.fixed.scale, down
         if self.is_low_rank:
-            return concatenated(self.stack, self.settings.scale, device, even)
+            return concatenated(self.aligned, self.settings.scale, device, even)
         return None
 
     def value(
@@ -78,7 +78,7 @@ class MergedLayer:
         """The layer truncated to ``rank``; ``value`` is its factors where it has them, else its matrix."""
         if isinstance(value, tuple):
             return svd_of_product(*value, rank)
-        linear = concatenated(self.stack, self.settings.scale, value.device)
+        linear = concatenated(self.aligned, self.settings.scale, value.device)
         return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
 
     def truncated(
@@ -112,7 +112,7 @@ class Merged:
         keep: str | None = None,
         blocks: list[BlockStrengths | None] | None = None, scaled: dict[str, Ia3] | None = None,
     ) -> None:  # fmt: skip
-        self.results = results
+        self.layers = results
         self.loras = loras
         self.weights = weights
         self.text_weights = text_weights
@@ -131,15 +131,10 @@ class Merged:
         parts = (part for lora in self.loras for part in lora.layers.values())
         return next((part.reader for part in parts if isinstance(part, Bound)), READERS[0])
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the merged layers, sorted with numbers in counting order."""
-        return tuple(self.results)
-
     def layer(self, name: str) -> MergedLayer:
-        if name not in self.results:
-            raise MergeError(f"no merged layer is called {name!r}{did_you_mean(name, self.results)}")
-        return self.results[name]
+        if name not in self.layers:
+            raise MergeError(f"no merged layer is called {name!r}{did_you_mean(name, self.layers)}")
+        return self.layers[name]
 
     def delta(
         self, name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -172,7 +167,7 @@ class Merged:
     def energy_kept(self) -> float:
         """The share of the squared norm of the whole merge that is left; 1 where nothing was truncated."""
         kept = lost = 0.0
-        for layer in self.results.values():
+        for layer in self.layers.values():
             pair = layer.factors() if layer.energy_kept < 1 or layer.fixed is not None else None
             if pair is not None and layer.energy_kept > 0:
                 energy = product_inner(pair, pair)
@@ -195,13 +190,13 @@ class Merged:
             LayerReport(
                 name=name,
                 status="merged",
-                loras=len(layer.stack.parts),
-                ranks_in=layer.stack.ranks,
+                loras=len(layer.aligned.parts),
+                ranks_in=layer.aligned.ranks,
                 rank_out=_rank_out(layer),
                 energy_kept=layer.energy_kept,
-                sign_conflict=sign_conflict(layer.stack, layer.thresholds) if measured else None,
+                sign_conflict=sign_conflict(layer.aligned, layer.thresholds) if measured else None,
             )
-            for name, layer in self.results.items()
+            for name, layer in self.layers.items()
         ]
         for name in self.ia3:
             holders = sum(name in (lora.origin or lora).base_dependent for lora in self.loras)
@@ -213,7 +208,7 @@ class Merged:
 def _rank_out(layer: MergedLayer) -> int | None:
     if layer.fixed is not None:
         return layer.fixed.rank
-    return sum(layer.stack.ranks) if layer.is_low_rank else None
+    return sum(layer.aligned.ranks) if layer.is_low_rank else None
 
 
 def _clamped(found: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def check_fits(merged: Merged, modules: dict[str, nn.Module]) -> None:
         if not weight.is_floating_point() or weight.is_meta:
             state = "is not loaded (meta device)" if weight.is_meta else f"is quantised ({weight.dtype})"
             raise IncompatibleLoraError(f"the weight of {name} {state}; a merge cannot be added to it")
-        if name in merged.results:
+        if name in merged.layers:
             shape = merged.layer(name).template.weight_shape
             _check_shape(name, shape[::-1] if is_turned(merged, name, module) else shape, weight)
         if name in merged.whole_weights:

@@ -40,7 +40,7 @@ def merged_weight(
     before = weight.detach() if replacement is None else _with_rows(weight, replacement).to(weight.device)
     if name in merged.ia3:
         return _scaled(before, merged.ia3[name], module, strength)
-    if name not in merged.results:
+    if name not in merged.layers:
         return before
     delta = merged.delta(name, device=weight.device) * strength
     delta = delta.T if is_turned(merged, name, module) else delta

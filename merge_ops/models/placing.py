@@ -80,7 +80,7 @@ def _why(base: BaseModel, layer: str) -> str:
 
 def _is_turned(base: BaseModel, merged: Merged, layer: str, stem: str) -> bool:
     """PEFT keeps one ``fan_in_fan_out`` for all layers, so it is wrong where Conv1D and linear layers mix."""
-    layout = merged.layer(layer).template.layout if layer in merged.results else ""
+    layout = merged.layer(layer).template.layout if layer in merged.layers else ""
     if layout not in ("linear", "fan_in_fan_out") or base.said("model_type") not in _CONV1D_TYPES:
         return False
     return (layout == "fan_in_fan_out") != (stem.rpartition(".")[2] in _CONV1D_NAMES)

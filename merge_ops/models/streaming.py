@@ -104,7 +104,7 @@ def _fused(
 def _change(weight: Tensor, layer: str, merged: Merged) -> Tensor:
     """What is added to a weight; a weight that the merge holds as a whole takes its place."""
     replacement = merged.whole_weights.get(layer)
-    change = torch.zeros(()) if layer not in merged.results else merged.delta(layer, dtype=torch.float32)
+    change = torch.zeros(()) if layer not in merged.layers else merged.delta(layer, dtype=torch.float32)
     if replacement is not None:
         change = change.to("cpu") + (replacement.value.to("cpu", weight.dtype) - weight)
     return change.to("cpu")

@@ -200,8 +200,8 @@ class Recipe:
         if self.combination_type is None or self.rank is None:
             return merged
         shorter = copy.copy(merged)
-        shorter.results = {
-            name: layer.truncated(self.rank, None, torch.float32) for name, layer in merged.results.items()
+        shorter.layers = {
+            name: layer.truncated(self.rank, None, torch.float32) for name, layer in merged.layers.items()
         }
         return shorter
 

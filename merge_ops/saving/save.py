@@ -155,13 +155,13 @@ def _check_request(target: Path, form: str, rank: int | None, dtype: torch.dtype
 
 def _limit(layer: MergedLayer, rank: int | None) -> int:
     """The rank that a layer is written with at most."""
-    held = layer.fixed.rank if layer.fixed is not None else sum(layer.stack.ranks)
+    held = layer.fixed.rank if layer.fixed is not None else sum(layer.aligned.ranks)
     wanted = held if rank is None else min(rank, held) if layer.is_low_rank else rank
     return min(wanted, *layer.template.matrix_shape)
 
 
 def _common_rank(merged: Merged, rank: int | None) -> int:
-    matrices = [layer for layer in merged.results.values() if layer.template.layout != "vector"]
+    matrices = [layer for layer in merged.layers.values() if layer.template.layout != "vector"]
     return Counter(_limit(layer, rank) for layer in matrices).most_common(1)[0][0] if matrices else 1
 
 

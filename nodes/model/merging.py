@@ -84,7 +84,7 @@ def result_line(merged: Merged, seconds: float | None = None) -> str:
         kept = merged.energy_kept
         parts += [f"rank {merged.settings.rank}", f"{100 * kept:.1f} % of the energy kept"]
     else:
-        parts.append("low rank" if all(la.is_low_rank for la in merged.results.values()) else "full rank")
+        parts.append("low rank" if all(la.is_low_rank for la in merged.layers.values()) else "full rank")
     if skipped:
         parts.append(f"{skipped} skipped")
     if seconds is not None:

@@ -52,7 +52,7 @@ class MergedAdapter(WeightAdapterBase):
     @classmethod
     def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
         """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
-        stack, settings = layer.stack, layer.settings
+        stack, settings = layer.aligned, layer.settings
         parts = tuple(map(_packed, stack.parts))
         how = (
             settings.method.name,
@@ -96,7 +96,7 @@ class MergedAdapter(WeightAdapterBase):
             return weight
 
         def tiles(device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-            return merged_tiles(layer.stack, layer.settings, layer.thresholds, device)
+            return merged_tiles(layer.aligned, layer.settings, layer.thresholds, device)
 
         for start, tile in tiles_or_on_cpu(tiles, weight.device):
             scaled = tile.mul_(strength * layer.settings.scale)
@@ -143,7 +143,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         if (layer := layers.get(name)) is not None
         and layer.fixed is None
         and layer.settings.method.linear
-        and layer.stack.is_low_rank
+        and layer.aligned.is_low_rank
     }
     for index in range(len(merged.loras) if plain else 0):
         _add_one_lora(patcher, merged, index, plain, strength)

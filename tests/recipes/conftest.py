@@ -36,6 +36,8 @@ def same():
     """Whether two merges are equal, bit for bit."""
 
     def compare(a, b):
-        return a.layers == b.layers and all(torch.equal(a.delta(name), b.delta(name)) for name in a.layers)
+        return list(a.layers) == list(b.layers) and all(
+            torch.equal(a.delta(name), b.delta(name)) for name in a.layers
+        )
 
     return compare

@@ -19,7 +19,7 @@ import merge_ops
 from merge_ops.models import fuse
 base, adapter, out = sys.argv[1:]
 merged = merge_ops.merge([merge_ops.load(adapter)])
-merged.delta(merged.layers[0])
+merged.delta(next(iter(merged.layers)))
 process, peak, done = psutil.Process(), [0], threading.Event()
 before = process.memory_info().rss
 def watch():

@@ -90,7 +90,7 @@ def test_experts_merge_as_parameters(model, made, tmp_path):
     base = peft.PeftModel.from_pretrained(MODELS[model](), first).merge_and_unload()
     wanted = logits(peft.PeftModel.from_pretrained(base, second).merge_and_unload())
     assert_applied_and_saved(merged, model, wanted, tmp_path / "saved")
-    assert merged.layers[0] == "model.layers.0.mlp.experts.down_proj[0]"
+    assert next(iter(merged.layers)) == "model.layers.0.mlp.experts.down_proj[0]"
     config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert len(config["target_parameters"]) == 4
     ties = merge([merge_ops.load(first), merge_ops.load(second)], method="ties", density=0.5)
