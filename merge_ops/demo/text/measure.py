@@ -12,7 +12,7 @@ import torch
 
 from ... import Merged, load
 from ...merging import merge
-from ...models.weights import Patch
+from ...models.applied import AppliedMerge
 from .encoder import Encoder
 from .plan import LORAS, ROWS, Row
 from .tasks import TASKS, texts
@@ -54,9 +54,9 @@ class Bench:
         """Of the encoder as it is, or of a model that wraps one."""
         return {task: self.encoder.right(*self.texts[task], head, model) for task, head in self.heads.items()}
 
-    def applied(self, merged: Merged) -> Patch:
+    def applied(self, merged: Merged) -> AppliedMerge:
         """Add a merge to the encoder's weights; the end of the ``with`` block takes it out."""
-        return Patch(self.modules.get, merged)
+        return AppliedMerge(self.modules.get, merged)
 
     def scored(self, merged: Merged) -> Scores:
         """Of the encoder with a merge added to its weights."""
