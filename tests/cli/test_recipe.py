@@ -96,7 +96,7 @@ def test_run_takes_the_options_of_merge(folder, capsys):
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize(("file", "says"), [("lorax.json", "0.5 counts 0.25"), ("kit.yaml", "base_model")])
+@pytest.mark.parametrize(("file", "says"), [("lorax.json", "0.5 acts as 0.25"), ("kit.yaml", "base_model")])
 def test_run_recipes_of_other_programs(folder, capsys, file, says):
     """What an import leaves out is on standard error, and what is found by name is in the report."""
     code, out, error = run_here(capsys, "run", file, "--folder", "loras", "-o", "x.safetensors", "--json")

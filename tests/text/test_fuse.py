@@ -153,7 +153,7 @@ def test_folders_that_are_refused(tmp_path, make_lora):
     merged = merge_ops.merge([make_lora(shapes={"model.layers.0.mlp.up_proj": (48, 32)})])
     base = save_base("llama", tmp_path / "base")
     (tmp_path / "there").mkdir()
-    for target, says in ((tmp_path / "there", "already exists"), (tmp_path / "no" / "out", "create it first")):
+    for target, says in ((tmp_path / "there", "already exists"), (tmp_path / "no" / "out", "create it")):
         with pytest.raises(ParameterError, match=says):
             fuse(base, merged, target)
     index = base / "model.safetensors.index.json"
