@@ -65,7 +65,7 @@ def check_alone(ia3: dict[str, Ia3], others: int, form: str) -> None:
     if ia3 and others:
         raise MergeError(
             f"the merge holds {len(ia3)} scaled layers of (IA)3 and {others} others, which one PEFT "
-            "folder cannot hold; give the base model as base= to the merge (--base on the command line)"
+            "folder cannot hold; give the base model as base= to the merge"
         )
 
 

@@ -168,7 +168,7 @@ def test_folders_that_are_refused(tmp_path, make_lora):
     shard.write_bytes(whole[:-3])
     refused("download it again")
     shard.unlink()
-    refused("has no " + re.escape(shard.name))
+    refused("lacks " + re.escape(shard.name))
     shard.write_bytes(whole)
     index.write_text(json.dumps({"weight_map": listed["weight_map"] | {"x": "../x.safetensors"}}))
     refused("which is not a safetensors file")
