@@ -27,8 +27,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         "inspect",
         "show what LoRA files contain, and how they relate",
         "Show format, layers, ranks, scale, norm and metadata. For two or more LoRAs also compare each "
-        "block: the cosine of the deltas, and the share of entries with opposite signs. Short advice says what this "
-        "means for a merge, and which rank would be enough.",
+        "block: the cosine of the deltas, and the share of entries with opposite signs. Short advice says "
+        "what this means for a merge, and which rank would be enough.",
         _EXAMPLES,
     )
     parser.add_argument("loras", nargs="+", metavar="LORA", help="a LoRA file or PEFT folder")
