@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,20 @@ class Layer(ABC):
     @property
     def device(self) -> torch.device:
         return self.tensors[0].device
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor was written to; torch does not count that for those of inference mode."""
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
+
+    @cached_property
+    def measured(self) -> dict[tuple[Any, ...], float]:
+        """Numbers that merges measured on this layer, so that the next merge need not measure them again.
+
+        The layer owns them: they are gone with it. Keys begin with what was measured and end with
+        ``versions``, so that nothing is known about a tensor that was changed.
+        """
+        return {}
 
     @property
     def knows_its_kernel(self) -> bool:

@@ -128,7 +128,7 @@ def test_thresholds_without_a_density_are_refused():
     def trim(deltas, weights, *, thresholds=None):
         """Trim."""
 
-    with pytest.raises(TypeError, match="trim: thresholds are found from the parameter density"):
+    with pytest.raises(TypeError, match="trim: thresholds follow from the parameter density"):
         merge_method("trim", "Trim", paper="arXiv:0000.00000")(trim)
     assert "trim" not in METHODS
 

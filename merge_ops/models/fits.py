@@ -68,7 +68,7 @@ def _check_experts(merged: Merged, modules: dict[str, nn.Module]) -> None:
         if (found := EXPERT.fullmatch(name)) and found["expert"] == "0":
             whole = getattr(owner_of(module), found["parameter"])
             count = counts[found.group("module", "parameter")]
-            if merged.blocks == [None] * len(merged.loras) and count != whole.shape[0]:
+            if all(each is None for each in merged.request.blocks) and count != whole.shape[0]:
                 raise IncompatibleLoraError(
                     f"{name[:-3]} has {whole.shape[0]} experts in the model and {count} in the LoRA; "
                     "the LoRA is for another base model"

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-from ...merge_ops.merging.spaces import sparing_memory
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
 Tiles = Iterator[tuple[int, Tensor]]  # (first row, rows of a matrix)
 
 
-def with_less_memory(compute: Callable[[torch.device], T], device: torch.device) -> tuple[T, str]:
-    """``compute(device)``; out of memory, in small tiles; then on the CPU. And a line that says so."""
+def with_less_memory(compute: Callable[[torch.device, bool], T], device: torch.device) -> tuple[T, str]:
+    """Return what ``compute(device, sparing)`` returns, and a line if it did not work at the first attempt.
+
+    Out of memory, the next attempt is ``sparing``, which means small tiles; the last one is on the CPU.
+    """
     if device.type == "cpu":
-        return compute(device), ""
+        return compute(device, False), ""
     attempts = (
-        (nullcontext, device, ""),
-        (
-            sparing_memory,
-            device,
-            f"There was little memory on {device}; the merge was computed in small tiles.",
-        ),
-        (nullcontext, _CPU, f"There was not enough memory on {device}; the merge was computed on the CPU."),
+        (device, False, ""),
+        (device, True, f"There was little memory on {device}; the merge was computed in small tiles."),
+        (_CPU, False, f"There was not enough memory on {device}; the merge was computed on the CPU."),
     )
-    for context, where, line in attempts:
+    for where, sparing, line in attempts:
         # what failed is left behind before the next attempt, so that its tensors are free by then
         try:
-            with context():
-                result = compute(where)
+            result = compute(where, sparing)
         except torch.OutOfMemoryError:
             if where == _CPU:
                 raise

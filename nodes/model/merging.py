@@ -10,9 +10,10 @@ import torch
 
 from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.lora import Lora
-from ...merge_ops.merging.merge import merge
+from ...merge_ops.merging.merge import carry_out
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
+from ...merge_ops.merging.request import Request
 from ...merge_ops.names.architectures import across_experts
 from .lora_model import without_key
 from .memory import with_less_memory
@@ -47,7 +48,9 @@ def run_merge(
     if device.type != "cpu":
         comfy.model_management.free_memory(_memory_needed(loras), device)
     try:
-        return with_less_memory(lambda where: _merge(loras, entries, keywords, scale, where, status), device)
+        return with_less_memory(
+            lambda where, sparing: _merge(loras, entries, keywords, scale, where, sparing, status), device
+        )
     finally:
         comfy.model_management.soft_empty_cache()
 
@@ -77,12 +80,12 @@ def summary(
 
 def result_line(merged: Merged, seconds: float | None = None) -> str:
     """Method, LoRAs, layers, rank, energy kept, layers skipped and seconds, in one line."""
-    how = merged.combination_type or merged.settings.method.name
+    how = merged.request.method_name
     skipped = sum(len(lora.unmerged) for lora in merged.loras)
     parts = [f"{how} of {_loras(len(merged.loras))}", f"{len(merged.layers)} layers"]
-    if merged.settings.rank is not None:
+    if merged.request.rank is not None:
         kept = merged.energy_kept
-        parts += [f"rank {merged.settings.rank}", f"{100 * kept:.1f} % of the energy kept"]
+        parts += [f"rank {merged.request.rank}", f"{100 * kept:.1f} % of the energy kept"]
     else:
         parts.append("low rank" if all(la.is_low_rank for la in merged.layers.values()) else "full rank")
     if skipped:
@@ -101,7 +104,9 @@ def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
             lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
     lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
-    lines += block_lines(merged.loras, merged.blocks) + block_warnings(merged.loras, merged.blocks)
+    lines += block_lines(merged.loras, merged.request.blocks) + block_warnings(
+        merged.loras, merged.request.blocks
+    )
     if silent := without_key(merged):
         lines.append(
             f"{len(silent)} weights that are held whole, such as {silent[0]}, are for this pack's own nodes: "
@@ -118,6 +123,7 @@ def _merge(
     keywords: dict[str, Any],
     scale: float,
     device: torch.device,
+    sparing: bool,
     status: StatusLine | None = None,
 ) -> Merged:
     bar = comfy.utils.ProgressBar(1)
@@ -131,16 +137,15 @@ def _merge(
                 f"{how} of {_loras(len(loras))}: {done} of {total} layers, {status.seconds:.0f} s"
             )
 
-    return merge(
+    request = Request.of(
         loras,
         weights=[entry.strength for entry in entries],
         text_weights=[entry.strength_clip for entry in entries],
         blocks=[entry.blocks for entry in entries],
         scale=scale,
-        device=device,
-        progress=progress,
         **keywords,
     )
+    return carry_out(request, loras, device=device, progress=progress, sparing=sparing)
 
 
 def _loras(count: int) -> str:

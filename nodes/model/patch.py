@@ -23,8 +23,10 @@ from ...merge_ops.adapters import (
     Trained,
 )
 from ...merge_ops.lora import LowRank
+from ...merge_ops.merging.align import AlignedLayer
 from ...merge_ops.merging.merged import Merged, MergedLayer
-from ...merge_ops.merging.spaces import AlignedLayer, Settings, merged_tiles
+from ...merge_ops.merging.request import Settings
+from ...merge_ops.merging.spaces import merged_tiles
 from ...merge_ops.methods.registry import get_method
 from ...merge_ops.names.architectures import is_text
 from .memory import tiles_or_on_cpu
@@ -52,8 +54,8 @@ class MergedAdapter(WeightAdapterBase):
     @classmethod
     def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
         """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
-        stack, settings = layer.aligned, layer.settings
-        parts = tuple(map(_packed, stack.parts))
+        aligned, settings = layer.aligned, layer.settings
+        parts = tuple(map(_packed, aligned.parts))
         how = (
             settings.method.name,
             tuple(settings.params.items()),
@@ -61,7 +63,9 @@ class MergedAdapter(WeightAdapterBase):
             settings.scale,
             settings.seed,
         )
-        return cls(set(), (stack.name, parts, stack.weights, stack.identities, layer.thresholds, how, whole))
+        return cls(
+            set(), (aligned.name, parts, aligned.weights, aligned.identities, layer.thresholds, how, whole)
+        )
 
     def layer(self, weight: torch.Tensor) -> MergedLayer:
         """Unpack the merged layer; adapters that depend on the base weight get a copy of ``weight``."""
@@ -69,9 +73,9 @@ class MergedAdapter(WeightAdapterBase):
         method, params, space, scale, seed = how
         base = weight.clone() if any(part[0] == Bound.__name__ for part in parts) else weight
         layers = tuple(_unpacked(part, base) for part in parts)
-        stack = AlignedLayer(name, layers, tuple(weights), tuple(identities))
+        aligned = AlignedLayer(name, layers, tuple(weights), tuple(identities))
         settings = Settings(get_method(method), dict(params), space, None, scale, seed)
-        return MergedLayer(stack, settings, thresholds)
+        return MergedLayer(aligned, settings, thresholds)
 
     def calculate_weight(
         self,
@@ -173,12 +177,12 @@ def _add_one_lora(
     by_weight: dict[float, dict[Target, LoRAAdapter]] = {}
     for name, target in targets.items():
         layer = lora.layers.get(name)
-        strength_here = merged.block_strength(index, name)
+        strength_here = merged.request.block_strength(index, name)
         if isinstance(layer, LowRank) and strength_here:
             scaled = layer if strength_here == 1 else layer.scaled(strength_here)
-            by_weight.setdefault(merged.weight(index, name), {})[target] = _lora_adapter(scaled)
+            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _lora_adapter(scaled)
     for weight, patches in by_weight.items():
-        patcher.add_patches(patches, weight * merged.settings.scale * strength)
+        patcher.add_patches(patches, weight * merged.request.settings.scale * strength)
 
 
 def _adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:

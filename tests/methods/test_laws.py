@@ -11,7 +11,7 @@ import torch
 
 import merge_ops
 from merge_ops import METHODS, Lora
-from merge_ops.merging import merge, spaces
+from merge_ops.merging import merge, scratch
 from merge_ops.methods.sparsify import MaskGenerator, mask_key
 from merge_ops.methods.thresholds import magnitude_thresholds
 
@@ -149,7 +149,7 @@ def test_law_7_masks_do_not_depend_on_tiles(name, settings, make_lora, monkeypat
     merged = merge(loras, [1.0, 0.5], name, **settings)
     wanted, masks = deltas(merged), kept_entries(merged)
     for tile in (1, 130, 1000, 1 << 12):
-        monkeypatch.setattr(spaces, "_TILE_ON_CPU", tile)
+        monkeypatch.setattr(scratch, "_TILE_ON_CPU", tile)
         again = merge(loras, [1.0, 0.5], name, **settings)
         assert_same_bits(kept_entries(again), masks)
         assert_close(deltas(again), wanted, 1e-6)

@@ -8,7 +8,7 @@ import torch
 from tests.nodes.pack import pack_module
 
 memory = pack_module("nodes.model.memory")
-spaces = pack_module("merge_ops.merging.spaces")
+scratch = pack_module("merge_ops.merging.scratch")
 CPU, OTHER = torch.device("cpu"), torch.device("meta")  # meta stands for any device that is not the CPU
 MATRIX = torch.arange(70.0).view(10, 7)
 
@@ -33,24 +33,22 @@ def test_the_ladder(works, says, caplog):
     """Small tiles first, then the CPU; what was given up is said, in the log and to the caller."""
     tried = []
 
-    def compute(device):
-        small = spaces.tile_height(64, OTHER) < usual
+    def compute(device, sparing):
+        small = scratch.Scratch(sparing).tile_height(64, OTHER) < scratch.Scratch().tile_height(64, OTHER)
         tried.append((device.type, small))
         if works != "at once" and device == OTHER and not (small and works == "in small tiles"):
             raise torch.OutOfMemoryError("no memory")
         return "computed"
 
-    usual = spaces.tile_height(64, OTHER)
     with caplog.at_level(logging.WARNING):
         result, line = memory.with_less_memory(compute, OTHER)
     assert result == "computed" and says in line and line in caplog.text
     steps = [("meta", False), ("meta", True), ("cpu", False)]
     assert tried == steps[: 1 + ["at once", "in small tiles", "on the cpu"].index(works)]
-    assert spaces.tile_height(64, OTHER) == usual
 
 
 def test_the_cpu_itself_may_run_out():
-    def full(_device):
+    def full(_device, _sparing=False):
         raise torch.OutOfMemoryError("no memory")
 
     for device in (CPU, OTHER):
