@@ -48,15 +48,17 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
     """Return one aligned layer per layer name, in natural order of the names.
 
     Within a layer the LoRAs have an order of their own, which depends on what they are and not on where they
-    stand in the list, so a permuted list gives the same bits. A LoRA whose block strength is 0 in a layer
+    stand in the list, so a permuted list gives the same bits; a method that declares an order of the LoRAs
+    gets them in that of the list. A LoRA whose block strength is 0 in a layer
     takes no part in it, and a layer that no LoRA takes part in is left out.
 
     Raises:
         IncompatibleLoraError: if LoRAs disagree about the shape of a layer.
         ParameterError: if every block strength is 0, so that nothing would be merged.
     """
-    order = _own_order(loras, request)
-    needs_identity = "generator" in request.settings.method.supplied
+    method = request.settings.method
+    order = list(range(len(loras))) if "order" in method.breaks else _own_order(loras, request)
+    needs_identity = "generator" in method.supplied
     identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
     aligned = []
     for name in sorted({name for lora in loras for name in lora.layers}, key=_natural):

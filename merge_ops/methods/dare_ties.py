@@ -4,12 +4,12 @@ from typing import Annotated
 
 from torch import Tensor
 
-from .consensus import SignVote, average_agreeing, elect_signs
+from .consensus import VOTES, SignVote, average_agreeing, elect_signs
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, MaskGenerator, drop_random
 
 
-@merge_method("dare_ties", "DARE-TIES", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES)
+@merge_method("dare_ties", "DARE-TIES", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES | VOTES)
 def dare_ties(
     deltas: Tensor,  # (n, ..., out, in)
     weights: Tensor,  # (n,)

@@ -31,6 +31,7 @@ LAWS = {
     "order": "The order of the LoRAs does not change the result.",
     "refactoring": "Rewriting a LoRA at another rank or alpha, with the same delta, changes nothing.",
     "sign": "Negative weights give the negative result.",
+    "weighting": "A factor on one LoRA's weight is the same as that factor on the LoRA itself.",
     "homogeneous": "A factor on all weights, or on the scale, is a factor on the result.",
 }
 SUPPLIED = ("thresholds", "generator", "overwrite")

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from torch import Tensor
 
-from .consensus import SignVote, average_agreeing, elect_signs
+from .consensus import VOTES, SignVote, average_agreeing, elect_signs
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, keep_largest
 
 
-@merge_method("ties", "TIES", paper="arXiv:2306.01708", breaks=DROPS_ENTRIES)
+@merge_method("ties", "TIES", paper="arXiv:2306.01708", breaks=DROPS_ENTRIES | VOTES)
 def ties(
     deltas: Tensor,  # (n, ..., out, in)
     weights: Tensor,  # (n,)
