@@ -50,7 +50,17 @@ def method_input() -> io.DynamicCombo.Input:
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     start = "How to merge. Start with linear; where LoRAs spoil each other, try ties."
     peft = f"{PEFT_OPTION}: what the PEFT library computes, under its own names."
-    return io.DynamicCombo.Input("method", options=options, tooltip=f"{start}\n\n{summaries}\n{peft}")
+    tooltip = f"{start}\n\n{summaries}\n{peft}\n\n{_broken_laws()}"
+    return io.DynamicCombo.Input("method", options=options, tooltip=tooltip)
+
+
+def _broken_laws() -> str:
+    """One line with the laws that methods do not keep: each reason once, with the methods it holds for."""
+    methods: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        for reason in method.breaks.values():
+            methods.setdefault(reason, []).append(method.name)
+    return "Note: " + "; ".join(f"{reason} ({', '.join(names)})" for reason, names in methods.items()) + "."
 
 
 def space_input() -> io.Combo.Input:

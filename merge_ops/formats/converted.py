@@ -36,6 +36,10 @@ def load(
 ) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
 
+    >>> lora = merge_ops.load("ink.safetensors")
+    >>> lora.name, lora.rank, len(lora.layers)
+    ('ink', 4, 2)
+
     The spelling of the keys does not matter: layers have canonical names, and the scale of each is resolved
     (``alpha / rank``, rsLoRA, patterns, metadata). Other kinds of adapters in the file are listed in
     ``unmerged``.

@@ -67,6 +67,10 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Only the header of a LoRA file is read.
 
+    >>> recipe = merge_ops.read_recipe("both.safetensors")
+    >>> recipe.method, recipe.params["density"], [source.name for source in recipe.sources]
+    ('ties', 0.5, ['ink', 'mia'])
+
     Raises:
         LoraFormatError: if the file holds no recipe, or cannot be read.
         ParameterError: if the recipe in it is wrong.
@@ -96,6 +100,12 @@ def find_sources(
     A source is found by its SHA-256: files of its name are hashed first, all others only if that does not
     find it. Then it is found by its name alone, which is one of the ``warnings`` of the LoRA. Links that lead
     out of a folder are not followed, and only safetensors files are opened.
+
+    >>> recipe = merge_ops.read_recipe("both.safetensors")
+    >>> loras = merge_ops.find_sources(recipe, ["."])
+    >>> again = recipe.run(loras)
+    >>> len(again.layers)
+    2
 
     Args:
         recipe: what names the sources.

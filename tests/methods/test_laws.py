@@ -162,7 +162,7 @@ def first_leads():
         paper="arXiv:0000.00000",
         breaks={
             "order": "the first LoRA counts double",
-            "sign": "wrongly declared",
+            "sign": "not true",
             "alone": "it is doubled",
         },
     )
