@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from merge_ops import METHODS
 from tests.nodes.list_widget import EMPTY
-from tests.nodes.locales import ENGLISH, PICKER, english, nested_tooltips
+from tests.nodes.locales import ENGLISH, PICKER, english, inputs_of, nested_tooltips
 from tests.nodes.pack import ROOT
 
 CHINESE = ENGLISH.parents[1] / "zh" / "nodeDefs.json"
@@ -142,3 +143,11 @@ def test_the_editor_in_chinese(chinese, table):
     chinese.page.get_by_text(table["+ Add LoRA"]).click()
     chinese.page.get_by_placeholder(table["Search LoRAs"]).wait_for()
     chinese.page.keyboard.press("Escape")
+
+
+def test_the_picker_comes_from_the_registry(server):
+    """Where the texts have no tooltip, the editor shows the definition's: each method and its limits."""
+    shown = inputs_of(server.get("/object_info")["LoraAlloyLoader"])[PICKER]["tooltip"]
+    for name, method in METHODS.items():
+        assert f"{name}: {method.summary}" in shown
+        assert all(reason in shown for reason in method.breaks.values())
