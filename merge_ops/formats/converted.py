@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import LoraFormatError, ParameterError, did_you_mean
 from ..lora import Layer, Lora, LowRank
 from ..names.architectures import TITLES, flat_name, guess
-from .read import from_tensors
 from .read import load as read
+from .state_dict import from_tensors
 
 _AUTO = "auto"
 _BROKEN = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -13,7 +13,7 @@ from ..errors import LoraFormatError, ParameterError
 from ..formats import load
 from ..formats.container import file_digest
 from ..formats.peft_config import CONFIG_NAME
-from ..formats.read import WEIGHTS_NAME
+from ..formats.peft_folder import WEIGHTS_NAME
 from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe

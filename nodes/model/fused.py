@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...merge_ops.adapters import Full, Hadamard
-from ...merge_ops.lora import Index, Layer, Lora, LowRank
+from ...merge_ops.adapters import Full, take_rows
+from ...merge_ops.lora import Layer, Lora, LowRank
 from ...merge_ops.names.spelling import canonical_name
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def cut(
         for spelling, part in parts:
             part_name = canonical_name(spelling)
             start = part[1][1] - span[0]
-            layers[part_name] = _rows(layer, slice(start, start + part[1][2]), spelling)
+            layers[part_name] = take_rows(layer, slice(start, start + part[1][2]), spelling)
             cut_targets[part_name] = part
     return replace(lora, layers=layers), cut_targets
 
@@ -106,7 +106,7 @@ def in_its_order(
         if isinstance(target, str) or len(target) < 3 or (target in known and target[0] not in whole):
             continue
         order = target[2](torch.arange(maps.shapes[target[0]][0])[:, None])[:, 0]
-        layers[name] = _rows(layers[name], order, layers[name].key)
+        layers[name] = take_rows(layers[name], order, layers[name].key)
         changed[name] = target[0]
     return replace(lora, layers=layers), changed
 
@@ -151,14 +151,6 @@ def _tiles(spans: Collection[tuple[int, int]], rows: int) -> list[tuple[int, int
             return []
         tiles.append(min(after))
     return tiles
-
-
-def _rows(layer: Layer, rows: Index, key: str) -> Layer:
-    if isinstance(layer, LowRank):
-        return replace(layer, up=layer.up[rows], key=key)
-    if isinstance(layer, Hadamard):
-        return replace(layer, up_1=layer.up_1[rows], up_2=layer.up_2[rows], key=key)
-    return Full(layer.rows(None)(rows), 1.0, layer.layout, layer.kernel, key)
 
 
 def _joined(layers: list[Layer], spans: list[tuple[int, int]], shape: tuple[int, ...]) -> Layer:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...merge_ops.errors import IncompatibleLoraError
-from ...merge_ops.lora import BaseDependent, Layer, LowRank, WholeWeight
+from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
 from .fused import Target, shape_of
 
 Held = Layer | BaseDependent | WholeWeight
@@ -89,15 +89,13 @@ def _module(name: str) -> str:
 
 def _fits(name: str, held: Held, shape: tuple[int, ...]) -> bool:
     """Whether a layer has the shape of a weight; a bias, and what depends on the base, say none."""
-    if name.endswith(".bias") or isinstance(held, BaseDependent) or _is_padded(held):
+    if name.endswith(".bias") or isinstance(held, BaseDependent):
         return True
     if isinstance(held, WholeWeight):
         return tuple(held.value.shape) == shape
+    if held.padded_to:
+        return True
     return held.weight_shape == shape or held.matrix_shape == shape
-
-
-def _is_padded(held: Held) -> bool:
-    return isinstance(held, LowRank) and bool(held.padded_to)
 
 
 def _fused(clip: Any | None) -> list[tuple[str, dict[str, Target]]]:

@@ -10,19 +10,9 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase, pad_tensor_to_shape
 from comfy.weight_adapter.lora import LoRAAdapter
 
-from ...merge_ops.adapters import (
-    Bound,
-    Dora,
-    Full,
-    Glora,
-    Hadamard,
-    Ia3,
-    InputRotation,
-    Kronecker,
-    Oft,
-    Trained,
-)
-from ...merge_ops.lora import LowRank
+from ...merge_ops.adapters import Bound
+from ...merge_ops.adapters.reading import TABLES
+from ...merge_ops.lora import BaseDependent, Layer, LowRank
 from ...merge_ops.merging.align import AlignedLayer
 from ...merge_ops.merging.merged import Merged, MergedLayer
 from ...merge_ops.merging.request import Settings
@@ -32,10 +22,7 @@ from ...merge_ops.names.architectures import is_text
 from .memory import tiles_or_on_cpu
 from .targets import Target
 
-_KINDS = {
-    kind.__name__: kind
-    for kind in (LowRank, Hadamard, Kronecker, Full, Bound, Dora, Glora, Oft, InputRotation, Ia3, Trained)
-}
+_RECORDS = TABLES.records  # the class of every kind of adapter, by name
 
 
 class MergedAdapter(WeightAdapterBase):
@@ -110,8 +97,10 @@ class MergedAdapter(WeightAdapterBase):
 
 def _packed(value: Any) -> Any:
     """A layer as a tuple of its kind and its fields; a base weight is left out, ComfyUI brings it."""
-    if type(value).__name__ not in _KINDS:
+    if not isinstance(value, Layer | BaseDependent):
         return value
+    if _RECORDS.get(type(value).__name__) is not type(value):
+        raise TypeError(f"{type(value).__name__} is in no row of merge_ops.adapters.KINDS")
     return (
         type(value).__name__,
         *(None if f.name == "base" else _packed(getattr(value, f.name)) for f in fields(value)),
@@ -119,12 +108,12 @@ def _packed(value: Any) -> Any:
 
 
 def _unpacked(value: Any, base: torch.Tensor) -> Any:
-    if not (isinstance(value, tuple) and value and value[0] in _KINDS):
+    if not (isinstance(value, tuple) and value and value[0] in _RECORDS):
         return value
     kind, *values = value
     if kind == Bound.__name__:
         return Bound(_unpacked(values[0], base), base, *values[2:])
-    return _KINDS[kind](*(_unpacked(v, base) for v in values))
+    return _RECORDS[kind](*(_unpacked(v, base) for v in values))
 
 
 def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.errors import IncompatibleLoraError
-from ...merge_ops.lora import Lora, LowRank
+from ...merge_ops.lora import Lora
 from ...merge_ops.names.architectures import guess, is_text
 from ...merge_ops.names.spelling import kohya_name
 from .base_weights import bound_to
@@ -193,7 +193,7 @@ def _stem(name: str, known: list[str]) -> str:
 def _check_shape(lora: Lora, layer: str, target: Target, shapes: Shapes) -> None:
     shape = shape_of(target, shapes)
     held = lora.layers[layer]
-    if isinstance(held, LowRank) and held.padded_to:
+    if held.padded_to:
         return  # the weight is widened to the LoRA's shape
     rows, columns = held.matrix_shape
     expected = shape[0], _product(shape[1:])

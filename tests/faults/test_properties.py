@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from merge_ops import MergeError
+from merge_ops.formats import from_tensors
 from merge_ops.formats.container import read_container
 from merge_ops.formats.peft_config import check_scales, scale_from_config
-from merge_ops.formats.read import from_tensors
 from merge_ops.merging import merge
 from merge_ops.names.spelling import canonical_name, kohya_name
 from tests.nodes.pack import pack_module
