@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Bound, Hadamard, Ia3, Kronecker, Trained
+from ..adapters import Bound, Trained
 from ..errors import IncompatibleLoraError
 from ..formats.checkpoint import open_base
 from ..lora import BaseDependent, BaseWeights, Layer, Lora
@@ -71,7 +71,7 @@ def _bind_one(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
         weight_of_base = base(name)
         if weight_of_base is not None:
             layers[name] = Bound(adapter, weight_of_base, reader, lora=lora.name)
-        elif name in lora.base_dependent and not (isinstance(adapter, Ia3) and name.endswith(".bias")):
+        elif name in lora.base_dependent and not adapter.is_optional:
             raise IncompatibleLoraError(
                 f"{lora.name}: the base model has no weight for {name}, which its {adapter.kind} changes; "
                 "the LoRA is for another model, or the base is only a part of the model"
@@ -90,9 +90,7 @@ def _bind_one(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
 
 def _with_kernel(layer: Layer, weight: Tensor | None) -> Layer:
     """Set the kernel of a convolution whose factors were flattened: only the model knows it."""
-    if weight is None or weight.ndim < 3 or not isinstance(layer, Hadamard | Kronecker):
-        return layer
-    return replace(layer, layout="conv", kernel=tuple(weight.shape[2:]))
+    return layer if weight is None or weight.ndim < 3 else layer.with_kernel(tuple(weight.shape[2:]))
 
 
 def _needs_base(lora: Lora) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ..adapters import Bound
 from ..errors import MergeError
 from ..lora import Layer, Lora
 from .align import AlignedLayer
@@ -33,7 +32,7 @@ def refuse_overflow(aligned: Sequence[AlignedLayer], scale: float, loras: Sequen
 
 def _bound_entries(part: Layer) -> float:
     """A number that no entry of the delta exceeds; 0 for those that are checked when they are computed."""
-    if isinstance(part, Bound):
+    if part.is_checked_when_read:
         return 0.0
     key = ("bound", *part.versions)
     if key not in part.measured:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Bound, Dora
 from ..blocks import BlockStrengths
 from ..lora import Layer, Lora
 from ..names.architectures import across_experts
@@ -135,7 +134,7 @@ def _warnings_of(loras: list[Lora]) -> list[str]:
 
 def dora_beside_plain(loras: Sequence[Lora]) -> list[str]:
     """Return a warning if DoRAs are merged with other LoRAs: no order of loading gives the same result."""
-    doras = [lora.name for lora in loras if any(map(_is_dora, lora.layers.values()))]
+    doras = [lora.name for lora in loras if any(layer.rescales_base for layer in lora.layers.values())]
     others = [lora.name for lora in loras if lora.layers and lora.name not in doras]
     if not doras or not others:
         return []
@@ -143,10 +142,6 @@ def dora_beside_plain(loras: Sequence[Lora]) -> list[str]:
         f"{', '.join(doras)} is a DoRA and {', '.join(others)} is not: each change is computed from the base "
         "model alone and then merged, whereas a loader computes a DoRA's from what it has already loaded"
     ]
-
-
-def _is_dora(layer: Layer) -> bool:
-    return isinstance(layer, Bound) and isinstance(layer.adapter, Dora)
 
 
 def _strangers(loras: list[Lora]) -> list[str]:
