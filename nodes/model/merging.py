@@ -137,15 +137,17 @@ def _merge(
                 f"{how} of {_loras(len(loras))}: {done} of {total} layers, {status.seconds:.0f} s"
             )
 
+    asked = {name: value for name, value in keywords.items() if name != "dtype"}
     request = Request.of(
         loras,
         weights=[entry.strength for entry in entries],
         text_weights=[entry.strength_clip for entry in entries],
         blocks=[entry.blocks for entry in entries],
         scale=scale,
-        **keywords,
+        **asked,
     )
-    return carry_out(request, loras, device=device, progress=progress, sparing=sparing)
+    dtype = keywords.get("dtype")
+    return carry_out(request, loras, device=device, dtype=dtype, progress=progress, sparing=sparing)
 
 
 def _loras(count: int) -> str:
