@@ -140,7 +140,7 @@ def test_every_configuration(alpha, patterns, rslora, module):
     try:
         check_scales(config)
     except MergeError as error:
-        assert "adapter_config.json" in str(error)
+        assert "alpha" in str(error) or "pattern" in str(error)
         return
     assert isinstance(scale_from_config(config, module, 4), float)
 
