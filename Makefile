@@ -1,5 +1,6 @@
 # make demo   merge the LoRAs that ship with the project, draw a picture, print a table
 # make test   run every test (those for ComfyUI too, where a ComfyUI is found)
+# make test-fast  the tests that need neither ComfyUI nor a browser, without the slow ones; two minutes
 # make soak   ten thousand merges through ComfyUI's server, which tell its memory; takes twenty minutes
 # make bench  time every merge method beside PEFT's on the layers of SDXL; BENCH=--quick takes two minutes
 # make lint   format check, lint, types, and fresh docs
@@ -10,13 +11,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak bench lint format docs clean
+.PHONY: demo test test-fast soak bench lint format docs clean
 
 demo: $(READY)
 	$(BIN)/lora-alloy demo -o demo-output
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/nodes
 
 soak: $(READY)
 	LORA_ALLOY_SOAK=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/nodes/test_soak.py

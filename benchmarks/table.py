@@ -32,7 +32,7 @@ HEADINGS = (
 
 _ERRORS = [
     "errors: of the worst layer, against float64. Truncated types: excess of the Frobenius error over the",
-    "  best rank 16. Random types in factor space: error of the fraction kept, with its deviation from chance.",
+    "  best rank 16. Random types in factor space: error of the kept fraction and its deviation from chance.",
     "  Others: relative difference of up @ down. In ties and magnitude_prune many float16 entries tie at the",
     "  threshold; the reference keeps all of them, PEFT's topk only some",
 ]

@@ -1,7 +1,8 @@
 """Errors that a user can act on: each message says what is wrong, where, and the way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _LISTED = 30  # names that a message lists at most
@@ -25,6 +26,21 @@ class IncompatibleLoraError(MergeError):
 
 class LoraFormatError(MergeError):
     """A file is not a LoRA that can be read."""
+
+    file: str = ""  # the name of the file, once the message begins with it
+
+
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """Name the file in what is raised inside: the one place where a message about its contents learns it."""
+    try:
+        yield
+    except LoraFormatError as error:
+        if error.file:
+            raise
+        named = LoraFormatError(f"{file}: {error}")
+        named.file = file
+        raise named from error.__cause__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +32,8 @@ class Layer(ABC):
     layout: Layout
     kernel: tuple[int, ...]
     key: str
+    padded_to: tuple[int, ...] = ()  # the shape that the base weight is padded to with zeros, if it is
+    reader: str = ""  # whose arithmetic it follows, of ``READERS``, where programs differ
 
     @property
     @abstractmethod
@@ -56,9 +59,51 @@ class Layer(ABC):
         return self.tensors[0].device
 
     @property
+    def versions(self) -> tuple[int, ...]:
+        """How often each tensor was written to; torch does not count that for those of inference mode."""
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
+
+    @cached_property
+    def measured(self) -> dict[tuple[Any, ...], float]:
+        """Numbers that merges measured on this layer, so that the next merge need not measure them again.
+
+        The layer owns them: they are gone with it. Keys begin with what was measured and end with
+        ``versions``, so that nothing is known about a tensor that was changed.
+        """
+        return {}
+
+    @property
     def knows_its_kernel(self) -> bool:
         """False if the columns may hold a convolution's kernel that only the model knows."""
         return True
+
+    @property
+    def alpha_scale(self) -> float | None:
+        """What alpha multiplies the delta by; None for a kind without alpha."""
+        return self.scale
+
+    @property
+    def configured_rank(self) -> int | None:
+        """The rank that a configuration states; None for kinds whose rank it does not state directly."""
+        return None
+
+    @property
+    def rescales_base(self) -> bool:
+        """True if it rescales the whole base weight: loaded in another order, it gives another result."""
+        return False
+
+    @property
+    def is_checked_when_read(self) -> bool:
+        """True if ``rows`` refuses NaN and infinity by itself."""
+        return False
+
+    def with_kernel(self, kernel: tuple[int, ...]) -> Layer:
+        """Return the same layer of a convolution whose kernel only the model knows."""
+        return self
+
+    def take_rows(self, index: Index, key: str) -> Layer | None:
+        """Return the layer of some rows of the weight; None for a kind that cannot be cut."""
+        return None
 
     def matrix(self, device: torch.device | None = None) -> Tensor:
         """The whole delta as a float32 matrix ``(out, in)``."""
@@ -105,7 +150,7 @@ class LowRank(Layer):
     layout: Layout = "linear"
     kernel: tuple[int, ...] = ()  # (kh, kw) of a convolution
     key: str = ""  # the module's name as the file spells it
-    padded_to: tuple[int, ...] = ()  # the shape that the base weight is padded to with zeros, if it is
+    padded_to: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -128,6 +173,13 @@ class LowRank(Layer):
         up = self.up.to(device=device, dtype=torch.float32) * self.scale
         return up, self.down.to(device=device, dtype=torch.float32)
 
+    @property
+    def configured_rank(self) -> int | None:
+        return None if self.layout == "vector" else self.rank
+
+    def take_rows(self, index: Index, key: str) -> LowRank:
+        return replace(self, up=self.up[index], key=key)
+
     def scaled(self, factor: float) -> LowRank:
         return replace(self, scale=self.scale * factor)
 
@@ -143,6 +195,26 @@ class BaseDependent(ABC):
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """What it is made of."""
+
+    @property
+    def alpha_scale(self) -> float | None:
+        """What alpha multiplies its change by; None for a kind without alpha."""
+        return None
+
+    @property
+    def configured_rank(self) -> int | None:
+        """The rank that a configuration states; None for kinds whose rank it does not state directly."""
+        return None
+
+    @property
+    def rescales_base(self) -> bool:
+        """True if it rescales the whole base weight: loaded in another order, it gives another result."""
+        return False
+
+    @property
+    def is_optional(self) -> bool:
+        """True if a model without this weight is none the less the right one."""
+        return False
 
     @abstractmethod
     def change(self, weight: Tensor, reader: str) -> Tensor:

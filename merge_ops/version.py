@@ -1,3 +1,3 @@
 """The version of the project, as in pyproject.toml (which an installed node pack cannot ask)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Param
-from .model.files import lora_files
+from .model.files import list_lora_files
 from .values.keywords import PEFT_OPTION, PEFT_PARAMS
 
 CATEGORY = "model/merging/lora"
@@ -31,7 +31,7 @@ def lora_list() -> io.String.Input:
         tooltip="The LoRAs and their strengths. As text: one <lora:name:strength> or "
         "<lora:name:strength:clip strength> a line; # is off. Strengths by block: "
         "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
-        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": lora_files()},
+        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
 
 
@@ -50,7 +50,17 @@ def method_input() -> io.DynamicCombo.Input:
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     start = "How to merge. Start with linear; where LoRAs spoil each other, try ties."
     peft = f"{PEFT_OPTION}: what the PEFT library computes, under its own names."
-    return io.DynamicCombo.Input("method", options=options, tooltip=f"{start}\n\n{summaries}\n{peft}")
+    tooltip = f"{start}\n\n{summaries}\n{peft}\n\n{_broken_laws()}"
+    return io.DynamicCombo.Input("method", options=options, tooltip=tooltip)
+
+
+def _broken_laws() -> str:
+    """One line with the laws that methods do not keep: each reason once, with the methods it holds for."""
+    methods: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        for reason in method.breaks.values():
+            methods.setdefault(reason, []).append(method.name)
+    return "Note: " + "; ".join(f"{reason} ({', '.join(names)})" for reason, names in methods.items()) + "."
 
 
 def space_input() -> io.Combo.Input:

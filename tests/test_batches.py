@@ -5,9 +5,9 @@ import torch
 
 from merge_ops import Lora
 from merge_ops.merging import merge
-from merge_ops.merging.batches import batches, merge_batch
-from merge_ops.merging.lineup import line_up
-from merge_ops.merging.merge import _settings
+from merge_ops.merging.align import align
+from merge_ops.merging.batches import group_into_batches, merge_batch
+from merge_ops.merging.request import Request, Settings
 
 ELSEWHERE = torch.device("meta")  # any device that is not the CPU
 SHAPES = {f"layer.{i}": (40, 30) if i % 3 else (24, 50) for i in range(8)}
@@ -32,11 +32,11 @@ def _only(lora, name):
 def test_together_as_alone(case, loras):
     method, params, space, rank = CASES[case]
     weights = [0.7, -0.4, 1.2]
-    settings = _settings(method, params, space, rank, 1.5, 0)
-    stacks = line_up(loras, weights)
-    groups = list(batches(stacks, settings, ELSEWHERE))
+    settings = Settings.of(method, params, space=space, rank=rank, scale=1.5)
+    aligned = align(loras, Request.of(loras, weights))
+    groups = list(group_into_batches(aligned, settings, ELSEWHERE))
     assert sorted(len(group) for group in groups) == [3, 5]
-    assert sorted(s.name for group in groups for s in group) == sorted(SHAPES)
+    assert sorted(layer.name for group in groups for layer in group) == sorted(SHAPES)
     alone = [
         {
             name: merge(
@@ -64,19 +64,19 @@ def test_together_as_alone(case, loras):
 def test_what_is_not_batched(loras, make_lora):
     """Full deltas, random masks, decompositions on the CPU; other weights or scales go apart."""
     weights = [1.0, 1.0, 1.0]
-    stacks = line_up(loras, weights)
+    aligned = align(loras, Request.of(loras, weights))
     for name, params, space, rank, device in (
         ("ties", {}, "delta", 3, ELSEWHERE),
         ("dare_linear", {}, "factors", None, ELSEWHERE),
         ("linear", {}, "delta", 3, torch.device("cpu")),
         ("linear", {}, "delta", 3, None),
     ):
-        settings = _settings(name, params, space, rank, 1.0, 0)
-        assert [len(group) for group in batches(stacks, settings, device)] == [1] * 8
+        settings = Settings.of(name, params, space=space, rank=rank)
+        assert [len(group) for group in group_into_batches(aligned, settings, device)] == [1] * 8
     other = make_lora("d", shapes={"layer.1": (40, 30)}, rank=4, alpha=1, seed=9)
-    settings = _settings("linear", {}, "factors", None, 1.0, 0)
-    mixed = line_up([*loras, other], [*weights, 1.0])
-    assert sorted(len(g) for g in batches(mixed, settings, ELSEWHERE)) == [1, 3, 4]
+    settings = Settings.of("linear", {}, space="factors")
+    mixed = align([*loras, other], Request.of([*loras, other]))
+    assert sorted(len(g) for g in group_into_batches(mixed, settings, ELSEWHERE)) == [1, 3, 4]
 
 
 def test_the_order_of_the_layers_stays(loras):

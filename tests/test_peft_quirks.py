@@ -157,7 +157,7 @@ def test_dare_without_a_density_uses_the_default_of_the_method(adapters):
     with pytest.raises(TypeError):
         peft_delta(model, [0.7, 0.3], "ties")
     merged = merge(loras, [0.7, 0.3], combination_type="ties", density=None)
-    assert merged.settings.params == {"density": 0.5, "majority_sign_method": "total"}
+    assert merged.request.settings.params == {"density": 0.5, "majority_sign_method": "total"}
 
 
 @pytest.mark.parametrize("combination_type", SVD_TYPES)

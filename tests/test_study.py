@@ -16,8 +16,8 @@ from merge_ops.analysis.study import study
 from merge_ops.blocks.order import block_of, in_model_order, section_of
 from merge_ops.errors import ParameterError
 from merge_ops.merging import merge
+from merge_ops.merging.align import AlignedLayer
 from merge_ops.merging.report import sign_conflict
-from merge_ops.merging.spaces import AlignedLayer
 
 UNET = {
     "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": (20, 20),

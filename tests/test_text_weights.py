@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import merge_ops
+from merge_ops.adapters import Ia3
 
 SHAPES = {"unet.mid_block.proj": (12, 10), "text_encoder.text_model.encoder.layers.0.mlp.fc1": (14, 9)}
 
@@ -44,3 +45,26 @@ def test_the_recipe_says_so_and_numbers_must_match(loras):
 
     sources = recipe_of(merge_ops.merge(loras, [1.0, 1.0, 0.5], text_weights=[1.0, 0.2, 0.5]))["sources"]
     assert [source.get("text_weight") for source in sources] == [None, 0.2, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_text"),
+    [
+        ("unet.mid_block.attentions.0.proj_in", False),
+        ("text_encoder.text_model.encoder.layers.0.mlp.fc2", True),
+        ("model.layers.0.mlp.down_proj", True),
+        ("transformer.h.0.mlp.c_proj", True),
+    ],
+)
+def test_scaling_factors_follow_the_rule_of_loras(name, is_text, make_lora):
+    """A text encoder may be a language model: (IA)3 merged without the base takes the weight a LoRA takes."""
+    factors = Ia3(torch.tensor([0.5, -0.25, 2.0]), by_input=False)
+    scaled = merge_ops.Lora("scaled", {}, base_dependent={name: factors})
+    merged = merge_ops.merge([scaled], [0.5], text_weights=[3.0], blocks=["0.5"], scale=2.0)
+    weight = 3.0 if is_text else 0.5
+    torch.testing.assert_close(merged.ia3[name].added, 2.0 * 0.5 * weight * factors.added)
+    plain = make_lora(shapes={name: (4, 3)})
+    exact = plain.layers[name].delta()
+    torch.testing.assert_close(
+        merge_ops.merge([plain], [0.5], text_weights=[3.0]).delta(name), weight * exact
+    )

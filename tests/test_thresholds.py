@@ -1,6 +1,7 @@
 """The threshold of a delta that is never formed as a whole."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -72,13 +73,16 @@ def test_it_is_found_once_for_each_lora_and_density(make_lora, monkeypatch):
     assert again.layer("a").thresholds[0] == pytest.approx(3 * first.layer("a").thresholds[0], rel=1e-5)
 
 
-def test_what_is_remembered_is_forgotten_with_the_lora(make_lora):
-    before = len(spaces._thresholds)
+def test_what_was_measured_belongs_to_the_layer(make_lora):
+    """It is gone with the LoRA, and a layer made from another starts with nothing."""
     lora = make_lora("short-lived", shapes={"a": (20, 30)})
     merge([lora], [1.0], "ties")
-    assert len(spaces._thresholds) == before + 1
-    del lora
-    assert len(spaces._thresholds) == before
+    layer = lora.layers["a"]
+    assert {key[0] for key in layer.measured} == {"threshold", "bound"}
+    assert not layer.scaled(2.0).measured
+    known = weakref.ref(layer)
+    del lora, layer
+    assert known() is None
 
 
 def test_a_whole_delta_is_formed_only_where_it_is_small(monkeypatch):

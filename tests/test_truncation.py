@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from merge_ops import COMBINATION_TYPES, METHODS
+from merge_ops import COMBINATION_TYPES, METHODS, ParameterError, Recipe
 from merge_ops.merging import merge
 
 
@@ -121,3 +121,31 @@ def test_a_truncated_result_holds_no_full_delta(make_lora):
     fixed = merge(loras, None, "ties", rank=5).layer("layer").fixed
     assert fixed.up.untyped_storage().nbytes() <= 2 * 300 * 5 * 4, "a view would keep a larger tensor alive"
     assert fixed.down.untyped_storage().nbytes() <= 2 * 400 * 5 * 4
+
+
+@pytest.mark.parametrize("combination_type", [None, "ties", "svd"])
+def test_a_result_cut_after_its_report_was_read_has_its_own_report(combination_type, make_lora):
+    """And its own outline and energy; the result that it was cut from stays."""
+    loras = [make_lora(n, rank=6, seed=i, decay=0.8) for i, n in enumerate("ab")]
+    merged = merge(loras, [0.7, -0.4], combination_type=combination_type)
+    ranks = [row.rank_out for row in merged.report.layers]
+    energy = merged.energy_kept
+    assert [row.rank_out for row in merged.outline.layers] == ranks and set(ranks) != {2}
+    shorter = merged.truncated(2)
+    for report in (shorter.report, shorter.outline):
+        assert {row.rank_out for row in report.layers} == {2}
+        assert all(0 < row.energy_kept < 1 for row in report.layers)
+    assert 0 < shorter.energy_kept < energy
+    assert shorter.request.rank == shorter.request.cut_to == 2
+    assert [row.rank_out for row in merged.report.layers] == ranks and merged.energy_kept == energy
+    for name in merged.layers:
+        s = singular_values(merged, name)
+        error = float((merged.delta(name) - shorter.delta(name)).double().norm())
+        assert error <= float(s[2:].norm()) * 1.001 + 1e-5 * float(s.norm())
+    again = Recipe.of(shorter).run(loras)
+    assert {row.rank_out for row in again.report.layers} == {2}
+
+
+def test_a_rank_below_one_is_refused(make_lora):
+    with pytest.raises(ParameterError, match="rank must be 1 or more, not 0"):
+        merge([make_lora()]).truncated(0)

@@ -1,10 +1,41 @@
-"""Kinds of adapters beside plain low-rank pairs: additive ones, and those that depend on the base weight."""
+"""Kinds of adapters: one file a kind, and one line here. Every table of kinds is made from these rows."""
 
-from .additive import Full, Hadamard, Kronecker
-from .base_dependent import Bound, Dora, Glora, Ia3, Trained
-from .rotations import InputRotation, Oft, cayley
+from .bound import BOUND, TRAINED, Bound, Trained
+from .dora import DORA, Dora
+from .full import BIAS, FULL, Full, take_rows
+from .glora import GLORA, Glora
+from .ia3 import IA3, Ia3
+from .kind import Kind
+from .loha import LOHA, Hadamard
+from .lokr import LOKR, Kronecker
+from .lora import LORA
+from .oft import OFT, Oft
+from .peft_oft import PEFT_BOFT, PEFT_OFT, InputRotation
+from .refused import EARLY_OFT, T_LORA
+from .set_weight import SET_WEIGHT
+
+# in the order in which a PEFT configuration's rank is looked for
+KINDS: list[Kind] = [
+    LORA,
+    LOHA,
+    LOKR,
+    FULL,
+    BIAS,
+    DORA,
+    GLORA,
+    OFT,
+    PEFT_OFT,
+    PEFT_BOFT,
+    IA3,
+    SET_WEIGHT,
+    TRAINED,
+    BOUND,
+    T_LORA,
+    EARLY_OFT,
+]
 
 __all__ = [
+    "KINDS",
     "Bound",
     "Dora",
     "Full",
@@ -12,8 +43,9 @@ __all__ = [
     "Hadamard",
     "Ia3",
     "InputRotation",
+    "Kind",
     "Kronecker",
     "Oft",
     "Trained",
-    "cayley",
+    "take_rows",
 ]

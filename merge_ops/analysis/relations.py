@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..blocks.order import block_of, in_model_order
 from ..lora import Layer, Lora, LowRank
-from ..merging.lineup import line_up
+from ..merging.align import align
 from ..merging.report import sampled_rows
+from ..merging.request import Request
 
 _TILE = 1 << 20  # entries of a delta that are formed at a time
 _PRODUCTS, _SQUARES, _CONFLICTS, _ENTRIES, _LAYERS = range(5)
@@ -97,13 +98,13 @@ def relate(loras: Sequence[Lora]) -> Relations:
     """
     sums: dict[str, Tensor] = {}
     count = len(loras)
-    for stack in line_up(list(loras), [1.0] * count):
-        having = [i for i in range(count) if stack.name in loras[i].layers]
-        sums_of_layer = _measure([loras[i].layers[stack.name] for i in having])
+    for aligned in align(list(loras), Request.of(loras)):
+        having = [i for i in range(count) if aligned.name in loras[i].layers]
+        sums_of_layer = _measure([loras[i].layers[aligned.name] for i in having])
         index = torch.tensor(having)
         whole = torch.zeros(5, count, count, dtype=torch.float64)
         whole[:, index[:, None], index] = sums_of_layer
-        block = block_of(stack.name)
+        block = block_of(aligned.name)
         sums[block] = sums[block] + whole if block in sums else whole
     return Relations([lora.name for lora in loras], {block: sums[block] for block in in_model_order(sums)})
 

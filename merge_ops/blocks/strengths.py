@@ -118,7 +118,11 @@ class BlockStrengths:
 
 
 def block_strengths(given: str | BlockStrengths | None) -> BlockStrengths | None:
-    """Block strengths from what a user gives: text, what was read from it, or nothing.
+    """Return block strengths from what a user gives: text, strengths already read from text, or nothing.
+
+    >>> strengths = merge_ops.blocks.block_strengths("down:0.5 mid:1 attn:0.8")
+    >>> strengths.factor("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    0.8
 
     Raises:
         ParameterError: as ``BlockStrengths.parse``.

@@ -44,11 +44,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def markdown() -> str:
-    """Return the table of methods in the README."""
-    lines = ["| method | parameters (defaults) | what it does | paper |", "| --- | --- | --- | --- |"]
+    """Return the README's table of methods."""
+    lines = [
+        "| method | parameters (defaults) | what it does | limits | paper |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for m in METHODS.values():
         paper = f"[{m.paper}](https://arxiv.org/abs/{m.paper.removeprefix('arXiv:')})"
-        lines.append(f"| `{m.name}` | {_defaults(m.params) or 'none'} | {m.summary} | {paper} |")
+        limits = "; ".join(m.breaks.values()) or "none"
+        lines.append(f"| `{m.name}` | {_defaults(m.params) or 'none'} | {m.summary} | {limits} | {paper} |")
     return "\n".join(lines)
 
 
@@ -75,5 +79,6 @@ def _as_dict(name: str) -> dict[str, object]:
         "title": method.title,
         "summary": method.summary,
         "paper": method.paper,
+        "breaks": method.breaks,
         "params": params,
     }

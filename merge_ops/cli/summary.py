@@ -17,7 +17,7 @@ def print_summary(merged: Merged) -> None:
     for line in merged.outline.layers:
         if line.status != "merged" and not line.reason.startswith(LEFT_OUT):
             print(f"  {line.status}: {line.name} ({in_options(line.reason)})")
-    for text in block_lines(merged.loras, merged.blocks):
+    for text in block_lines(merged.loras, merged.request.blocks):
         print(f"  {text}")
     for warning in merged.outline.warnings:
         print(f"  warning: {in_options(warning)}")
@@ -41,9 +41,9 @@ def print_plan(merged: Merged, as_json: bool) -> None:
 
 
 def _title(merged: Merged) -> str:
-    how: Any = merged.combination_type or merged.settings.method.name
+    how: Any = merged.request.method_name
     names: list[Lora] = merged.loras
     return f"{how} of " + " + ".join(
         f"{w:g} x {lora.name}{f' ({blocks})' if blocks else ''}"
-        for lora, w, blocks in zip(names, merged.weights, merged.blocks, strict=True)
+        for lora, w, blocks in zip(names, merged.request.weights, merged.request.blocks, strict=True)
     )

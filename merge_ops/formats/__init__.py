@@ -1,6 +1,6 @@
 """From files to LoRAs: containers, PEFT configurations, and what each module of a file holds."""
 
 from .converted import alike_by_diffusers, load
-from .read import from_tensors
+from .state_dict import from_tensors
 
 __all__ = ["alike_by_diffusers", "from_tensors", "load"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import LoraFormatError, ParameterError, did_you_mean
 from ..lora import Layer, Lora, LowRank
 from ..names.architectures import TITLES, flat_name, guess
-from .read import from_tensors
 from .read import load as read
+from .state_dict import from_tensors
 
 _AUTO = "auto"
 _BROKEN = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -35,6 +35,10 @@ def load(
     path: str | os.PathLike[str], architecture: str | None = None, *, allow_pickle: bool = False
 ) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
+
+    >>> lora = merge_ops.load("ink.safetensors")
+    >>> lora.name, lora.rank, len(lora.layers)
+    ('ink', 4, 2)
 
     The spelling of the keys does not matter: layers have canonical names, and the scale of each is resolved
     (``alpha / rank``, rsLoRA, patterns, metadata). Other kinds of adapters in the file are listed in

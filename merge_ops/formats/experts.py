@@ -14,8 +14,8 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
+from ..adapters.lora import low_rank
 from ..adapters.module import RawModule
-from ..adapters.reading import low_rank
 from ..errors import LoraFormatError
 from ..lora import LowRank
 from .peft_config import rank_from_config, scale_from_config
@@ -28,7 +28,7 @@ _NAME = re.compile(r"(?P<parameter>.+)\[(?P<expert>\d+)\]")
 PARAMETER_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def expert_layers(modules: dict[str, RawModule], config: dict[str, Any], file: str) -> dict[str, LowRank]:
+def expert_layers(modules: dict[str, RawModule], config: dict[str, Any]) -> dict[str, LowRank]:
     """Take the modules of targeted parameters out of ``modules``, and return their layers by stem.
 
     Raises:
@@ -50,11 +50,11 @@ def expert_layers(modules: dict[str, RawModule], config: dict[str, Any], file: s
             len(names) > 1 and not set(names) <= set(PARAMETER_ORDER)
         ):
             raise LoraFormatError(
-                f"{file}: {path} holds LoRAs of {len(stems)} parameters ({', '.join(names)}), and nothing "
+                f"{path} holds LoRAs of {len(stems)} parameters ({', '.join(names)}), and nothing "
                 "says which is which; only the parameters of transformers' experts are known"
             )
         for depth, name in enumerate(reversed(names)):
-            layers |= _split(f"{path}.{name}", modules.pop(stems[depth]), config, file)
+            layers |= _split(f"{path}.{name}", modules.pop(stems[depth]), config)
     return layers
 
 
@@ -89,13 +89,11 @@ def _is_stacked(parameter: str, module: RawModule, config: dict[str, Any]) -> bo
     return down is not None and down.shape[0] > rank_from_config(config, parameter)
 
 
-def _split(stem: str, module: RawModule, config: dict[str, Any], file: str) -> dict[str, LowRank]:
-    path, whole = stem.removeprefix(_PREFIX), low_rank(module, 1.0, file)
+def _split(stem: str, module: RawModule, config: dict[str, Any]) -> dict[str, LowRank]:
+    path, whole = stem.removeprefix(_PREFIX), low_rank(module, 1.0)
     rank = rank_from_config(config, path)
     if whole.rank % rank:
-        raise LoraFormatError(
-            f"{file}: {stem} has {whole.rank} rows, which are not experts of rank {rank} each"
-        )
+        raise LoraFormatError(f"{stem} has {whole.rank} rows, which are not experts of rank {rank} each")
     experts, scale = whole.rank // rank, scale_from_config(config, path, rank)
     if experts == 1:
         stem = stem.removesuffix(".weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ..adapters.reading import is_of_adapter
 from ..errors import LoraFormatError
 
 PICKLE = (
@@ -24,22 +25,8 @@ _CHECKPOINT = (
     "joint_blocks.",
     "text_model.",
 )
-_ADAPTER = (
-    *(
-        "lora",
-        "hada_",
-        "lokr_",
-        "oft_",
-        "ia3_",
-        "dora_",
-        "lycoris",
-        ".alpha",
-        ".w_norm",
-        ".b_norm",
-        ".diff_b",
-    ),
-    *(".a1.", ".a2.", ".b1.", ".b2.", ".bm.", ".on_input", ".set_weight", ".reshape_weight", "vera_", "hra_"),
-)
+# in the keys of adapters of kinds that we do not read
+_FOREIGN = ("lora", "lycoris", "vera_", "hra_", "oft_", "ia3_")
 
 
 def refuse_by_bytes(file: str, start: bytes, size: int) -> None:
@@ -81,7 +68,7 @@ def refuse_by_keys(file: str, keys: Collection[str]) -> None:
     if (
         any(key.startswith(_CHECKPOINT) for key in keys)
         and named * 2 > len(keys)
-        and not any(key.endswith(".diff") or any(mark in key for mark in _ADAPTER) for key in keys)
+        and not any(is_of_adapter(key) or any(mark in key for mark in _FOREIGN) for key in keys)
     ):
         raise LoraFormatError(
             f"{file} holds whole weights of a model, not a LoRA; extract a LoRA from it first"

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraFormatError, shown
+from ..errors import LoraFormatError, reading, shown
 from ..names.patterns import check_pattern
 from .peft_refused import refuse_other_meanings
 
@@ -46,22 +46,23 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("auto_mapping") or {}, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
-    check_scales(config, f"{path.parent.name}/{CONFIG_NAME}")
+    with reading(f"{path.parent.name}/{CONFIG_NAME}"):
+        check_scales(config)
     refuse_other_meanings(config, path.parent.name)
     return config
 
 
-def check_scales(config: dict[str, Any], where: str) -> None:
+def check_scales(config: dict[str, Any]) -> None:
     """Refuse a configuration whose alphas are not numbers or whose patterns are not regular expressions."""
     patterns, ranks = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
     if not isinstance(patterns, dict) or not isinstance(ranks, dict):
-        raise LoraFormatError(f"{where}: alpha_pattern or rank_pattern is not an object")
+        raise LoraFormatError("alpha_pattern or rank_pattern is not an object")
     alphas = {"lora_alpha": _alpha(config), **patterns}
     for name, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
-            raise LoraFormatError(f"{where}: the alpha {shown(name)} is {shown(alpha)}, not a finite number")
+            raise LoraFormatError(f"the alpha {shown(name)} is {shown(alpha)}, not a finite number")
     for name in (*patterns, *ranks):
-        check_pattern(name, where)
+        check_pattern(name)
 
 
 def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> float:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..adapters.module import UNRECOGNISED, RawModule
-from ..adapters.reading import low_rank
+from ..adapters.lora import low_rank
+from ..adapters.module import RawModule
+from ..adapters.reading import UNRECOGNISED
 from ..errors import LoraFormatError
 from ..lora import Layer, Lora
 from .warned import warnings_of_layers
@@ -29,8 +30,8 @@ def is_pti(keys: list[str]) -> bool:
     return any(_KEY.match(key) for key in keys)
 
 
-def from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:
-    """The LoRA of such a file; ``name`` is what it is called, ``file`` what messages call it."""
+def from_pti(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:
+    """Return the LoRA of such a file; ``name`` is what it is called."""
     modules: dict[str, RawModule] = {}
     unmerged = {}
     for key, tensor in tensors.items():
@@ -39,11 +40,11 @@ def from_pti(name: str, file: str, tensors: dict[str, Tensor], metadata: dict[st
             unmerged[key] = "textual-inversion embedding, not a LoRA" if key.startswith("<") else UNRECOGNISED
             continue
         component, index, half = role
-        names = pti_layers(component, metadata, file)
+        names = pti_layers(component, metadata)
         if index >= len(names):
-            raise LoraFormatError(f"{file}: {key} has no place in SD1.x, which has {len(names)} such modules")
+            raise LoraFormatError(f"{key} has no place in SD1.x, which has {len(names)} such modules")
         modules.setdefault(names[index], RawModule(f"{component}:{index}")).tensors[half] = tensor
-    layers: dict[str, Layer] = {layer: low_rank(module, 1.0, file) for layer, module in modules.items()}
+    layers: dict[str, Layer] = {layer: low_rank(module, 1.0) for layer, module in modules.items()}
     warnings = tuple(warnings_of_layers(layers, {}, False))
     return Lora(name, layers, "pti", metadata, unmerged, warnings)
 
@@ -54,17 +55,17 @@ def _role(key: str) -> tuple[str, int, str] | None:
     return (found[1], int(found[2]), found[3]) if found else None
 
 
-def pti_layers(component: str, metadata: dict[str, str], file: str) -> list[str]:
+def pti_layers(component: str, metadata: dict[str, str]) -> list[str]:
     """Canonical names by index, for the target classes that the file's metadata lists."""
     known = _UNET_CLASSES if component == "unet" else {"CLIPAttention"}
     listed = metadata.get(component, "")[:_MAX_LIST]
     try:
         classes = set(map(str, json.loads(listed))) if listed else known
     except (ValueError, TypeError, RecursionError) as error:
-        raise LoraFormatError(f"{file}: the metadata {component!r} is not a list of classes") from error
+        raise LoraFormatError(f"the metadata {component!r} is not a list of classes") from error
     if not classes <= known:
         raise LoraFormatError(
-            f"{file}: the order of the modules in {sorted(classes - known)} is not known; convert the file "
+            f"the order of the modules in {sorted(classes - known)} is not known; convert the file "
             "to diffusers or kohya names first"
         )
     return list(_unet_modules(classes) if component == "unet" else _text_modules())

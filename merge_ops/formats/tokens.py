@@ -16,7 +16,7 @@ _KEYS = (KEY, ONLY_KEY)
 
 
 def token_rows(
-    keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any], file: str
+    keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any]
 ) -> dict[str, tuple[str, WholeWeight]]:
     """Of the keys that play no role in an adapter those of trained tokens: key to the stem of the module.
 
@@ -31,7 +31,7 @@ def token_rows(
             rows = _indices(stem.removeprefix("base_model.model."), config)
             if value.ndim != 2 or not rows or len(rows) != value.shape[0] or len(set(rows)) != len(rows):
                 raise LoraFormatError(
-                    f"{file}: {key} has the shape {tuple(value.shape)}, and the configuration names "
+                    f"{key} has the shape {tuple(value.shape)}, and the configuration names "
                     f"{len(rows)} tokens for it; each row needs a token of its own"
                 )
             found[key] = stem, WholeWeight(value, TOKENS, stem, rows, True)

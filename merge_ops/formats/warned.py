@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..adapters import Dora, Full, Glora
 from ..errors import LoraFormatError, shown
-from ..lora import BaseDependent, Layer, Lora, LowRank
+from ..lora import BaseDependent, Layer, Lora
 from ..names.patterns import check_pattern
 
 _LISTED = 3
@@ -18,14 +17,11 @@ _MAX_PATTERNS = 1000  # that name no module as they stand, and so are matched wi
 
 
 def warnings_of_layers(
-    layers: Mapping[str, Layer], based: Mapping[str, BaseDependent], has_more: bool
+    layers: Mapping[str, Layer], base_dependent: Mapping[str, BaseDependent], has_more: bool
 ) -> list[str]:
     """Alphas of 0 and below, and a file that changes nothing; ``has_more``: it holds whole weights too."""
-    scales = {name: layer.scale for name, layer in layers.items() if not isinstance(layer, Full)}
-    scales |= {name: each.delta.scale for name, each in based.items() if isinstance(each, Dora)}
-    for name, each in based.items():
-        if isinstance(each, Glora) and each.alpha is not None:
-            scales[name] = each.alpha
+    adapters: dict[str, Layer | BaseDependent] = {**layers, **base_dependent}
+    scales = {name: scale for name, adapter in adapters.items() if (scale := adapter.alpha_scale) is not None}
     warnings = []
     if none := [name for name, scale in scales.items() if scale == 0]:
         warnings.append(
@@ -34,7 +30,7 @@ def warnings_of_layers(
         )
     if turned := [name for name, scale in scales.items() if scale < 0]:
         warnings.append(f"alpha is negative in {_counted(turned)}, which turns what they learned round")
-    if layers and not based and not has_more and not any(map(_has_effect, layers.values())):
+    if layers and not base_dependent and not has_more and not any(map(_has_effect, layers.values())):
         warnings.append("no effect: all factors on one side are 0, as before training")
     return warnings
 
@@ -60,15 +56,9 @@ def warnings_of_config(config: Mapping[str, Any], ranks: Mapping[str, int | None
 def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
     """Of the layers in one part of the model (``""``: in all), by their names in it."""
     start = f"{part}." if part else ""
-    found = {name: rank_of(layer) for name, layer in lora.layers.items()}
-    found |= {name: rank_of(adapter) for name, adapter in lora.base_dependent.items()}
+    found = {name: layer.configured_rank for name, layer in lora.layers.items()}
+    found |= {name: adapter.configured_rank for name, adapter in lora.base_dependent.items()}
     return {name.removeprefix(start): rank for name, rank in found.items() if name.startswith(start)}
-
-
-def rank_of(adapter: Layer | BaseDependent) -> int | None:
-    """Of a LoRA's factors; a configuration does not tell the ranks of other kinds directly."""
-    layer = adapter.delta if isinstance(adapter, Dora) else adapter
-    return layer.rank if isinstance(layer, LowRank) and layer.layout != "vector" else None
 
 
 def _other_ranks(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> list[str]:
@@ -91,7 +81,7 @@ def _without_module(
     stray = []
     for pattern in [each for each in given if each not in ends][:_MAX_PATTERNS]:
         try:
-            check_pattern(pattern, "")
+            check_pattern(pattern)
             matches = re.compile(whole(pattern)).match
         except LoraFormatError:
             continue

@@ -10,39 +10,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Bound, Hadamard, Ia3, Kronecker, Trained
-from ..errors import IncompatibleLoraError, ParameterError, did_you_mean
+from ..adapters import Bound, Trained
+from ..errors import IncompatibleLoraError
 from ..formats.checkpoint import open_base
-from ..lora import READERS, BaseDependent, BaseWeights, Layer, Lora
+from ..lora import BaseDependent, BaseWeights, Layer, Lora
 
 
-def base_weights(base: Any) -> BaseWeights | None:
-    """What ``base`` stands for: a path, a model, or a function already; only code for that is imported."""
+def open_base_weights(base: Any) -> BaseWeights | None:
+    """Return the weights of a base model given as a path, a model or pipeline, or already a function."""
     is_model = isinstance(base, torch.nn.Module) or isinstance(getattr(base, "components", None), dict)
     if base is None or (callable(base) and not is_model):
         given: BaseWeights | None = base
         return given
     if isinstance(base, str | os.PathLike):
         return open_base(base)
+    # imported here, as it lies above this room and only a model as ``base`` needs it
     from ..models.base_weights import weights_of
 
     return weights_of(base)
 
 
 def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]:
-    """The LoRAs with their base-dependent adapters made layers; a trained bias then becomes a difference.
+    """Return the LoRAs with their base-dependent adapters as layers, and trained biases as differences.
+
+    ``reader`` is the program whose arithmetic is followed where programs differ, one of ``READERS``.
 
     Raises:
-        ParameterError: for an unknown reader.
-        IncompatibleLoraError: if a weight is needed that is not there.
+        IncompatibleLoraError: if an adapter needs a weight that the base model does not have.
     """
-    if reader not in READERS:
-        raise ParameterError(f"unknown reader {reader!r}{did_you_mean(str(reader), READERS)}")
-    return [_bound(_told_what_is_missing(lora, base), base, reader) for lora in loras]
+    return [_bind_one(_warn_of_missing(lora, base), base, reader) for lora in loras]
 
 
-def _told_what_is_missing(lora: Lora, base: BaseWeights | None) -> Lora:
-    """With a warning if a base model that tells without reading has only some of the layers."""
+def _warn_of_missing(lora: Lora, base: BaseWeights | None) -> Lora:
+    """Add a warning if the base model has only some of the layers, where that is known without reading it."""
     if not isinstance(base, Container):
         return lora
     missing = [name for name in lora.layers if name not in base]
@@ -52,7 +52,7 @@ def _told_what_is_missing(lora: Lora, base: BaseWeights | None) -> Lora:
     return replace(lora, warnings=(*lora.warnings, line), origin=lora.origin or lora)
 
 
-def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
+def _bind_one(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
     if base is None:
         if lora.base_dependent:
             raise IncompatibleLoraError(_needs_base(lora))
@@ -71,10 +71,10 @@ def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
         weight_of_base = base(name)
         if weight_of_base is not None:
             layers[name] = Bound(adapter, weight_of_base, reader, lora=lora.name)
-        elif name in lora.base_dependent and not (isinstance(adapter, Ia3) and name.endswith(".bias")):
+        elif name in lora.base_dependent and not adapter.is_optional:
             raise IncompatibleLoraError(
                 f"{lora.name}: the base model has no weight for {name}, which its {adapter.kind} changes; "
-                "it is for another model, or the base is only a part of the model"
+                "the LoRA is for another model, or the base is only a part of the model"
             )
     if not (layers or any(layer is not lora.layers[name] for name, layer in shaped.items())):
         return lora
@@ -89,16 +89,14 @@ def _bound(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
 
 
 def _with_kernel(layer: Layer, weight: Tensor | None) -> Layer:
-    """Of a convolution whose factors were flattened, only the model knows the kernel."""
-    if weight is None or weight.ndim < 3 or not isinstance(layer, Hadamard | Kronecker):
-        return layer
-    return replace(layer, layout="conv", kernel=tuple(weight.shape[2:]))
+    """Set the kernel of a convolution whose factors were flattened: only the model knows it."""
+    return layer if weight is None or weight.ndim < 3 else layer.with_kernel(tuple(weight.shape[2:]))
 
 
 def _needs_base(lora: Lora) -> str:
     kinds = sorted({adapter.kind for adapter in lora.base_dependent.values()})
     name = next(iter(lora.base_dependent))
     return (
-        f"{lora.name} holds {len(lora.base_dependent)} layers of {' and '.join(kinds)}, such as {name}: what "
+        f"{lora.name} has {len(lora.base_dependent)} layers of {' and '.join(kinds)}, such as {name}: what "
         "they change depends on the weights of the base model; give it as base="
     )

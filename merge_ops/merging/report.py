@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Bound, Dora
 from ..blocks import BlockStrengths
 from ..lora import Layer, Lora
 from ..names.architectures import across_experts
-from .spaces import AlignedLayer
+from .align import AlignedLayer
 
 _SAMPLED_ROWS = 32
 _LISTED = 6
@@ -23,14 +22,14 @@ LEFT_OUT = "block strength 0"  # how the reason begins for a layer that no LoRA 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One line of the report. ``status`` is merged, passed (carried over as it was) or skipped."""
+    """One line of the report. ``status`` is ``merged``, ``passed`` (copied unchanged) or ``skipped``."""
 
     name: str
     status: str
     reason: str = ""
     loras: int = 1
     ranks_in: tuple[int, ...] = ()
-    rank_out: int | None = None  # None: full rank, made on demand
+    rank_out: int | None = None  # None: full rank, computed on demand
     energy_kept: float | None = None
     sign_conflict: float | None = None
 
@@ -46,7 +45,7 @@ class MergeReport:
     def of(
         cls, merged: list[LayerReport], loras: list[Lora], blocks: Sequence[BlockStrengths | None] = ()
     ) -> MergeReport:
-        """Add to the merged layers what the LoRAs hold besides, and what a user should know about them."""
+        """Return a report of the merged layers, of the rest of the LoRAs, and of what a user should know."""
         skipped = [
             LayerReport(name, "skipped", f"{lora.name}: {reason}")
             for lora in loras
@@ -66,17 +65,18 @@ class MergeReport:
         return dict(Counter(layer.status for layer in self.layers))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
         return asdict(self)
 
 
-def sign_conflict(stack: AlignedLayer, thresholds: tuple[float, ...] | None = None) -> float | None:
-    """Share of the entries where two LoRAs have opposite signs, after trimming; None for a single LoRA.
+def sign_conflict(aligned: AlignedLayer, thresholds: tuple[float, ...] | None = None) -> float | None:
+    """Return the share of entries where LoRAs have opposite signs, after trimming; None for a single LoRA.
 
     Estimated from up to 32 rows spread evenly over the matrix.
     """
-    if len(stack.parts) < 2:
+    if len(aligned.parts) < 2:
         return None
-    tile = sampled_rows(stack.parts)
+    tile = sampled_rows(aligned.parts)
     if thresholds is not None:
         tile *= tile.abs() >= torch.tensor(thresholds, device=tile.device).view(-1, 1, 1)
     signs = tile.sign()
@@ -85,14 +85,14 @@ def sign_conflict(stack: AlignedLayer, thresholds: tuple[float, ...] | None = No
 
 
 def sampled_rows(parts: Sequence[Layer]) -> Tensor:
-    """Up to 32 rows of each delta of one layer, evenly spread; ``(n, rows, in)`` in float32."""
+    """Return up to 32 evenly spread rows of each delta of one layer; ``(n, rows, in)`` in float32."""
     rows = parts[0].matrix_shape[0]
     chosen = torch.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).long()
     return torch.stack([part.rows(None)(chosen.to(part.device)) for part in parts])
 
 
 def block_warnings(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:
-    """A line for each LoRA that has no layer for some of its block strengths."""
+    """Return a line for each LoRA some of whose block strengths select no layer."""
     lines = []
     for lora, strengths in zip(loras, blocks, strict=False):
         lost = strengths.without_layers(lora.layers) if strengths else []
@@ -102,7 +102,7 @@ def block_warnings(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None
 
 
 def block_lines(loras: Sequence[Lora], blocks: Sequence[BlockStrengths | None]) -> list[str]:
-    """A line for each LoRA with block strengths, saying on how many layers each acts."""
+    """Return a line for each LoRA with block strengths: how many layers each strength applies to."""
     lines = []
     for lora, strengths in zip(loras, blocks, strict=True):
         if strengths is not None:
@@ -133,19 +133,15 @@ def _warnings_of(loras: list[Lora]) -> list[str]:
 
 
 def dora_beside_plain(loras: Sequence[Lora]) -> list[str]:
-    """A line where a DoRA is merged with a LoRA that is none: no order of loading gives the same."""
-    doras = [lora.name for lora in loras if any(map(_is_dora, lora.layers.values()))]
+    """Return a warning if DoRAs are merged with other LoRAs: no order of loading gives the same result."""
+    doras = [lora.name for lora in loras if any(layer.rescales_base for layer in lora.layers.values())]
     others = [lora.name for lora in loras if lora.layers and lora.name not in doras]
     if not doras or not others:
         return []
     return [
-        f"{', '.join(doras)} is a DoRA and {', '.join(others)} is not: each change is taken from the base "
-        "model alone and then merged, where a loader measures a DoRA on what it loaded before"
+        f"{', '.join(doras)} is a DoRA and {', '.join(others)} is not: each change is computed from the base "
+        "model alone and then merged, whereas a loader computes a DoRA's from what it has already loaded"
     ]
-
-
-def _is_dora(layer: Layer) -> bool:
-    return isinstance(layer, Bound) and isinstance(layer.adapter, Dora)
 
 
 def _strangers(loras: list[Lora]) -> list[str]:

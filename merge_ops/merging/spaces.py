@@ -9,93 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..lora import Layer, LowRank
-from ..methods.registry import Method
-from ..methods.sparsify import MaskGenerator, mask_key
+from ..lora import LowRank
 from ..methods.thresholds import magnitude_thresholds, product_thresholds
+from .align import AlignedLayer
+from .request import Settings
 from .scratch import Scratch
 
-# Entries of one tile of one LoRA. On the CPU the buffers of a tile should stay in the cache, and the calls
-# should still be few; elsewhere launches cost more than memory.
-_TILE_ON_CPU = 1 << 18
-_TILE_ELSEWHERE = 1 << 22
-_ROWS = 64
 
-_sparing: ContextVar[bool] = ContextVar("sparing", default=False)
-
-# found thresholds by layer of a LoRA, forgotten with it: another strength does not look for them again
-_thresholds: WeakKeyDictionary[Layer, dict[tuple[float, ...], float]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to merge, with every parameter resolved."""
-
-    method: Method
-    params: dict[str, Any]
-    space: str
-    rank: int | None
-    scale: float
-    seed: int
-    svd_clamp: float | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AlignedLayer:
-    """One layer of every LoRA that has it. Entry ``i`` of each tuple belongs to the same LoRA."""
-
-    name: str
-    parts: tuple[Layer, ...]
-    weights: tuple[float, ...]
-    identities: tuple[str, ...]  # what random masks are drawn by
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        return tuple(part.rank for part in self.parts)
-
-    @property
-    def is_low_rank(self) -> bool:
-        return all(isinstance(part, LowRank) for part in self.parts)
-
-    def low_rank(self) -> tuple[list[LowRank], list[float]]:
-        """The parts that are low rank, with their weights."""
-        pairs = zip(self.parts, self.weights, strict=True)
-        chosen = [(part, weight) for part, weight in pairs if isinstance(part, LowRank)]
-        return [part for part, _ in chosen], [weight for _, weight in chosen]
-
-    def generator(self, seed: int, part: str, first: int = 0) -> MaskGenerator:
-        return MaskGenerator([mask_key(seed, self.name, who, part) for who in self.identities], first)
-
-
-@contextmanager
-def sparing_memory() -> Iterator[None]:
-    """Meanwhile merge in small tiles on every device, and find thresholds on the CPU."""
-    token = _sparing.set(True)
-    try:
-        yield
-    finally:
-        _sparing.reset(token)
-
-
-def concatenated(
-    stack: AlignedLayer, scale: float, device: torch.device | None, even: bool = True
+def concatenate(
+    aligned: AlignedLayer, scale: float, device: torch.device | None, even: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The exact weighted sum of the low-rank parts as one pair: ups side by side, downs stacked (``cat``).
+    """Return the exact weighted sum of the low-rank parts as float32 ``(up (out, R), down (R, in))``.
 
-    Each product ``scale * weight * alpha / rank`` is split evenly over both factors, or all on ``up``.
+    ``R`` is the sum of the ranks: the ups stand side by side and the downs are stacked, PEFT's ``cat``. Each
+    product ``scale * weight * alpha / rank`` is split evenly over both factors, or is all on ``up``.
     """
-    where = device or stack.parts[0].device
-    parts, weights = stack.low_rank()
-    (rows, columns), inner = stack.parts[0].matrix_shape, sum(part.rank for part in parts)
+    where = device or aligned.parts[0].device
+    parts, weights = aligned.low_rank()
+    (rows, columns), inner = aligned.parts[0].matrix_shape, sum(part.rank for part in parts)
     up, down = torch.empty((rows, inner), device=where), torch.empty((inner, columns), device=where)
     start = 0
     for part, weight in zip(parts, weights, strict=True):
@@ -115,10 +51,10 @@ def merge_factors(
 ) -> tuple[Tensor, Tensor]:
     """Apply the method to the ups and to the downs separately, as PEFT and LoRAX do; all ranks are equal.
 
-    ``group`` holds layers of one shape with the same weights and scales: ``(layers, out, r)`` and ``(layers,
-    r, in)`` are returned.
+    ``group`` holds layers of one shape with the same weights and scales. Returns ``(layers, out, r)`` and
+    ``(layers, r, in)``.
     """
-    parts = [stack.low_rank()[0] for stack in group]
+    parts = [layer.low_rank()[0] for layer in group]
     split = [_split(w * p.scale) for w, p in zip(group[0].weights, parts[0], strict=True)]
     ups = _stacked([[layer[i].up for layer in parts] for i in range(len(split))], device)
     downs = _stacked([[layer[i].down for layer in parts] for i in range(len(split))], device)
@@ -131,68 +67,70 @@ def merge_factors(
 
 
 def find_thresholds(
-    stack: AlignedLayer, settings: Settings, device: torch.device | None
+    aligned: AlignedLayer, settings: Settings, device: torch.device | None, scratch: Scratch | None = None
 ) -> tuple[float, ...] | None:
-    """The magnitude below which each LoRA's delta is dropped, if the method drops by magnitude.
+    """Return the magnitude below which each LoRA's entries are dropped; None if the method drops none so.
 
-    It does not depend on the weights, so it is found once for each LoRA and density.
+    A threshold does not depend on the weights: it is found once for each LoRA and density, and kept by the
+    layer of the LoRA.
     """
     density = settings.params.get("density", 1.0)
     if "thresholds" not in settings.method.supplied or density >= 1:
         return None
-    known = [_thresholds.setdefault(part, {}) for part in stack.parts]
-    keys = [(density, *_versions(part)) for part in stack.parts]
-    device = torch.device("cpu") if _sparing.get() else device
-    height = tile_height(stack.parts[0].matrix_shape[1], device or stack.parts[0].device)
+    scratch = scratch or Scratch()
+    device = torch.device("cpu") if scratch.sparing else device
+    height = scratch.tile_height(aligned.parts[0].matrix_shape[1], device or aligned.parts[0].device)
+    known = [part.measured for part in aligned.parts]
+    keys = [("threshold", density, *part.versions) for part in aligned.parts]
     new = [i for i, key in enumerate(keys) if key not in known[i]]
-    low = [i for i in new if isinstance(stack.parts[i], LowRank)]
-    pairs = [part.factors(device) for i in low if isinstance(part := stack.parts[i], LowRank)]
-    for i, threshold in zip(low, product_thresholds(pairs, density, height), strict=True):
+    low_rank = [i for i in new if isinstance(aligned.parts[i], LowRank)]
+    pairs = [part.factors(device) for i in low_rank if isinstance(part := aligned.parts[i], LowRank)]
+    for i, threshold in zip(low_rank, product_thresholds(pairs, density, height), strict=True):
         known[i][keys[i]] = threshold
-    others = [i for i in new if i not in low]  # formed as a whole
-    matrices = (stack.parts[i].matrix(device) for i in others)
+    others = [i for i in new if i not in low_rank]  # formed as a whole
+    matrices = (aligned.parts[i].matrix(device) for i in others)
     for i, threshold in zip(others, magnitude_thresholds(matrices, density), strict=True):
         known[i][keys[i]] = threshold
-    return tuple(those[key] for those, key in zip(known, keys, strict=True))
+    return tuple(measured[key] for measured, key in zip(known, keys, strict=True))
 
 
 def merge_deltas(
-    stack: AlignedLayer,
+    aligned: AlignedLayer,
     settings: Settings,
     thresholds: tuple[float, ...] | None,
     device: torch.device | None,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """The merged delta ``(out, in)`` of one layer in float32."""
-    where = device or stack.parts[0].device
-    merged = (scratch or Scratch()).matrix(*stack.parts[0].matrix_shape, where)
-    for start, tile in merged_tiles(stack, settings, thresholds, where):
+    """Return the merged delta ``(out, in)`` of one layer in float32, in the scratch buffer if given."""
+    where = device or aligned.parts[0].device
+    scratch = scratch or Scratch()
+    merged = scratch.matrix(*aligned.parts[0].matrix_shape, where)
+    for start, tile in merged_tiles(aligned, settings, thresholds, where, scratch):
         torch.mul(tile, settings.scale, out=merged[start : start + tile.shape[0]])
     return merged
 
 
 def merged_tiles(
-    stack: AlignedLayer, settings: Settings, thresholds: tuple[float, ...] | None, device: torch.device
+    aligned: AlignedLayer,
+    settings: Settings,
+    thresholds: tuple[float, ...] | None,
+    device: torch.device,
+    scratch: Scratch | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``settings.scale``."""
     limits = None if thresholds is None else torch.tensor(thresholds).view(-1, 1, 1)
-    columns = stack.parts[0].matrix_shape[1]
-    for start, tile in _delta_tiles(stack, device):
-        yield start, _apply(settings, stack, tile, stack.weights, "delta", start * columns, limits)
+    columns = aligned.parts[0].matrix_shape[1]
+    for start, tile in _delta_tiles(aligned, device, scratch or Scratch()):
+        yield start, _apply(settings, aligned, tile, aligned.weights, "delta", start * columns, limits)
 
 
-def tile_height(columns: int, device: torch.device) -> int:
-    """Rows of a tile, a multiple of what matrix products like where there is room for that."""
-    sparing = device.type == "cpu" or _sparing.get()
-    height = (_TILE_ON_CPU if sparing else _TILE_ELSEWHERE) // columns
-    return height // _ROWS * _ROWS or max(1, height)
-
-
-def _delta_tiles(stack: AlignedLayer, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+def _delta_tiles(
+    aligned: AlignedLayer, device: torch.device, scratch: Scratch
+) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, deltas (n, rows, in))`` over all rows; the buffer is reused from tile to tile."""
-    readers = [part.rows(device) for part in stack.parts]
-    rows, columns = stack.parts[0].matrix_shape
-    height = min(rows, tile_height(columns, device))
+    readers = [part.rows(device) for part in aligned.parts]
+    rows, columns = aligned.parts[0].matrix_shape
+    height = min(rows, scratch.tile_height(columns, device))
     buffer = torch.empty((len(readers), height, columns), dtype=torch.float32, device=device)
     for start in range(0, rows, height):
         tile = buffer[:, : min(height, rows - start)]
@@ -201,13 +139,8 @@ def _delta_tiles(stack: AlignedLayer, device: torch.device) -> Iterator[tuple[in
         yield start, tile
 
 
-def _versions(part: Layer) -> tuple[int, ...]:
-    """How often the tensors were written to; torch does not count that for those of inference mode."""
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in part.tensors)
-
-
 def _stacked(factors: list[list[Tensor]], device: torch.device | None) -> Tensor:
-    """Float32 ``(n, layers, rows, columns)`` on the device, from a list a LoRA of a factor a layer."""
+    """Float32 ``(n, layers, rows, columns)`` on the device, from one factor per LoRA and layer."""
     first = factors[0][0]
     stacked = torch.empty((len(factors), len(factors[0]), *first.shape), device=device or first.device)
     for places, layers in zip(stacked.unbind(), factors, strict=True):
@@ -218,10 +151,10 @@ def _stacked(factors: list[list[Tensor]], device: torch.device | None) -> Tensor
 
 def _apply(
     settings: Settings,
-    stack: AlignedLayer,
+    aligned: AlignedLayer,
     values: Tensor,
     weights: tuple[float, ...] | list[float],
-    part: str,
+    factor: str,
     first: int = 0,
     thresholds: Tensor | None = None,
 ) -> Tensor:
@@ -229,7 +162,7 @@ def _apply(
     if "thresholds" in settings.method.supplied:
         supplied["thresholds"] = thresholds
     if "generator" in settings.method.supplied:
-        supplied["generator"] = stack.generator(settings.seed, part, first)
+        supplied["generator"] = aligned.generator(settings.seed, factor, first)
     if "overwrite" in settings.method.supplied:
         supplied["overwrite"] = True
     result = settings.method.fn(values, torch.tensor(weights), **settings.params, **supplied)

@@ -1,4 +1,4 @@
-"""Singular value decompositions that never look at more of a delta than they must."""
+"""Truncated singular value decompositions that compute no more of a delta than they must."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OVERSAMPLE = 8  # how many more directions than the rank are followed
-_SMALL = 128  # a matrix that is no longer than this on one side is decomposed as a whole
+OVERSAMPLE = 8  # directions tracked in addition to the rank
+_SMALL = 128  # a matrix with a side up to this long is decomposed in full
 _MAX_TURNS = 8
 _SETTLED = 5e-3  # a turn that lowers the squared error by less than this share ends the iteration
 
@@ -23,13 +23,13 @@ class TruncatedSVD:
     energy_kept: float
 
     def balanced(self) -> tuple[Tensor, Tensor]:
-        """``(up, down)`` with the singular values split evenly, which suits half precision."""
+        """Return ``(up, down)`` with the singular values split evenly, which suits half precision."""
         root = self.s.sqrt()
         return self.u * root, root[:, None] * self.vh
 
 
 def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
-    """Rank-``rank`` SVD of ``up @ down`` from QR of both factors and the SVD of an R x R core.
+    """Return the rank-``rank`` SVD of ``up @ down``, from QR of both factors and the SVD of an R x R core.
 
     ``up`` is ``(out, R)``, ``down`` is ``(R, in)``; the product is never formed. The rank is clamped to
     ``min(R, out, in)``.
@@ -38,7 +38,7 @@ def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
 
 
 def svds_of_products(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSVD]:
-    """``svd_of_product`` of a batch: ``(layers, out, R)`` and ``(layers, R, in)``."""
+    """Return ``svd_of_product`` of each pair in a batch: ``(layers, out, R)`` and ``(layers, R, in)``."""
     ups, downs = _computable(ups), _computable(downs)
     q_up, r_up = torch.linalg.qr(ups)
     q_down, r_down = torch.linalg.qr(downs.mT)
@@ -53,12 +53,12 @@ def svds_of_products(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSVD
 
 
 def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
-    """Rank-``rank`` SVD of a full matrix by subspace iteration (Halko, Martinsson, Tropp 2011, alg. 4.4).
+    """Return the rank-``rank`` SVD of a full matrix by subspace iteration (Halko et al. 2011, alg. 4.4).
 
     The rows of ``start`` ``(any, in)`` span a first guess of the row space; ``leading_rows`` gives a good one
-    for a matrix that was merged from low-rank deltas, and two or three products with the matrix are then
-    enough. They go on, from the left and from the right in turn, while they still lower the squared error.
-    Deterministic. ``matrix`` is ``(out, in)``.
+    for a matrix that was merged from low-rank deltas, so that two or three products with the matrix are
+    enough. They alternate between left and right for as long as they lower the squared error. Deterministic.
+    ``matrix`` is ``(out, in)``.
     """
     matrix, start = _computable(matrix), _computable(start)
     out, columns = matrix.shape
@@ -86,7 +86,7 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
 
 
 def leading_rows(up: Tensor, down: Tensor, count: int) -> Tensor:
-    """Combinations of the rows of ``down`` that hold most of ``up @ down``; ``(min(count, R), in)``.
+    """Return combinations of the rows of ``down`` that span most of ``up @ down``; ``(min(count, R), in)``.
 
     Its leading right singular vectors times their singular values, from R x R Gram matrices.
     """
@@ -101,7 +101,7 @@ def leading_rows(up: Tensor, down: Tensor, count: int) -> Tensor:
 
 
 def _computable(matrix: Tensor) -> Tensor:
-    """Where QR and float64 exist: Apple's MPS has neither, so its matrices are decomposed on the CPU."""
+    """The matrix on a device with QR and float64: Apple's MPS has neither, so the CPU takes over."""
     return matrix.cpu() if matrix.device.type == "mps" else matrix
 
 
@@ -126,30 +126,30 @@ def _squared_norm(matrix: Tensor) -> float:
 
 
 def _energy_shares(s: Tensor, rank: int) -> list[float]:
-    """Of each row of singular values, the share of the squares that the first ``rank`` hold."""
+    """For each row of singular values, the share of the squares in the first ``rank``."""
     squares = s.cpu().to(torch.float64).square()
     pairs = zip(squares[:, :rank].sum(dim=1).tolist(), squares.sum(dim=1).tolist(), strict=True)
     return [kept / total if total else 1.0 for kept, total in pairs]
 
 
 def squared_singular_values(up: Tensor, down: Tensor) -> Tensor:
-    """Of ``up (out, R) @ down (R, in)``, descending, in float64, from R x R Gram matrices.
+    """Return the squared singular values of ``up (out, R) @ down (R, in)``, from R x R Gram matrices.
 
-    There are ``min(R, out, in)`` of them.
+    ``(min(R, out, in),)``, descending, in float64.
     """
     up, down = _computable(up).double(), _computable(down).double()
     rows, columns = up.shape[0], down.shape[1]
     root = _root_of_gram(up)
-    found: Tensor = torch.linalg.eigvalsh(root @ (down @ down.T) @ root.T)
-    return found.flip(0).clamp(min=0)[: min(rows, columns)]
+    values: Tensor = torch.linalg.eigvalsh(root @ (down @ down.T) @ root.T)
+    return values.flip(0).clamp(min=0)[: min(rows, columns)]
 
 
 def squared_singular_values_of(matrix: Tensor) -> Tensor:
-    """Of a full matrix, descending, in float64, from the Gram matrix of its shorter side."""
+    """Return the squared singular values of a full matrix, descending, in float64, from its Gram matrix."""
     matrix = _computable(matrix).double()
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    found: Tensor = torch.linalg.eigvalsh(tall.T @ tall)
-    return found.flip(0).clamp(min=0)
+    values: Tensor = torch.linalg.eigvalsh(tall.T @ tall)
+    return values.flip(0).clamp(min=0)
 
 
 def _root_of_gram(tall: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _root_of_gram(tall: Tensor) -> Tensor:
 
 
 def product_inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
-    """Frobenius inner product of two deltas given as ``(up, down)``, in float64, on the factors alone."""
+    """Return the Frobenius inner product of two deltas given as ``(up, down)``, in float64."""
     (up_a, down_a), (up_b, down_b) = a, b
     ups = up_a.double().T @ up_b.double()  # (r_a, r_b)
     downs = down_a.double() @ down_b.double().T  # (r_a, r_b)

@@ -1,4 +1,4 @@
-"""Weights that adapters hold whole, or rows of them: which of them agree, and whose are kept."""
+"""Weights that adapters hold whole, or in part by rows: whether they agree, and which are kept."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from ..errors import IncompatibleLoraError, ParameterError, did_you_mean
 from ..lora import BaseWeights, Lora, WholeWeight
 
 
-def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None) -> dict[str, WholeWeight]:
-    """The weights that take the place of the base model's, where the LoRAs agree on them or one is kept.
+def agree_on_whole_weights(
+    loras: list[Lora], keep: str | None, base: BaseWeights | None = None
+) -> dict[str, WholeWeight]:
+    """Return the weights that replace those of the base model, by name, if the LoRAs agree on them.
 
-    ``keep`` names the LoRA whose weights win. Rows of tokens are united, and of two embeddings the longer one
-    is taken if it begins with the other. They are not merged as differences, even beside a base model: what
-    it holds for a new token is untrained, so a difference to it says nothing.
+    ``keep`` names the LoRA whose weights win where they do not agree. Rows of tokens are united, and of two
+    embeddings the longer one is taken if it begins with the other. Whole weights are not merged as
+    differences, even if the base model is given: its rows for new tokens are untrained, so a difference from
+    them means nothing.
 
     Raises:
-        ParameterError: if no LoRA of that name has such weights.
-        IncompatibleLoraError: if LoRAs differ, or one adapts what another replaces, and none is named.
+        ParameterError: if no LoRA of that name has whole weights.
+        IncompatibleLoraError: if LoRAs differ, or one adapts what another replaces, and ``keep`` is None.
     """
     kept = [lora for lora in loras if lora.name == keep and lora.whole_weights]
     if keep is not None and not kept:
         names = [lora.name for lora in loras if lora.whole_weights]
         raise ParameterError(
-            f"no LoRA called {keep!r} holds whole weights{did_you_mean(keep, names) if names else ''}"
+            f"no LoRA called {keep!r} has whole weights{did_you_mean(keep, names) if names else ''}"
         )
-    found: dict[str, WholeWeight] = {}
+    agreed: dict[str, WholeWeight] = {}
     holders: dict[str, list[Lora]] = {}
     for lora in (*kept, *(lora for lora in loras if lora not in kept)):
         for name, weight in lora.whole_weights.items():
@@ -36,7 +39,7 @@ def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None)
                 clash = _clash(name, other.whole_weights[name], weight, base)
                 if clash and other not in kept:
                     raise IncompatibleLoraError(_disagreement(name, weight, other, lora, clash))
-            found[name] = _united(found[name], weight) if name in found else weight
+            agreed[name] = _united(agreed[name], weight) if name in agreed else weight
             holders[name].append(lora)
     for name, owners in holders.items():
         stranger = next(
@@ -44,11 +47,11 @@ def agreed(loras: list[Lora], keep: str | None, base: BaseWeights | None = None)
         )
         if stranger is not None and not kept:
             raise IncompatibleLoraError(
-                f"{owners[0].name} replaces {name} ({found[name].why}), and {stranger.name} was trained on "
+                f"{owners[0].name} replaces {name} ({agreed[name].why}), and {stranger.name} was trained on "
                 f"the base model's; say whose to keep with keep={owners[0].name!r}, or merge without one "
                 "of them"
             )
-    return found
+    return agreed
 
 
 def _disagreement(name: str, weight: WholeWeight, first: Lora, second: Lora, clash: str) -> str:
@@ -59,7 +62,7 @@ def _disagreement(name: str, weight: WholeWeight, first: Lora, second: Lora, cla
 
 
 def _clash(name: str, a: WholeWeight, b: WholeWeight, base: BaseWeights | None) -> str:
-    """In which way two weights differ, in words; empty if both can be had."""
+    """How two weights contradict each other, in words; empty if both can be kept."""
     if a.value.ndim != b.value.ndim or a.value.shape[1:] != b.value.shape[1:]:
         return f"their shapes are {tuple(a.value.shape)} and {tuple(b.value.shape)}"
     if not a.is_vocabulary or not b.is_vocabulary:
@@ -80,7 +83,7 @@ def _clash(name: str, a: WholeWeight, b: WholeWeight, base: BaseWeights | None) 
 
 
 def _differing_tokens(a: WholeWeight, b: WholeWeight) -> list[int]:
-    """Indices of the tokens that both hold, with different values."""
+    """Indices of the tokens that both have, with different values."""
     places = {index: place for place, index in enumerate(_tokens(b))}
     shared = [(place, index) for place, index in enumerate(_tokens(a)) if index in places]
     if not shared:
@@ -96,7 +99,7 @@ def _tokens(weight: WholeWeight) -> range | tuple[int, ...]:
 
 
 def _united(first: WholeWeight, second: WholeWeight) -> WholeWeight:
-    """The rows of both where they are rows; where both hold a row it is that of the first."""
+    """Both weights in one, with the rows of both; a row that both have is taken from the first."""
     if not first.is_vocabulary or not second.is_vocabulary:
         return first
     if first.rows and second.rows:

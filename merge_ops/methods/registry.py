@@ -5,9 +5,13 @@
 
 Shape contract: ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the result is ``(..., out,
 in)``. Dim 0 is the LoRA, the last two dims are the matrix, anything between is batch. Keyword-only arguments
-annotated with ``Param`` are what a user sets: command line flags, checks and the README's table are made from
-them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown: ``thresholds``
-and ``generator`` say which entries survive, and ``overwrite`` that ``deltas`` may be used up.
+annotated with ``Param`` are what a user sets: widgets, command line flags, checks and the README's table are
+made from them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown:
+``thresholds`` and ``generator`` determine which entries survive, and ``overwrite`` allows the function to use
+``deltas`` up.
+
+A method keeps the ``LAWS``, or declares with ``breaks`` which it cannot keep and why. Tests, the README and
+the nodes read that.
 """
 
 from __future__ import annotations
@@ -15,11 +19,21 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
 
+# what holds for every method in delta space unless it declares otherwise; tests/methods/test_laws.py
+LAWS = {
+    "alone": "One LoRA merged alone at a weight is that LoRA loaded at that strength.",
+    "full": "With density 1, one LoRA merged alone at a weight is that LoRA loaded at that strength.",
+    "order": "The order of the LoRAs does not change the result.",
+    "refactoring": "Rewriting a LoRA at another rank or alpha, with the same delta, changes nothing.",
+    "sign": "Negative weights give the negative result.",
+    "weighting": "A factor on one LoRA's weight is the same as that factor on the LoRA itself.",
+    "homogeneous": "A factor on all weights, or on the scale, is a factor on the result.",
+}
 SUPPLIED = ("thresholds", "generator", "overwrite")
 _KINDS = {float: "a number", int: "a whole number", bool: "True or False"}
 
@@ -28,7 +42,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter of a method. The first five fields are declared, the others read from the signature."""
+    """One parameter of a method. The first five fields are declared, the others come from the signature."""
 
     help: str
     min: float | None = None
@@ -61,7 +75,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A merge method as the registry knows it. ``fn`` is the plain function and can be called directly."""
+    """A registered merge method. ``fn`` is the plain function and can be called directly."""
 
     name: str
     title: str
@@ -70,13 +84,19 @@ class Method:
     paper: str
     linear: bool  # the result is sum(w_i * delta_i): exact on the factors, no full delta needed
     supplied: tuple[str, ...]
+    breaks: dict[str, str] = field(default_factory=dict)  # name of a law to the reason why it does not hold
 
     @property
     def summary(self) -> str:
+        """The first line of the function's docstring."""
         return (self.fn.__doc__ or "").strip().splitlines()[0]
 
     def resolve(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Fill in defaults and check values; an unknown name is an error that suggests the right one."""
+        """Return every parameter with its value, checked, or its default.
+
+        Raises:
+            ParameterError: for an unknown name, with a suggestion, or a value that is not allowed.
+        """
         known = {p.name: p for p in self.params}
         for name in given:
             if name not in known:
@@ -89,14 +109,35 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def merge_method(name: str, title: str, *, paper: str, linear: bool = False) -> Callable[[F], F]:
-    """Register a merge function under ``name``; the function itself is returned unchanged."""
+def merge_method(
+    name: str, title: str, *, paper: str, linear: bool = False, breaks: dict[str, str] | None = None
+) -> Callable[[F], F]:
+    """Register a merge function under ``name``; the function itself is returned unchanged.
+
+    >>> @merge_method("top", "Top", paper="arXiv:0000.00000", breaks={"sign": "-w picks the smallest"})
+    ... def top(deltas, weights, *, share: Annotated[float, Param("Of the result.", min=0, max=1)] = 1.0):
+    ...     "Take the largest value of each entry."
+    ...     return share * (deltas * weights.view(-1, 1, 1)).amax(dim=0)
+    >>> merge_ops.merge(loras, [0.7, 0.3], "top", share=0.5).report.counts()
+    {'merged': 2}
+
+    Args:
+        name: what users write.
+        title: what menus show.
+        paper: where the method comes from, ``arXiv:...``.
+        linear: True if the result is ``sum(weights[i] * deltas[i])``, which needs no full delta.
+        breaks: the ``LAWS`` that the method does not keep, with the reasons.
+    """
+    broken = dict(breaks or {})
+    for law in broken:
+        if law not in LAWS:
+            raise ValueError(f"{name}: there is no law {law!r}{did_you_mean(law, LAWS)}")
 
     def register(fn: F) -> F:
         if name in METHODS:
             raise ValueError(f"merge method {name!r} is registered twice")
         params, supplied = _read_signature(fn)
-        METHODS[name] = Method(name, title, fn, params, paper, linear, supplied)
+        METHODS[name] = Method(name, title, fn, params, paper, linear, supplied, broken)
         return fn
 
     return register
@@ -127,7 +168,7 @@ def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[Param, ...], tuple[st
             )
         )
     if "thresholds" in supplied and not any(p.name == "density" for p in params):
-        raise TypeError(f"{fn.__name__}: thresholds are found from the parameter density, which is missing")
+        raise TypeError(f"{fn.__name__}: thresholds follow from the parameter density, which is missing")
     return tuple(params), tuple(supplied)
 
 

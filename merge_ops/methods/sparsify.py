@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .thresholds import magnitude_thresholds
 
+# the law that every method breaks which drops entries, and why; see ``registry.LAWS``
+DROPS_ENTRIES = {"alone": "below density 1, a LoRA merged alone loses entries too"}
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -28,27 +31,31 @@ def keep_largest(
 ) -> Tensor:
     """Zero all but the largest entries of each matrix (TIES-Merging, step 1).
 
-    ``deltas`` is ``(n, ..., out, in)``. ``thresholds`` ``(n, ..., 1, 1)`` are found here if they are not
-    given. Entries tied with the smallest one that is kept are kept too.
+    ``deltas`` is ``(n, ..., out, in)``. ``thresholds`` ``(n, ..., 1, 1)`` are computed if they are not given.
+    Entries tied with the smallest one that is kept are kept too. With ``overwrite`` the result takes the
+    place of the deltas.
     """
     if density >= 1:
         return deltas
     if thresholds is None:
-        found = magnitude_thresholds(deltas.flatten(0, -3).unbind(), density)
-        thresholds = torch.tensor(found).view(*deltas.shape[:-2], 1, 1)
+        limits = magnitude_thresholds(deltas.flatten(0, -3).unbind(), density)
+        thresholds = torch.tensor(limits).view(*deltas.shape[:-2], 1, 1)
     if deltas.device.type != "cpu" or deltas.dtype != torch.float32:
         return deltas * (deltas.abs() >= thresholds.to(deltas.device))
     kept = deltas if overwrite else torch.empty_like(deltas)
     matrices, places = deltas.flatten(0, -3).unbind(), kept.flatten(0, -3).unbind()
     for matrix, limit, out in zip(matrices, thresholds.flatten().tolist(), places, strict=True):
-        # hardshrink is one pass without a mask, and drops what is equal: hence the next smaller limit
+        # hardshrink takes one pass and no mask, but drops what equals its limit: hence the next smaller one
         below = float(np.nextafter(np.float32(limit), np.float32(0)))
         torch.ops.aten.hardshrink.out(matrix, below, out=out)
     return kept
 
 
 def drop_random(deltas: Tensor, density: float, generator: MaskGenerator, overwrite: bool = False) -> Tensor:
-    """Zero entries at random and divide the rest by ``density`` (DARE); density 0 gives zero, not NaN."""
+    """Zero entries at random and divide the rest by ``density`` (DARE); density 0 gives zero, not NaN.
+
+    ``deltas`` is ``(n, ..., out, in)``. With ``overwrite`` the result takes the place of the deltas.
+    """
     if density >= 1:
         return deltas
     if density <= 0:
@@ -61,24 +68,24 @@ def drop_random(deltas: Tensor, density: float, generator: MaskGenerator, overwr
 
 
 class MaskGenerator:
-    """Random masks that depend on a key and on the position of the entry, and on nothing else.
+    """Random masks that depend on a key and on the position of an entry, and on nothing else.
 
     Entry ``i`` is kept if a 16-bit number is below the density's share of 65536. Its bits, the highest first,
     are bit ``i % 64`` of words ``16 * (i // 64)`` and following of splitmix64 (Steele, Lea, Flood, OOPSLA
-    2014), in integer arithmetic that wraps alike everywhere. So the masks are the same bits on every device,
-    for every number of threads and however a matrix is cut into tiles, and no global random state is read or
-    written. Low bits that cannot matter are not drawn: a density of one half needs one word for 64 entries.
+    2014), in integer arithmetic that wraps the same way everywhere. So the masks are the same on every
+    device, for every number of threads and every size of tile, and no global random state is read or written.
+    Low bits that cannot matter are not drawn: a density of one half needs one word for 64 entries.
     """
 
     def __init__(self, keys: Sequence[int], first: int = 0) -> None:
-        """``keys``: one signed 64-bit integer a LoRA. ``first``: flat index of the first entry of a tile."""
+        """``keys``: one signed 64-bit integer per LoRA. ``first``: flat index of a tile's first entry."""
         self.keys = tuple(keys)
         self.first = first
 
     def masks(self, like: Tensor, density: float) -> Iterator[Tensor]:
-        """For each LoRA of ``like`` ``(n, ..., rows, columns)``: 1 with probability ``density``, else 0.
+        """Yield an integer mask for each LoRA: 1 with probability ``density``, else 0.
 
-        Of integers, in the shape of one LoRA.
+        ``like`` is ``(n, ..., rows, columns)``, a mask has the shape ``like.shape[1:]``.
         """
         share, shape = round(density * (1 << _BITS)), like.shape[1:]
         first, skip = divmod(self.first, _WORD)
@@ -92,13 +99,13 @@ class MaskGenerator:
 
 
 def mask_key(seed: int, layer: str, lora: str, part: str = "delta") -> int:
-    """The signed 64-bit key of one mask, from what it may depend on."""
+    """Return the signed 64-bit key of one mask, from everything that the mask may depend on."""
     text = "\x1f".join((str(seed), layer, lora, part))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _steps(share: int) -> Iterator[tuple[int, bool]]:
-    """From the lowest bit of ``share`` that is set to the highest: its place from the top, and its value."""
+    """The bits of ``share``, from the lowest one that is set upwards: place from the top, and value."""
     lowest = (share & -share).bit_length() - 1
     for bit in range(lowest, _BITS):
         yield _BITS - 1 - bit, bool(share >> bit & 1)
@@ -115,7 +122,7 @@ def _below(key: int, share: int, first: int, words: int, device: torch.device) -
 
 
 def _below_on_cpu(key: int, share: int, first: int, words: int, _device: torch.device) -> Tensor:
-    """``_below`` by numpy, whose unsigned shifts need no masks and which unpacks bits quickly."""
+    """``_below`` in numpy, where unsigned shifts need no masks and bits are unpacked quickly."""
     groups = np.arange(first, first + words, dtype=np.uint64) * np.uint64(_BITS * _GOLDEN % 2**64)
     below, z, shifted = np.zeros_like(groups), np.empty_like(groups), np.empty_like(groups)
     for place, is_set in _steps(share):
@@ -136,7 +143,7 @@ def _signed(value: int) -> int:
 
 
 def hash_words(key: int, count: int) -> Tensor:
-    """``count`` 64-bit words of the stream of ``key``, as signed integers on the CPU."""
+    """Return ``count`` 64-bit words of the stream of ``key``, as signed integers on the CPU."""
     return _mix(torch.arange(1, count + 1).mul_(_GOLDEN).add_(key))
 
 

@@ -1,4 +1,4 @@
-"""The magnitude that parts the largest entries of a delta from the rest: exact, found by selection."""
+"""The magnitude that separates the largest entries of a delta from the rest: exact, by selection."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_WHOLE = 1 << 18  # entries up to which a delta is formed as a whole
+_WHOLE = 1 << 18  # a delta of up to this many entries is formed as a whole
 _SAMPLED = 256  # rows and columns of the sample that says where to look
 _MARGINS = (0.02, 0.08)  # on each side of the rank looked for, as a share of the entries
 
 
 def magnitude_thresholds(matrices: Iterable[Tensor], density: float) -> list[float]:
-    """Magnitudes that part the ``int(density * numel)`` largest entries of each matrix from the rest.
+    """Return the magnitudes that separate the ``int(density * numel)`` largest entries from the rest.
 
-    inf where none is kept. A threshold lies midway between the smallest entry kept and the largest one
-    dropped, so that a delta that is made again in other tiles or on another device, and differs in its last
-    bit, is cut at the same place; among ties it is their own magnitude. On the CPU the bits of the magnitudes
-    are selected as integers, whose order is that of the values. Another device is waited for once. The
-    matrices are float32 of one size and any shape, and are left as they are.
+    One per matrix; inf if none is kept. A threshold lies midway between the smallest entry kept and the
+    largest one dropped, so that a delta computed again in other tiles or on another device, with other last
+    bits, is cut at the same place; among ties it is their own magnitude. The matrices are float32, all of one
+    size, of any shape, and are left unchanged.
+
+    On the CPU the bits of the magnitudes are selected as integers, which have the same order as the values.
+    Other devices are synchronised only once.
     """
-    found, waiting = [], []
+    thresholds, waiting = [], []
     for values in matrices:
         dropped = _dropped(values.numel(), density)
         if dropped in (0, values.numel()):
-            found.append(math.inf if dropped else 0.0)
+            thresholds.append(math.inf if dropped else 0.0)
         elif values.device.type == "cpu":
-            found.append(_between(values.detach().abs().flatten().numpy(), dropped))
+            thresholds.append(_between(values.detach().abs().flatten().numpy(), dropped))
         else:
             waiting.append(bounds(values, dropped))
-    return found + [_middle(low, high) for low, high in (torch.stack(waiting).tolist() if waiting else ())]
+    return thresholds + [
+        _middle(low, high) for low, high in (torch.stack(waiting).tolist() if waiting else ())
+    ]
 
 
 def product_thresholds(factors: list[tuple[Tensor, Tensor]], density: float, height: int) -> list[float]:
-    """``magnitude_thresholds`` of the products ``up @ down``; all factors are on one device.
+    """Return ``magnitude_thresholds`` of the products ``up @ down``; all factors are on one device.
 
     On the CPU a product is formed ``height`` rows at a time, elsewhere as a whole.
     """
@@ -47,7 +51,7 @@ def product_thresholds(factors: list[tuple[Tensor, Tensor]], density: float, hei
 
 
 def bounds(values: Tensor, dropped: int) -> Tensor:
-    """The largest magnitude among the ``dropped`` smallest and the smallest of the others, ``(2,)``."""
+    """Return the largest of the ``dropped`` smallest magnitudes and the smallest of the others; ``(2,)``."""
     magnitudes = values.detach().abs().flatten()
     high = magnitudes.kthvalue(dropped + 1).values
     at_most = magnitudes.kthvalue(dropped).values
@@ -57,8 +61,8 @@ def bounds(values: Tensor, dropped: int) -> Tensor:
 def _product_threshold(up: Tensor, down: Tensor, density: float, height: int) -> float:
     """A sample says between which two magnitudes the threshold lies; one pass then counts what is below.
 
-    The pass keeps what is between, and the threshold is selected among that. Where the sample was wrong, the
-    search is repeated with a wider margin, and at last over all entries.
+    The pass keeps what lies between the two, and the threshold is selected from that. If the sample was
+    wrong, the search is repeated with a wider margin, and finally over all entries.
     """
     rows, columns = up.shape[0], down.shape[1]
     dropped = _dropped(rows * columns, density)
@@ -77,14 +81,14 @@ def _product_threshold(up: Tensor, down: Tensor, density: float, height: int) ->
 
 
 def product_tiles(up: Tensor, down: Tensor, height: int) -> Iterator[Tensor]:
-    """``up @ down``, ``height`` rows at a time, in one buffer that is used again for each tile."""
+    """Yield ``up @ down``, ``height`` rows at a time, in one buffer that is reused for each tile."""
     buffer = torch.empty((height, down.shape[1]), device=up.device)
     for start in range(0, up.shape[0], height):
         yield torch.mm(up[start : start + height], down, out=buffer[: up.shape[0] - start])
 
 
 def _sift(up: Tensor, down: Tensor, low: float, high: float, height: int) -> tuple[int, NDArray[np.float32]]:
-    """How many magnitudes are below ``low``, and those in ``[low, high)``."""
+    """The number of magnitudes below ``low``, and the magnitudes in ``[low, high)``."""
     below, between = 0, []
     for tile in product_tiles(up, down, height):
         magnitudes = tile.abs_().numpy().ravel()
@@ -96,7 +100,7 @@ def _sift(up: Tensor, down: Tensor, low: float, high: float, height: int) -> tup
 
 
 def _between(magnitudes: NDArray[np.float32], dropped: int) -> float:
-    """The threshold above the ``dropped`` smallest; puts the array in another order."""
+    """The threshold above the ``dropped`` smallest magnitudes; reorders the array."""
     bits = magnitudes.view(np.int32)
     bits.partition(dropped)
     return _middle(float(bits[:dropped].max().view(np.float32)), float(bits[dropped].view(np.float32)))

@@ -79,7 +79,7 @@ def _check_experts(merged: Merged, modules: dict[str, nn.Module]) -> None:
         if (match := EXPERT.fullmatch(name)) and match["expert"] == "0":
             stack = getattr(owner_of(module), match["parameter"])  # (experts, ...)
             count = counts[match.group("module", "parameter")]
-            if merged.blocks == [None] * len(merged.loras) and count != stack.shape[0]:
+            if all(each is None for each in merged.request.blocks) and count != stack.shape[0]:
                 raise IncompatibleLoraError(
                     f"{name[:-3]} has {stack.shape[0]} experts in the model and {count} in the LoRA; "
                     "the LoRA is for another base model"

@@ -9,16 +9,14 @@ from ..errors import LoraFormatError, shown
 _MAX_REPEATS = 3  # each adds a power of the name's length to the time that matching may take
 
 
-def check_pattern(pattern: str, where: str) -> None:
+def check_pattern(pattern: str) -> None:
     """Refuse what is no regular expression, or one that may be matched for ever."""
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise LoraFormatError(f"{where}: {shown(pattern)} is not a pattern: {error}") from error
+        raise LoraFormatError(f"{shown(pattern)} is not a pattern: {error}") from error
     if _may_take_forever(pattern):
-        raise LoraFormatError(
-            f"{where}: {shown(pattern)} repeats too much to be matched; write the names out"
-        )
+        raise LoraFormatError(f"{shown(pattern)} repeats too much to be matched; write the names out")
 
 
 def _may_take_forever(pattern: str) -> bool:

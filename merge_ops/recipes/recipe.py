@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,25 +82,25 @@ class Recipe:
     @classmethod
     def of(cls, merged: Merged, rank: int | None = None) -> Recipe:
         """The recipe of a merge. ``rank`` is that of saving; the rank of the merge wins over it."""
-        how = merged.settings
+        request, how = merged.request, merged.request.settings
         sources = tuple(
             Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks))
             for lora, weight, text_weight, blocks in zip(
-                merged.loras, merged.weights, merged.text_weights, merged.blocks, strict=True
+                merged.loras, request.weights, request.text_weights, request.blocks, strict=True
             )
         )
         shared: dict[str, Any] = {
             "params": how.params, "scale": how.scale, "seed": how.seed, "reader": merged.reader,
-            "keep": None if merged.keep is None else checked.made_plain(merged.keep),
+            "keep": None if request.keep is None else checked.made_plain(request.keep),
         }  # fmt: skip
-        if merged.combination_type is None:
-            return cls(sources, how.method.name, space=how.space, rank=how.rank or rank, **shared)
+        if request.combination_type is None:
+            return cls(sources, how.method.name, space=how.space, rank=request.rank or rank, **shared)
         peft: dict[str, Any] = {
-            "combination_type": merged.combination_type,
+            "combination_type": request.combination_type,
             "svd_rank": how.rank,
             "svd_clamp": how.svd_clamp,
         }
-        return cls(sources, rank=rank, **peft, **shared)
+        return cls(sources, rank=request.cut_to or rank, **peft, **shared)
 
     @classmethod
     def parse(cls, given: dict[str, Any] | str) -> Recipe:
@@ -199,11 +198,7 @@ class Recipe:
         """
         if self.combination_type is None or self.rank is None:
             return merged
-        shorter = copy.copy(merged)
-        shorter.layers = {
-            name: layer.truncated(self.rank, None, torch.float32) for name, layer in merged.layers.items()
-        }
-        return shorter
+        return merged.truncated(self.rank)
 
     def _checked_method(self) -> Method:
         if self.combination_type is None:

@@ -13,7 +13,7 @@ from ..errors import LoraFormatError, ParameterError
 from ..formats import load
 from ..formats.container import file_digest
 from ..formats.peft_config import CONFIG_NAME
-from ..formats.read import WEIGHTS_NAME
+from ..formats.peft_folder import WEIGHTS_NAME
 from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe
@@ -67,6 +67,10 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Of a LoRA file only the header is read.
 
+    >>> recipe = merge_ops.read_recipe("both.safetensors")
+    >>> recipe.method, recipe.params["density"], [source.name for source in recipe.sources]
+    ('ties', 0.5, ['ink', 'mia'])
+
     Raises:
         LoraFormatError: if the file holds no recipe, or cannot be read.
         ParameterError: if the recipe is invalid.
@@ -96,6 +100,12 @@ def find_sources(
     A source is first looked up by its SHA-256: files of the same name are hashed first, all others only if
     needed. If that fails it is looked up by name alone, which adds a warning to the LoRA's ``warnings``.
     Links that lead out of a folder are not followed, and only safetensors files are opened.
+
+    >>> recipe = merge_ops.read_recipe("both.safetensors")
+    >>> loras = merge_ops.find_sources(recipe, ["."])
+    >>> again = recipe.run(loras)
+    >>> len(again.layers)
+    2
 
     Args:
         recipe: the recipe whose sources to find.

@@ -69,6 +69,12 @@ def save(
 ) -> SaveReport:
     """Write a merge as a LoRA file that other tools load at strength 1.
 
+    >>> saved = merge_ops.save(merged, "smaller.safetensors", rank=4)
+    >>> saved.format, len(saved.layers), saved.layers[0].rank
+    ('kohya', 2, 4)
+    >>> saved.largest_error < 0.5  # of the layer that lost most, relative to its norm
+    True
+
     Args:
         merged: what ``merge`` returned.
         path: a ``.safetensors`` file, or a folder for ``format='peft'``.

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..errors import MergeError, ParameterError
 from ..formats.container import sort_metadata
 from ..formats.peft_config import CONFIG_NAME
-from ..formats.read import WEIGHTS_NAME, read_back
+from ..formats.peft_folder import WEIGHTS_NAME
+from ..formats.read import read_back
 from ..lora import Lora, LowRank, WholeWeight
 from .file_names import EXISTS
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from merge_ops.merging import merge
-from merge_ops.methods.consensus import dare_ties, elect_and_average
-from merge_ops.methods.dare import dare_linear
+from merge_ops.methods.consensus import average_agreeing, elect_signs
+from merge_ops.methods.dare_linear import dare_linear
+from merge_ops.methods.dare_ties import dare_ties
 from merge_ops.methods.sparsify import MaskGenerator, drop_random, mask_key
 
 KEYS = [mask_key(0, "layer", who) for who in "ab"]
@@ -55,7 +56,7 @@ def test_dare_ties_elects_among_what_was_kept():
         found = dare_ties(
             VALUES, weights, density=0.4, majority_sign_method=vote, generator=MaskGenerator(KEYS)
         )
-        assert torch.equal(found, elect_and_average(dropped, weights, vote))
+        assert torch.equal(found, average_agreeing(dropped, elect_signs(dropped, vote), weights))
 
 
 def test_the_mean_over_seeds_is_the_exact_sum(make_lora):

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import merge_ops
-from merge_ops import METHODS, Lora
-from merge_ops.merging import merge, spaces
+from merge_ops import METHODS, Lora, merge_method
+from merge_ops.merging import merge, scratch
+from merge_ops.methods.registry import LAWS
 from merge_ops.methods.sparsify import MaskGenerator, mask_key
 from merge_ops.methods.thresholds import magnitude_thresholds
+from tests.laws import skip_if_broken
 
 
 def settings_of(method):
@@ -29,6 +31,7 @@ CASES = [
 ]
 every_method = pytest.mark.parametrize(("name", "settings"), CASES)
 WEIGHTS = [0.7, -0.4, 1.3, 0.2]
+NEW_NAMES = ("zeta", "yankee", "xray", "whiskey")
 
 
 def with_density(name, settings, density):
@@ -54,64 +57,149 @@ def assert_same_bits(found, wanted):
         assert torch.equal(found[name], delta), name
 
 
-@every_method
-@pytest.mark.parametrize("weight", [1.0, 0.35, -0.8, 0.0])
-def test_law_1_alone_at_weight_w_is_w_times_the_delta(name, settings, weight, make_lora):
-    lora = make_lora(rank=3, alpha=7, seed=5)
-    merged = merge([lora], [weight], name, **with_density(name, settings, 1.0))
-    assert_close(deltas(merged), {k: weight * layer.delta() for k, layer in lora.layers.items()})
+def alone(name, settings, stack, refactored):
+    for weight in (1.0, 0.35, -0.8, 0.0):
+        merged = merge(stack[:1], [weight], name, **settings)
+        assert_close(deltas(merged), {k: weight * layer.delta() for k, layer in stack[0].layers.items()})
 
 
-@every_method
-def test_law_2_order_of_the_stack_changes_nothing(name, settings, stack):
-    for count in (3, 4):
-        pairs = list(zip(stack[:count], WEIGHTS, strict=False))
-        wanted = deltas(merge(*zip(*pairs, strict=True), name, **settings))
-        for order in itertools.permutations(pairs):
-            assert_same_bits(deltas(merge(*zip(*order, strict=True), name, **settings)), wanted)
+def full(name, settings, stack, refactored):
+    alone(name, with_density(name, settings, 1.0), stack, refactored)
 
 
-@every_method
-def test_law_2_holds_for_files_of_one_name_and_weight(name, settings, stack):
-    """Diffusers calls every file ``pytorch_lora_weights``, so names often do not tell LoRAs apart."""
+def order(name, settings, stack, refactored):
+    """Files of one name too: Diffusers calls every file ``pytorch_lora_weights``."""
     same = [replace(lora, name="pytorch_lora_weights") for lora in stack]
-    wanted = deltas(merge(same, None, name, **settings))
-    for order in itertools.permutations(same):
-        assert_same_bits(deltas(merge(order, None, name, **settings)), wanted)
+    for loras, weights in ((stack[:3], WEIGHTS[:3]), (stack, WEIGHTS), (same, [1.0] * 4)):
+        pairs = list(zip(loras, weights, strict=True))
+        wanted = deltas(merge(*zip(*pairs, strict=True), name, **settings))
+        for permuted in itertools.permutations(pairs):
+            assert_same_bits(deltas(merge(*zip(*permuted, strict=True), name, **settings)), wanted)
 
 
-@every_method
-def test_law_3_rank_alpha_factors_and_file_name_do_not_matter(name, settings, stack, refactored):
+def refactoring(name, settings, stack, refactored):
+    """Nor does the name of the file matter."""
     wanted = deltas(merge(stack, WEIGHTS, name, **settings))
     rewritten = [
         refactored(lora, name=new, pad=pad, rescale=rescale, seed=pad)
-        for lora, new, pad, rescale in zip(stack, "zyxw", (0, 5, 1, 2), (1.0, 0.01, 30.0, 2.0), strict=True)
+        for lora, new, pad, rescale in zip(
+            stack, NEW_NAMES, (0, 5, 1, 2), (1.0, 0.01, 30.0, 2.0), strict=True
+        )
     ]
     assert_close(deltas(merge(rewritten, WEIGHTS, name, **settings)), wanted)
 
 
-@every_method
-def test_law_4_negative_weights_give_the_negative(name, settings, stack):
-    wanted = deltas(merge(stack, WEIGHTS, name, **settings))
-    negative = deltas(merge(stack, [-w for w in WEIGHTS], name, **settings))
-    assert_same_bits({k: -v for k, v in negative.items()}, wanted)
-
-
-@every_method
-def test_law_4_holds_for_files_of_one_name_and_for_one_lora_twice(name, settings, stack):
+def sign(name, settings, stack, refactored):
+    """For files of one name and for one LoRA twice, too."""
     same = [replace(lora, name="pytorch_lora_weights") for lora in (*stack[:3], stack[0])]
-    wanted = deltas(merge(same, WEIGHTS, name, **settings))
-    negative = deltas(merge(same, [-w for w in WEIGHTS], name, **settings))
-    assert_same_bits({k: -v for k, v in negative.items()}, wanted)
+    for loras in (stack, same):
+        wanted = deltas(merge(loras, WEIGHTS, name, **settings))
+        negative = deltas(merge(loras, [-w for w in WEIGHTS], name, **settings))
+        assert_same_bits({k: -v for k, v in negative.items()}, wanted)
+
+
+def weighting(name, settings, stack, refactored):
+    factors = (3.0, 0.25, 1.0, -2.0)
+    scaled = [
+        replace(lora, layers={k: layer.scaled(f) for k, layer in lora.layers.items()}, origin=lora)
+        for lora, f in zip(stack, factors, strict=True)
+    ]
+    wanted = deltas(merge(scaled, WEIGHTS, name, **settings))
+    weights = [w * f for w, f in zip(WEIGHTS, factors, strict=True)]
+    assert_close(deltas(merge(stack, weights, name, **settings)), wanted)
+
+
+def homogeneous(name, settings, stack, refactored):
+    """Weights are absolute."""
+    for factor in (3.7, -0.1, 0.0):
+        wanted = {k: factor * v for k, v in deltas(merge(stack, WEIGHTS, name, **settings)).items()}
+        assert_close(deltas(merge(stack, [factor * w for w in WEIGHTS], name, **settings)), wanted)
+        assert_close(deltas(merge(stack, WEIGHTS, name, scale=factor, **settings)), wanted)
+
+
+CHECKS = {check.__name__: check for check in (alone, full, order, refactoring, sign, weighting, homogeneous)}
+
+
+def breaking(law, name, stack, refactored):
+    """The settings in which a method really breaks a law."""
+    broken = []
+    for settings in settings_of(METHODS[name]):
+        try:
+            CHECKS[law](name, settings, stack, refactored)
+        except AssertionError:
+            broken.append(settings)
+    return broken
+
+
+def test_every_law_has_a_check():
+    assert CHECKS.keys() == LAWS.keys()
 
 
 @every_method
-@pytest.mark.parametrize("factor", [3.7, -0.1, 0.0])
-def test_weights_and_scale_are_homogeneous(name, settings, factor, stack):
-    """Weights are absolute: a factor on all of them, or on ``scale``, is a factor on the result."""
-    wanted = {k: factor * v for k, v in deltas(merge(stack, WEIGHTS, name, **settings)).items()}
-    assert_close(deltas(merge(stack, [factor * w for w in WEIGHTS], name, **settings)), wanted)
-    assert_close(deltas(merge(stack, WEIGHTS, name, scale=factor, **settings)), wanted)
+@pytest.mark.parametrize("law", LAWS)
+def test_law(law, name, settings, stack, refactored):
+    """A method keeps every law that it does not declare broken."""
+    skip_if_broken(name, law)
+    CHECKS[law](name, settings, stack, refactored)
+
+
+DECLARED = [(name, law) for name, method in METHODS.items() for law in method.breaks]
+
+
+@pytest.mark.parametrize(("name", "law"), DECLARED)
+def test_a_law_that_is_declared_broken_is_broken(name, law, stack, refactored):
+    """Otherwise the declaration is out of date."""
+    assert breaking(law, name, stack, refactored), f"{name} keeps the law {law!r}: take it out of breaks"
+
+
+@pytest.fixture
+def first_leads():
+    """A method that treats the first LoRA in another way, and says so; gone after the test."""
+
+    @merge_method(
+        "first_leads",
+        "First leads",
+        paper="arXiv:0000.00000",
+        breaks={
+            "order": "the first LoRA counts double",
+            "sign": "not true",
+            "alone": "it is doubled",
+        },
+    )
+    def first_leads(deltas, weights):
+        """Add the LoRAs, the first one twice."""
+        return (deltas * weights.view(-1, *[1] * (deltas.ndim - 1))).sum(dim=0) + deltas[0] * weights[0]
+
+    yield METHODS["first_leads"]
+    del METHODS["first_leads"]
+
+
+def test_a_method_may_declare_an_order(first_leads, stack, refactored):
+    """It gets the LoRAs in the order of the list; its law is skipped with the reason."""
+    assert breaking("order", "first_leads", stack, refactored)
+    for i in range(3):
+        loras, weights = (stack[i:] + stack[:i])[:2], [0.5, -1.0]
+        merged = merge(loras, weights, "first_leads")
+        wanted = {
+            k: sum(
+                w * lora.layers[k].delta() * (2 if lora is next(o for o in loras if k in o.layers) else 1)
+                for lora, w in zip(loras, weights, strict=True)
+                if k in lora.layers
+            )
+            for k in merged.layers
+        }
+        assert_close(deltas(merged), wanted)
+    with pytest.raises(pytest.skip.Exception, match="'order': the first LoRA counts double"):
+        skip_if_broken("first_leads", "order")
+
+
+def test_a_declaration_must_be_true(first_leads, stack, refactored):
+    """What is declared and holds is found, and so is what is broken and not declared."""
+    assert breaking("alone", "first_leads", stack, refactored)
+    assert not breaking("sign", "first_leads", stack, refactored), "declared broken, and kept"
+    assert breaking("full", "first_leads", stack, refactored) and "full" not in first_leads.breaks
+    with pytest.raises(ValueError, match=r"no law 'odrer' \(did you mean 'order'\?\)"):
+        merge_method("typo", "Typo", paper="arXiv:0000.00000", breaks={"odrer": "a typing error"})
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.linear])
@@ -149,7 +237,7 @@ def test_law_7_masks_do_not_depend_on_tiles(name, settings, make_lora, monkeypat
     merged = merge(loras, [1.0, 0.5], name, **settings)
     wanted, masks = deltas(merged), kept_entries(merged)
     for tile in (1, 130, 1000, 1 << 12):
-        monkeypatch.setattr(spaces, "_TILE_ON_CPU", tile)
+        monkeypatch.setattr(scratch, "_TILE_ON_CPU", tile)
         again = merge(loras, [1.0, 0.5], name, **settings)
         assert_same_bits(kept_entries(again), masks)
         assert_close(deltas(again), wanted, 1e-6)

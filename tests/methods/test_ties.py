@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import tensor
 
-from merge_ops.methods.consensus import elect_and_average, ties
-from merge_ops.methods.linear import linear, magnitude_prune
+from merge_ops.methods.consensus import average_agreeing, elect_signs
+from merge_ops.methods.linear import linear
+from merge_ops.methods.magnitude_prune import magnitude_prune
 from merge_ops.methods.sparsify import keep_largest
+from merge_ops.methods.ties import ties
 
 A = tensor([[4.0, -1.0], [2.0, 3.0]])
 B = tensor([[-1.0, -2.0], [5.0, -6.0]])
@@ -68,7 +70,7 @@ def test_trimmed_entries_have_no_vote_and_are_not_counted():
 def test_entries_on_which_all_are_zero_stay_zero():
     zeros = torch.zeros(3, 2, 2)
     for vote in ("total", "frequency"):
-        assert torch.equal(elect_and_average(zeros, ONES, vote), torch.zeros(2, 2))
+        assert torch.equal(average_agreeing(zeros, elect_signs(zeros, vote), ONES), torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize(("density", "kept"), [(0.0, 0), (0.24, 0), (0.25, 1), (0.5, 2), (0.99, 3), (1.0, 4)])

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from merge_ops import METHODS
 from tests.nodes.list_widget import EMPTY
-from tests.nodes.locales import ENGLISH, english, nested_tooltips
+from tests.nodes.locales import ENGLISH, PICKER, english, inputs_of, nested_tooltips
 from tests.nodes.pack import ROOT
 
 CHINESE = ENGLISH.parents[1] / "zh" / "nodeDefs.json"
@@ -59,13 +60,21 @@ def table():
 
 def test_english_is_fresh(server):
     """Run ``python -m tests.nodes.locales`` with the address of a server that has this pack."""
-    assert json.loads(ENGLISH.read_text(encoding="utf-8")) == english(server.get("/object_info"))
+    known = texts(json.loads(ENGLISH.read_text(encoding="utf-8")))
+    fresh = texts(english(server.get("/object_info")))
+    assert known.items() <= fresh.items()
+    for path in (
+        fresh.keys() - known.keys()
+    ):  # a method that was added brings parameters, shown by their names
+        assert path[1:] == ("inputs", path[2], "name") and path[2].startswith(f"{PICKER}_"), path
 
 
 def test_chinese_is_complete():
     """A Chinese text for every English one, with no letter that the editor takes for its own syntax."""
     wanted, given = (texts(json.loads(path.read_text(encoding="utf-8"))) for path in (ENGLISH, CHINESE))
-    assert given.keys() == wanted.keys()
+    assert given.keys() >= wanted.keys()
+    for path in given.keys() - wanted.keys():  # in English it comes from the registry
+        assert path[1:] == ("inputs", PICKER, "tooltip"), path
     for path, text in given.items():
         assert HAN.search(text) or text in SAME, (path, text)
     for text in [*wanted.values(), *given.values()]:
@@ -77,7 +86,12 @@ def test_scripts_are_translated(server, table):
     scripts = [path for path in SCRIPTS.glob("*.js") if path.name != "texts.js"]
     wanted = set().union(*(said(path.read_text(encoding="utf-8")) for path in scripts))
     assert len(wanted) > 25
-    wanted |= nested_tooltips(server.get("/object_info"))
+    picker = json.loads(CHINESE.read_text(encoding="utf-8"))["LoraAlloyMethod"]["inputs"][PICKER]["tooltip"]
+    translated = set(
+        re.findall(r"^(\w+)：", picker, re.MULTILINE)
+    )  # a method beside them is shown in English
+    assert len(translated) > 5
+    wanted |= nested_tooltips(server.get("/object_info"), translated)
     assert wanted <= table.keys()
     for text, chinese in table.items():
         assert HAN.search(chinese), text
@@ -129,3 +143,11 @@ def test_the_editor_in_chinese(chinese, table):
     chinese.page.get_by_text(table["+ Add LoRA"]).click()
     chinese.page.get_by_placeholder(table["Search LoRAs"]).wait_for()
     chinese.page.keyboard.press("Escape")
+
+
+def test_the_picker_comes_from_the_registry(server):
+    """Where the texts have no tooltip, the editor shows the definition's: each method and its limits."""
+    shown = inputs_of(server.get("/object_info")["LoraAlloyLoader"])[PICKER]["tooltip"]
+    for name, method in METHODS.items():
+        assert f"{name}: {method.summary}" in shown
+        assert all(reason in shown for reason in method.breaks.values())

@@ -8,7 +8,7 @@ import torch
 from tests.nodes.pack import pack_module
 
 memory = pack_module("nodes.model.memory")
-spaces = pack_module("merge_ops.merging.spaces")
+scratch = pack_module("merge_ops.merging.scratch")
 CPU, OTHER = torch.device("cpu"), torch.device("meta")  # meta stands for any device that is not the CPU
 MATRIX = torch.arange(70.0).view(10, 7)
 
@@ -33,31 +33,29 @@ def test_the_ladder(works, says, caplog):
     """Small tiles first, then the CPU; what was given up is said, in the log and to the caller."""
     tried = []
 
-    def compute(device):
-        small = spaces.tile_height(64, OTHER) < usual
+    def compute(device, sparing):
+        small = scratch.Scratch(sparing).tile_height(64, OTHER) < scratch.Scratch().tile_height(64, OTHER)
         tried.append((device.type, small))
         if works != "at once" and device == OTHER and not (small and works == "in small tiles"):
             raise torch.OutOfMemoryError("no memory")
         return "computed"
 
-    usual = spaces.tile_height(64, OTHER)
     with caplog.at_level(logging.WARNING):
-        result, line = memory.with_less_memory(compute, OTHER)
+        result, line = memory.compute_with_less_memory(compute, OTHER)
     assert result == "computed" and says in line and line in caplog.text
     steps = [("meta", False), ("meta", True), ("cpu", False)]
     assert tried == steps[: 1 + ["at once", "in small tiles", "on the cpu"].index(works)]
-    assert spaces.tile_height(64, OTHER) == usual
 
 
 def test_the_cpu_itself_may_run_out():
-    def full(_device):
+    def full(_device, _sparing=False):
         raise torch.OutOfMemoryError("no memory")
 
     for device in (CPU, OTHER):
         with pytest.raises(torch.OutOfMemoryError):
-            memory.with_less_memory(full, device)
+            memory.compute_with_less_memory(full, device)
         with pytest.raises(torch.OutOfMemoryError):
-            list(memory.tiles_or_on_cpu(full, device))
+            list(memory.make_tiles(full, device))
 
 
 @pytest.mark.parametrize("full_at", [0, 4, 8, 99])
@@ -69,7 +67,7 @@ def test_every_row_comes_once(full_at):
 
     seen = torch.zeros(10, dtype=torch.int64)
     found = torch.zeros_like(MATRIX)
-    for start, tile in memory.tiles_or_on_cpu(on_this_machine, OTHER):
+    for start, tile in memory.make_tiles(on_this_machine, OTHER):
         seen[start : start + len(tile)] += 1
         if tile.device == CPU:
             found[start : start + len(tile)] += tile

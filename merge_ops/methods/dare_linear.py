@@ -1,15 +1,15 @@
-"""DARE: drop entries at random and rescale the rest."""
+"""DARE: entries are dropped at random, and the rest is rescaled."""
 
 from typing import Annotated
 
 from torch import Tensor
 
-from .linear import weighted_sum
+from .linear import sum_weighted
 from .registry import Param, merge_method
-from .sparsify import MaskGenerator, drop_random
+from .sparsify import DROPS_ENTRIES, MaskGenerator, drop_random
 
 
-@merge_method("dare_linear", "DARE", paper="arXiv:2311.03099")
+@merge_method("dare_linear", "DARE", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES)
 def dare_linear(
     deltas: Tensor,  # (n, ..., out, in)
     weights: Tensor,  # (n,)
@@ -27,6 +27,11 @@ def dare_linear(
     generator: MaskGenerator,
     overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
-    """Drop entries of each LoRA at random, divide the rest by the density, and add them."""
+    """Drop entries of each LoRA at random, divide the rest by the density, and add them.
+
+    1. drop: ``kept_i = deltas[i] * mask_i / density``; an entry of ``mask_i`` is 1 with probability
+       ``density``, else 0, so that ``kept_i`` is ``deltas[i]`` on average
+    2. add:  ``merged = sum_i weights[i] * kept_i``
+    """
     kept = drop_random(deltas, density, generator, overwrite)
-    return weighted_sum(kept, weights, overwrite or kept is not deltas)
+    return sum_weighted(kept, weights, overwrite or kept is not deltas)

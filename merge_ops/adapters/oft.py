@@ -1,15 +1,19 @@
-"""Adapters that rotate the base weight: OFT and BOFT, as LyCORIS and as PEFT have them."""
+"""OFT and BOFT as LyCORIS has them: the rows of the base weight are rotated in blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout
-from .base_dependent import check_size
+from .bound import check_size
+from .kind import Adapters, Kind
+from .module import RawModule, alpha_of, numbers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,37 +56,8 @@ class Oft(BaseDependent):
         return turned.reshape(weight.shape) - weight
 
 
-@dataclass(frozen=True, eq=False)
-class InputRotation(BaseDependent):
-    """PEFT's OFT and BOFT: W times a block-diagonal rotation of its inputs, then a factor for each row."""
-
-    kind: ClassVar[str] = "OFT"
-    rotations: Tensor  # (blocks, size, size); one block may stand for all
-    rows: Tensor | None = None  # (out, 1)
-    layout: Layout = "linear"
-    key: str = ""
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.rotations,) if self.rows is None else (self.rotations, self.rows)
-
-    def change(self, weight: Tensor, reader: str) -> Tensor:
-        flat = weight.flatten(1)
-        rotations = self.rotations.to(weight.device, torch.float32)
-        size = rotations.shape[-1]
-        check_size(self, weight, flat.shape[1] % size == 0)
-        check_size(self, weight, rotations.shape[0] in (1, flat.shape[1] // size))
-        blocks = flat.reshape(flat.shape[0], -1, size)
-        turned = torch.einsum("obj,bij->obi", blocks, rotations.expand(blocks.shape[1], size, size)).flatten(
-            1
-        )
-        if self.rows is not None:
-            turned = turned * self.rows.to(weight.device, torch.float32).reshape(-1, 1)
-        return turned.reshape(weight.shape) - weight
-
-
 def cayley(skew: Tensor) -> Tensor:
-    """``(I + Q)(I - Q)^-1``, a rotation for each skew-symmetric matrix."""
+    """Return ``(I + Q)(I - Q)^-1``, a rotation for each skew-symmetric matrix."""
     identity = torch.eye(skew.shape[-1], device=skew.device)
     rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
     return rotation
@@ -100,3 +75,21 @@ def _butterfly(rotation: Tensor, rows: Tensor, stride: int) -> Tensor:
     mixed = rows.reshape(-1, 2, stride, columns).transpose(1, 2).reshape(-1, size, columns)
     turned = (rotation @ mixed).reshape(-1, stride, 2, columns)
     return turned.transpose(1, 2).reshape(rows.shape)
+
+
+def _oft(module: RawModule) -> Oft:
+    blocks = numbers_of(module, "oft_blocks")
+    if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2] or 0 in blocks.shape:
+        raise LoraFormatError(
+            f"the OFT blocks of {module.stem} have the shape {tuple(blocks.shape)}, not square blocks"
+        )
+    rescale = numbers_of(module, "rescale").flatten() if "rescale" in module.tensors else None
+    constraint = alpha_of(module, 1) if "alpha" in module.tensors else 0.0
+    return Oft(blocks, rescale, constraint, key=module.stem)
+
+
+def _read(module: RawModule, scale: float | None, config: Mapping[str, Any]) -> Adapters:
+    return {"": _oft(module)}
+
+
+OFT = Kind("OFT", {".oft_blocks": "oft_blocks", ".rescale": "rescale"}, (Oft,), _read)

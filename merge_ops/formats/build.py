@@ -1,0 +1,112 @@
+"""A LoRA from the tensors of a file: its modules by name, each as the adapter that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters.kind import Adapter
+from ..adapters.module import RawModule
+from ..adapters.reading import UNRECOGNISED, adapters_of, group_by_module, reason_not_merged
+from ..errors import LoraFormatError
+from ..lora import BaseDependent, Layer, Lora, WholeWeight
+from ..names.architectures import family_title
+from ..names.spelling import canonical_name, is_doubled
+from .experts import expert_layers
+from .tokens import token_rows
+from .warned import warnings_of_layers
+from .whole import whole_weights
+
+ScaleOf = Callable[[RawModule], float | None]
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a file holds, by canonical name, while it is read."""
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    base_dependent: dict[str, BaseDependent] = field(default_factory=dict)
+    whole_weights: dict[str, WholeWeight] = field(default_factory=dict)
+
+    def add(self, name: str, adapter: Adapter, stem: str) -> None:
+        """Take in the adapter of one weight.
+
+        Raises:
+            LoraFormatError: if the weight has one already. A bias stored whole may be changed as well.
+        """
+        other = self.layers.get(name) or self.base_dependent.get(name) or self.whole_weights.get(name)
+        if other is not None and not (isinstance(other, WholeWeight) and isinstance(adapter, Layer)):
+            raise LoraFormatError(f"{other.key} and {stem} are one layer in two spellings; keep one of them")
+        if isinstance(adapter, Layer):
+            self.layers[name] = adapter
+        elif isinstance(adapter, BaseDependent):
+            self.base_dependent[name] = adapter
+        else:
+            self.whole_weights[name] = adapter
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.base_dependent or self.whole_weights)
+
+
+def build_lora(
+    name: str,
+    tensors: dict[str, Tensor],
+    name_of: Callable[[str], str],
+    scale_of: ScaleOf,
+    config: dict[str, Any] | None = None,
+) -> Lora:
+    """Return the LoRA of a state dict.
+
+    Args:
+        name: what the LoRA is called.
+        tensors: by key, as in the file.
+        name_of: from the stem of a module's keys to its canonical name.
+        scale_of: from a module to its scale, or None where the file's own alpha decides.
+        config: that of a PEFT folder.
+
+    Raises:
+        LoraFormatError: if nothing in it can be merged, or tensors contradict each other.
+    """
+    modules, unknown = group_by_module(tensors)
+    held, whole = _Held(), dict[str, tuple[str, WholeWeight]]()
+    if config is not None:
+        whole = whole_weights(unknown, tensors, config) | token_rows(unknown, tensors, config)
+        held.layers = {name_of(stem): layer for stem, layer in expert_layers(modules, config).items()}
+    held.whole_weights = {name_of(stem): weight for stem, weight in whole.values()}
+    unmerged = {key: UNRECOGNISED for key in unknown if key not in whole}
+    for stem, module in modules.items():
+        reason = reason_not_merged(module)
+        if reason is not None:
+            unmerged[name_of(stem)] = reason
+            continue
+        for place, adapter in adapters_of(module, scale_of(module), config or {}):
+            held.add(name_of(stem) + place, adapter, stem)
+    if not held:
+        raise LoraFormatError(_nothing_usable([*modules, *unknown], unmerged))
+    doubled = any(map(is_doubled, modules))
+    warnings = ["the prefix 'unet' is doubled in the keys; it was read as one"] if doubled else []
+    warnings += warnings_of_layers(held.layers, held.base_dependent, bool(held.whole_weights))
+    return Lora(
+        name,
+        held.layers,
+        unmerged=unmerged,
+        warnings=tuple(warnings),
+        base_dependent=held.base_dependent,
+        whole_weights=held.whole_weights,
+    )
+
+
+def _nothing_usable(keys: list[str], unmerged: Mapping[str, str]) -> str:
+    reasons = {reason: name for name, reason in unmerged.items() if reason != UNRECOGNISED}
+    if reasons:
+        listed = "; ".join(f"{name} is {reason}" for reason, name in sorted(reasons.items()))
+        return f"the file holds nothing that can be merged: {listed}"
+    shown = ", ".join(repr(key) for key in keys[:3]) or "none"
+    title = family_title(map(canonical_name, keys))
+    return (
+        f"the file holds no LoRA: its keys are {shown}{f' (of {title})' if title else ''}, and keys such as "
+        "'lora_unet_….lora_down.weight' or '….lora_A.weight' are expected"
+    )

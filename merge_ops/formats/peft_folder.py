@@ -1,0 +1,59 @@
+"""PEFT's adapter folders: a configuration and one file of weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..adapters.module import RawModule
+from ..adapters.reading import rank_in_tensors
+from ..errors import LoraFormatError, reading
+from ..lora import BaseDependent, Layer, Lora
+from ..names.spelling import canonical_name
+from .build import build_lora
+from .container import read_container
+from .lookalike import PICKLE
+from .peft_config import CONFIG_NAME, read_config, scale_from_config
+from .warned import warnings_of_config
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLED_NAME = "adapter_model.bin"
+_COMPONENT_OF_CLASS = {
+    "UNet2DConditionModel": "unet",
+    "CLIPTextModel": "text_encoder",
+    "CLIPTextModelWithProjection": "text_encoder_2",
+}
+
+
+def read_peft_folder(folder: Path, file: Path, is_trusted: bool, allow_pickle: bool) -> Lora:
+    """Return the LoRA of a PEFT folder whose weights lie in ``file``.
+
+    ``is_trusted`` leaves out the search for NaN, for weights that are compared in full.
+
+    Raises:
+        LoraFormatError: if the folder is incomplete, or of a kind that is not merged.
+    """
+    config = read_config(folder / CONFIG_NAME)
+    if not file.is_file():
+        if (folder / PICKLED_NAME).is_file():
+            raise LoraFormatError(f"{folder.name}/{PICKLED_NAME} {PICKLE}")
+        raise LoraFormatError(f"{folder.name} has no {WEIGHTS_NAME}; give a PEFT adapter folder")
+    tensors, metadata = read_container(file, allow_pickle, finite=is_trusted)
+    base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")
+    component = _COMPONENT_OF_CLASS.get(str(base_class))
+
+    def name_of(stem: str) -> str:
+        path = stem.removeprefix("base_model.model.")
+        return canonical_name(f"{component}.{path}" if component else path)
+
+    def scale_of(module: RawModule) -> float | None:
+        path = module.stem.removeprefix("base_model.model.")
+        is_scaled, rank = rank_in_tensors(module)
+        return scale_from_config(config, path, rank) if is_scaled else None
+
+    with reading(folder.name):
+        lora = build_lora(folder.name, tensors, name_of, scale_of, config)
+    adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
+    ranks = {each.key.removeprefix("base_model.model."): each.configured_rank for each in adapters}
+    warnings = (*lora.warnings, *warnings_of_config(config, ranks))
+    return replace(lora, dialect="peft", metadata=metadata, config=config, warnings=warnings)

@@ -1,0 +1,115 @@
+"""Documents of the repository that no other test reads: links, versions, workflows, the walk-through."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toml
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import merge_ops
+
+ROOT = Path(__file__).parents[2]
+PROJECT = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Pages and pictures exist, and so does the heading that a link names."""
+    for link, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")
+    ):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in headings}
+
+
+def test_every_page_is_in_the_index():
+    """``docs/README.md`` names each page once."""
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((\w[\w-]*\.md)\)", index)
+    assert sorted(linked) == sorted(
+        page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"
+    )
+
+
+def test_one_version():
+    """The citation, the newest entry of the changelog and the library agree."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(
+        r"^## \[(\d[\d.]*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert citation["version"] == newest[1] == merge_ops.__version__
+    assert citation["date-released"] == newest[2]
+
+
+def test_one_address():
+    """The repository's address stands in [project.urls]; whatever else holds it agrees."""
+    home = PROJECT["project"]["urls"]["Repository"]
+    pages = [*PAGES, ROOT / "CITATION.cff", ROOT / "pyproject.toml", *(ROOT / ".github").rglob("*.yml")]
+    for page in pages:
+        for found in re.findall(r"https://github\.com/lora-alloy[\w/-]*", page.read_text(encoding="utf-8")):
+            assert found.startswith(home), (page.name, found)
+    for entry in ("Icon", "Banner"):
+        url = PROJECT["tool"]["comfy"][entry]
+        assert url.startswith(f"{home}/raw/main/") and (ROOT / url.partition("/main/")[2]).is_file()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda file: file.name)
+def test_workflows_and_templates_can_be_read(file):
+    """Valid YAML; the ``make`` targets and test folders that a workflow names exist."""
+    assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
+    text, makefile = file.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"run: make ([\w-]+)", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for folder in re.findall(r"\btests/\w+", text):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_extras_of_the_install_page():
+    """Each extra of the table is one of the project's."""
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"lora-alloy\[([\w-]+)\]", page))
+    assert named and named <= PROJECT["project"]["optional-dependencies"].keys()
+
+
+def test_the_walk_through(tmp_path):
+    """The method of CONTRIBUTING.md: its file alone makes it a command, and the laws hold for it."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    name = re.search(r"Create `merge_ops/methods/(\w+)\.py`", guide)[1]
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1]
+    ignored = shutil.ignore_patterns("assets", "__pycache__")
+    shutil.copytree(ROOT / "merge_ops", tmp_path / "merge_ops", ignore=ignored)
+    (tmp_path / "tests" / "methods").mkdir(parents=True)
+    for file in ("pyproject.toml", "README.md", "tests/conftest.py", "tests/methods/test_laws.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (tmp_path / "merge_ops" / "methods" / f"{name}.py").write_text(code, encoding="utf-8")
+    for seed, file in enumerate("ab"):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            "unet.mid.lora_A.weight": torch.randn(2, 8, generator=generator),
+            "unet.mid.lora_B.weight": torch.randn(8, 2, generator=generator),
+        }
+        save_file(tensors, tmp_path / f"{file}.safetensors")
+
+    def run(*command):
+        command = [sys.executable, "-m", *command]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert name in run("merge_ops", "methods")
+    commands = re.findall(r"^lora-alloy (merge .*)$", guide, re.MULTILINE)
+    assert commands
+    for command in commands:
+        run("merge_ops", *command.split())
+    laws = run("pytest", "-q", "tests/methods/test_laws.py", "-k", name)
+    assert int(re.search(r"(\d+) passed", laws)[1]) >= 8
