@@ -40,16 +40,16 @@ class LoraAlloyLoader(io.ComfyNode):
             node_id="LoraAlloyLoader",
             display_name="Load & Merge LoRAs",
             category=CATEGORY,
-            description="Load any number of LoRAs, merge them with the chosen method, and patch the model "
-            "with the result. linear is the same as a chain of Load LoRA nodes; the others settle conflicts.",
+            description=(
+                "Load any number of LoRAs, merge them with the chosen method, and patch the model with the "
+                "result. linear gives the same as a chain of Load LoRA nodes."
+            ),
             search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that is patched."),
+                io.Model.Input("model", tooltip="The diffusion model to patch."),
                 lora_list(),
                 method_input(),
-                io.Clip.Input(
-                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
-                ),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder to patch."),
                 io.MultiType.Input(
                     "stack",
                     types=[STACK, COMMUNITY_STACK],
@@ -59,7 +59,10 @@ class LoraAlloyLoader(io.ComfyNode):
                 METHOD.Input(
                     "sweep",
                     optional=True,
-                    tooltip="From Sweep Parameter: the node runs once a value, which wins over its widget.",
+                    tooltip=(
+                        "From Sweep Parameter: the node runs once for each value, which overrides the "
+                        "widget of the same name."
+                    ),
                 ),
                 space_input(),
                 *result_inputs(),
@@ -71,14 +74,17 @@ class LoraAlloyLoader(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Multiplies the whole merge: raise it where ties made the effect too soft.",
+                    tooltip=(
+                        "Multiplies the whole merge. Raise it if the result is too weak: ties averages, so "
+                        "it is softer than a sum."
+                    ),
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the merge."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder with the merge."),
+                io.Model.Output(display_name="model", tooltip="The patched model."),
+                io.Clip.Output(display_name="clip", tooltip="The patched text encoder."),
                 LORA_MODEL.Output(
-                    display_name="lora", tooltip="The merge itself, to save or to apply elsewhere."
+                    display_name="lora", tooltip="The merged LoRA, to save or to apply elsewhere."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
