@@ -28,18 +28,17 @@ class LoraAlloyGrid(io.ComfyNode):
             display_name="Labelled Grid",
             category=CATEGORY,
             description=(
-                "Arrange all pictures of a sweep in one image, labelled with what was varied. Two sweeps "
-                "give rows and columns."
+                "Arrange all images of a sweep in one labelled grid. Two sweeps give rows and columns."
             ),
             search_aliases=["xy plot", "image grid", "contact sheet", "compare images", "lora grid"],
             inputs=[
-                io.Image.Input("images", tooltip="The pictures of the sweep, for example from VAE Decode."),
+                io.Image.Input("images", tooltip="The images of the sweep, for example from VAE Decode."),
                 io.String.Input(
                     "labels",
                     optional=True,
                     force_input=True,
                     tooltip=(
-                        "Connect label of the last Sweep Parameter, or any list with one text per picture."
+                        "The label output of the last Sweep Parameter, or any list with one text per image."
                     ),
                 ),
                 io.Int.Input(
@@ -49,7 +48,8 @@ class LoraAlloyGrid(io.ComfyNode):
                     max=100,
                     optional=True,
                     tooltip=(
-                        "Pictures per row. 0 follows the two sweeps, or chooses by the number of pictures."
+                        "Images per row. 0 gives two sweeps their rows and columns, and chooses a "
+                        "layout for everything else."
                     ),
                 ),
                 io.Int.Input(
@@ -59,7 +59,7 @@ class LoraAlloyGrid(io.ComfyNode):
                     max=8192,
                     optional=True,
                     advanced=True,
-                    tooltip="Shrink pictures whose longer side exceeds this. 0 keeps their size.",
+                    tooltip="Images whose longer side exceeds this are scaled down. 0 keeps their size.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="grid", tooltip="The grid as one image.")],
@@ -86,7 +86,8 @@ class LoraAlloyGrid(io.ComfyNode):
             cells = [[frame] for batch in cells for frame in batch]
         if texts and len(cells) != len(texts):
             raise ParameterError(
-                f"{len(cells)} pictures and {len(texts)} labels; connect label of the last sweep before them"
+                f"{len(cells)} images and {len(texts)} labels; connect the label output of the last sweep before "
+                "them"
             )
         longest = (image_size or [512])[0]
         pictures = [join_side_by_side([_picture(frame, longest) for frame in frames]) for frames in cells]

@@ -28,20 +28,22 @@ class LoraAlloyMerge(io.ComfyNode):
             node_id="LoraAlloyMerge",
             display_name="Merge LoRAs",
             category=CATEGORY,
-            description="Merge a stack of LoRAs into one LoRA, to apply, save or inspect.",
+            description="Merge a stack of LoRAs into one LoRA, to apply, save or inspect it.",
             search_aliases=ALIASES,
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to merge."),
                 METHOD.Input(
                     "method",
                     optional=True,
-                    tooltip="From Merge Method or Sweep Parameter. Without it, the method is linear.",
+                    tooltip="The method, from Merge Method or Sweep Parameter. Without it, the LoRAs "
+                    "are merged with linear.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
                     tooltip=(
-                        "If connected, layers are matched by the weights of this model instead of by name."
+                        "Connect it to match layers by the weights of this model instead of by name. "
+                        "Adapters that depend on the base weights, such as DoRA, need it."
                     ),
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder that belongs to the model."),
@@ -53,8 +55,8 @@ class LoraAlloyMerge(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Data type of results that are computed at once: with a rank, in factor space, or "
-                        "with a PEFT type. Computation is in float32."
+                        "Data type of a result that this node computes in full: with a rank, in "
+                        "factors space, or with a PEFT type. The computation itself uses float32."
                     ),
                 ),
                 io.Combo.Input(
@@ -63,11 +65,11 @@ class LoraAlloyMerge(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto uses ComfyUI's device, or the CPU when its memory runs out.",
+                    tooltip="auto uses ComfyUI's device, and the CPU if that runs out of memory.",
                 ),
             ],
             outputs=[
-                LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA."),
+                LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),
                 io.String.Output(display_name="report", tooltip="What was merged and what was left out."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -89,7 +91,7 @@ class LoraAlloyMerge(io.ComfyNode):
         status = StatusLine(cls)
         entries = read_stack(stack)
         if not entries:
-            raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
+            raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
         chosen = method or MethodChoice()
         asked = chosen.override(rank=rank, seed=seed)
         entries = set_strengths(entries, asked.strengths)

@@ -26,7 +26,7 @@ class LoraAlloyMethod(io.ComfyNode):
             inputs=[method_input(), space_input()],
             outputs=[
                 METHOD.Output(
-                    display_name="method", tooltip=("Connect it to Merge LoRAs or Sweep Parameter.")
+                    display_name="method", tooltip=("The method, for Merge LoRAs or Sweep Parameter.")
                 )
             ],
             accept_all_inputs=True,

@@ -19,7 +19,7 @@ from .model.lora_model import read_lora_model
 from .model.summary import list_left_out
 from .status import StatusLine
 
-_OUTSIDE = "filename_prefix must name a place below the output folder"
+_OUTSIDE = "filename_prefix must stay inside the output folder"
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
 
 
@@ -34,32 +34,33 @@ class LoraAlloySave(io.ComfyNode):
             display_name="Save LoRA",
             category=CATEGORY,
             description=(
-                "Save a merged LoRA with its recipe. The file is read back and compared before it gets its "
-                "name, and loads in Load LoRA at strength 1."
+                "Save a merged LoRA as a file for Load LoRA, at strength 1. The file is read back and"
+                " compared after writing, and it contains the recipe of the merge."
             ),
             search_aliases=[*ALIASES, "save lora", "export lora"],
             inputs=[
-                LORA_MODEL.Input("lora", tooltip="From a merge node, or from core's LoRA nodes."),
+                LORA_MODEL.Input("lora", tooltip="The LoRA to save, from a merge node or any other "
+                                                 "node that outputs LORA_MODEL."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/merged",
                     tooltip=(
-                        "Where to save, below the output folder. Files in loras appear in Load LoRA at "
-                        "once."
+                        "Folder and name of the file below the output folder; a number is added. "
+                        "Files in loras appear in Load LoRA at once."
                     ),
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=4096, optional=True, advanced=True,
                     tooltip=(
-                        "Truncate to this rank. 0 saves a low-rank merge exactly and cuts a full-rank one "
-                        "to the sum of the LoRAs' ranks."
+                        "Truncate to this rank. 0 saves a low-rank merge exactly and truncates a "
+                        "full-rank one to the sum of the LoRAs' ranks."
                     ),
                 ),
                 io.Combo.Input(
                     "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
                     tooltip=(
-                        "auto writes the key names that ComfyUI reads; for language models it writes a "
-                        "PEFT folder."
+                        "auto writes the key names that ComfyUI reads, or a PEFT folder for a "
+                        "language model."
                     ),
                 ),
                 io.Combo.Input(

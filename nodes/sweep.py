@@ -33,9 +33,9 @@ class LoraAlloySweep(io.ComfyNode):
                     "parameter",
                     default="density",
                     tooltip=(
-                        "What to vary: a parameter of the method (density, majority_sign_method, ...), "
-                        "method, space, rank, seed, strength of the whole merge, or the strength of one "
-                        "LoRA by name or number ('strength mia', 'strength 2')."
+                        "What to vary: a parameter of the method such as density, or method, space, "
+                        "rank, seed or strength, which is that of the whole merge. 'strength mia' or "
+                        "'strength 2' varies one LoRA, by name or by number."
                     ),
                 ),
                 io.String.Input(
@@ -50,7 +50,7 @@ class LoraAlloySweep(io.ComfyNode):
                     "method",
                     optional=True,
                     tooltip=(
-                        "The settings that stay the same, from Merge Method, or another Sweep Parameter to "
+                        "The settings to keep, from Merge Method, or another Sweep Parameter to "
                         "combine with. Without it, the widgets of the merge node apply."
                     ),
                 ),
@@ -60,8 +60,8 @@ class LoraAlloySweep(io.ComfyNode):
                     display_name="method",
                     is_output_list=True,
                     tooltip=(
-                        "One method per value: for Merge LoRAs, for sweep of Load & Merge LoRAs, or for "
-                        "another sweep."
+                        "One method per value, for Merge LoRAs, for the sweep input of Load & Merge "
+                        "LoRAs, or for another Sweep Parameter."
                     ),
                 ),
                 io.String.Output(

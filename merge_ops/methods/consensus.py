@@ -18,8 +18,8 @@ SignVote = Annotated[
     Literal["total", "frequency"],
     Param(
         (
-            "Which side wins where LoRAs push an entry in opposite directions: 'total' takes the larger "
-            "sum, 'frequency' the larger number of LoRAs."
+            "Which sign wins where LoRAs disagree: 'total' follows the larger sum, 'frequency' the larger "
+            "number of LoRAs."
         ),
         advanced=True,
     ),

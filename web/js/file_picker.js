@@ -33,7 +33,7 @@ export function pickFile({ anchor, files, current, onPick, onClose }) {
     }
     const rest = found.length - SHOWN;
     const note = files.length === 0 ? say("The loras folders are empty.")
-      : found.length === 0 ? say("No LoRA matches.")
+      : found.length === 0 ? say("No matching LoRAs.")
       : rest > 0 ? say("{count} more; type to search", { count: rest }) : "";
     if (note) list.append(make("div", { class: "note", role: "presentation" }, note));
     const at = search.value.trim() ? 0 : options().findIndex((item) => item.dataset.file === current);

@@ -39,7 +39,7 @@ export function makeRow(view, entry) {
 function handle(view, entry, at, name) {
   const grip = make("div", {
     class: "handle", "data-part": `handle:${at}`, "aria-hidden": "true",
-    title: say("Drag to move {name}; or Alt+Up, Alt+Down", { name }), onpointerdown: (event) => {
+    title: say("Drag to move {name}, or press Alt+Up or Alt+Down", { name }), onpointerdown: (event) => {
       if (event.button === 0) dragRow(view, entry, at, grip, event);
     },
   });
@@ -120,7 +120,7 @@ function removeButton(view, entry, part, name) {
 function unreadable(view, entry) {
   return make("div", { class: "row unreadable", role: "listitem" }, make("div", { class: "line" },
     make("span", { class: "name", title: say("Write <lora:name:strength>") },
-      say("Cannot be read: {text}", { text: entry.unreadable })),
+      say("Cannot read: {text}", { text: entry.unreadable })),
     removeButton(view, entry, null, entry.unreadable),
   ));
 }
