@@ -86,8 +86,8 @@ class LoraAlloyGrid(io.ComfyNode):
             cells = [[frame] for batch in cells for frame in batch]
         if texts and len(cells) != len(texts):
             raise ParameterError(
-                f"{len(cells)} images and {len(texts)} labels; connect the label output of the last sweep before "
-                "them"
+                f"{len(cells)} images and {len(texts)} labels; connect the label output of the last sweep "
+                "before them"
             )
         longest = (image_size or [512])[0]
         pictures = [join_side_by_side([_picture(frame, longest) for frame in frames]) for frames in cells]
