@@ -41,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
     kind = config.get("peft_type", "LORA")
     if kind not in _KINDS:
         raise LoraFormatError(
-            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which is not merged; "
+            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which cannot be merged; "
             f"{', '.join(_KINDS)} are"
         )
     if not isinstance(config.get("auto_mapping") or {}, dict):
