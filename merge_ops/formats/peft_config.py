@@ -42,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if kind not in _KINDS:
         raise LoraFormatError(
             f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which cannot be merged; "
-            f"{', '.join(_KINDS)} are"
+            f"{', '.join(_KINDS)} can"
         )
     if not isinstance(config.get("auto_mapping") or {}, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
