@@ -31,18 +31,20 @@ class LoraAlloyApply(io.ComfyNode):
             search_aliases=[*ALIASES, "apply lora"],
             inputs=[
                 LORA_MODEL.Input("lora", tooltip="From Merge LoRAs, or from core's LoRA nodes."),
+                io.Float.Input("strength_model", tooltip="Multiplies the change of the model.", **strength),
                 io.Float.Input(
-                    "strength_model", tooltip="Strength of the merge in the diffusion model.", **strength
+                    "strength_clip", tooltip="Multiplies the change of the text encoder.", **strength
                 ),
-                io.Float.Input(
-                    "strength_clip", tooltip="Strength of the merge in the text encoder.", **strength
+                io.Model.Input(
+                    "model", optional=True, tooltip="The diffusion model that is patched, if it is connected."
                 ),
-                io.Model.Input("model", optional=True, tooltip="The diffusion model to patch."),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder to patch."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The patched model."),
-                io.Clip.Output(display_name="clip", tooltip="The patched text encoder."),
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA."),
             ],
             hidden=[io.Hidden.unique_id],
         )

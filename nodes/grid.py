@@ -27,20 +27,16 @@ class LoraAlloyGrid(io.ComfyNode):
             node_id="LoraAlloyGrid",
             display_name="Labelled Grid",
             category=CATEGORY,
-            description=(
-                "Arrange all pictures of a sweep in one image, labelled with what was varied. Two sweeps "
-                "give rows and columns."
-            ),
+            description="All pictures of a sweep in one, with what was varied written beside them. Two "
+            "sweeps give rows and columns.",
             search_aliases=["xy plot", "image grid", "contact sheet", "compare images", "lora grid"],
             inputs=[
-                io.Image.Input("images", tooltip="The pictures of the sweep, for example from VAE Decode."),
+                io.Image.Input("images", tooltip="The pictures, such as those of VAE Decode after a sweep."),
                 io.String.Input(
                     "labels",
                     optional=True,
                     force_input=True,
-                    tooltip=(
-                        "Connect label of the last Sweep Parameter, or any list with one text per picture."
-                    ),
+                    tooltip="label of the last Sweep Parameter. Any other list of as many texts will do.",
                 ),
                 io.Int.Input(
                     "columns",
@@ -48,9 +44,8 @@ class LoraAlloyGrid(io.ComfyNode):
                     min=0,
                     max=100,
                     optional=True,
-                    tooltip=(
-                        "Pictures per row. 0 follows the two sweeps, or chooses by the number of pictures."
-                    ),
+                    tooltip="Pictures in a row. 0: rows and columns are those of two sweeps, else it depends "
+                    "on the number of pictures.",
                 ),
                 io.Int.Input(
                     "image_size",
@@ -59,10 +54,10 @@ class LoraAlloyGrid(io.ComfyNode):
                     max=8192,
                     optional=True,
                     advanced=True,
-                    tooltip="Shrink pictures whose longer side exceeds this. 0 keeps their size.",
+                    tooltip="Pictures with a longer side are made smaller. 0: none is.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="grid", tooltip="The grid as one image.")],
+            outputs=[io.Image.Output(display_name="grid", tooltip="One picture.")],
             is_input_list=True,
             is_output_node=True,
             accept_all_inputs=True,

@@ -28,11 +28,9 @@ def lora_list() -> io.String.Input:
         multiline=True,
         default="",
         placeholder="<lora:name:strength>",
-        tooltip=(
-            "The LoRAs and their strengths. As text: one <lora:name:strength> or <lora:name:strength:clip "
-            "strength> per line; # switches a line off. Strengths by block: <lora:name:0.8:blocks=down:0.5 "
-            "mid:1 attn:0.8>."
-        ),
+        tooltip="The LoRAs and their strengths. As text: one <lora:name:strength> or "
+        "<lora:name:strength:clip strength> a line; # is off. Strengths by block: "
+        "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
         extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
 
@@ -45,10 +43,8 @@ def method_input() -> io.DynamicCombo.Input:
         options=list(COMBINATION_TYPES),
         default="linear",
         optional=True,
-        tooltip=(
-            "A combination type of PEFT's add_weighted_adapter, with the result that PEFT computes. Names "
-            "ending in svd merge the true weight changes, the others the factors."
-        ),
+        tooltip="One of the types of add_weighted_adapter in Hugging Face's PEFT; the result is what PEFT "
+        "computes. Names that end in svd merge the true changes, the others the factors.",
     )
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
@@ -75,10 +71,8 @@ def space_input() -> io.Combo.Input:
         default="delta",
         optional=True,
         advanced=True,
-        tooltip=(
-            "Keep delta, which merges the true weight changes. factors merges the two matrices of each "
-            "LoRA separately, as PEFT does: it needs equal ranks and adds cross terms between the LoRAs."
-        ),
+        tooltip="Leave it at delta: it merges the true weight changes. factors merges the two matrices of a "
+        "LoRA separately, as PEFT does: it needs equal ranks and mixes the LoRAs with each other.",
     )
 
 
@@ -92,10 +86,8 @@ def result_inputs() -> list[io.Input]:
             max=4096,
             optional=True,
             advanced=True,
-            tooltip=(
-                "0 keeps the exact result. Any other number truncates each layer to this rank, which is "
-                "smaller and loses some detail."
-            ),
+            tooltip="0 keeps the exact result. Any other number cuts each layer to this rank: smaller, "
+            "with some loss.",
         ),
         io.Int.Input(
             "seed",
@@ -105,10 +97,8 @@ def result_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             control_after_generate="fixed",  # the enum came later than the oldest ComfyUI that is supported
-            tooltip=(
-                "Seed of the dare methods, which drop entries at random. The same seed gives the same "
-                "merge on every machine. Other methods ignore it."
-            ),
+            tooltip="For the dare methods, which drop entries at random. The same seed gives the same merge "
+            "everywhere; the others ignore it.",
         ),
     ]
 

@@ -33,19 +33,17 @@ class LoraAlloyInspect(io.ComfyNode):
             node_id="LoraAlloyInspect",
             display_name="Inspect LoRAs",
             category=CATEGORY,
-            description=(
-                "Show how the LoRAs of a stack relate to each other block by block, or how much of their "
-                "rank they use, with advice for merging them."
-            ),
+            description="A picture of how the LoRAs of a stack relate in each block of the model, or of how "
+            "many ranks they use, and a sentence on what that means for a merge.",
             search_aliases=[*ALIASES, "lora info", "lora similarity", "lora rank", "compare loras"],
             inputs=[
-                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to inspect."),
+                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to look at."),
                 _view_input(),
             ],
             outputs=[
-                io.String.Output(display_name="report", tooltip="The report as text, advice first."),
-                io.String.Output(display_name="json", tooltip="Everything that was measured, as JSON."),
-                io.Image.Output(display_name="image", tooltip="The picture shown on the node."),
+                io.String.Output(display_name="report", tooltip="For reading; it begins with the advice."),
+                io.String.Output(display_name="json", tooltip="All facts and figures as JSON."),
+                io.Image.Output(display_name="image", tooltip="The picture that the node shows."),
             ],
             is_output_node=True,
             accept_all_inputs=True,
@@ -87,7 +85,7 @@ def _view_input() -> io.DynamicCombo.Input:
         max=0.999,
         step=0.005,
         optional=True,
-        tooltip="The bars show the rank that keeps this share of the energy of each block.",
+        tooltip="The bars show the rank that keeps this share of each block's energy.",
     )
     options = [io.DynamicCombo.Option(view, [energy] if view == SPECTRUM else []) for view in VIEWS]
     tooltip = "What to draw.\n" + "\n".join(_TOOLTIPS)

@@ -40,16 +40,16 @@ class LoraAlloyLoader(io.ComfyNode):
             node_id="LoraAlloyLoader",
             display_name="Load & Merge LoRAs",
             category=CATEGORY,
-            description=(
-                "Load any number of LoRAs, merge them with the chosen method, and patch the model with the "
-                "result. linear gives the same as a chain of Load LoRA nodes."
-            ),
+            description="Load any number of LoRAs, merge them with the chosen method, and patch the model "
+            "with the result. linear is the same as a chain of Load LoRA nodes; the others settle conflicts.",
             search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model to patch."),
+                io.Model.Input("model", tooltip="The diffusion model that is patched."),
                 lora_list(),
                 method_input(),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder to patch."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
+                ),
                 io.MultiType.Input(
                     "stack",
                     types=[STACK, COMMUNITY_STACK],
@@ -59,10 +59,7 @@ class LoraAlloyLoader(io.ComfyNode):
                 METHOD.Input(
                     "sweep",
                     optional=True,
-                    tooltip=(
-                        "From Sweep Parameter: the node runs once for each value, which overrides the "
-                        "widget of the same name."
-                    ),
+                    tooltip="From Sweep Parameter: the node runs once a value, which wins over its widget.",
                 ),
                 space_input(),
                 *result_inputs(),
@@ -74,17 +71,14 @@ class LoraAlloyLoader(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip=(
-                        "Multiplies the whole merge. Raise it if the result is too weak: ties averages, so "
-                        "it is softer than a sum."
-                    ),
+                    tooltip="Multiplies the whole merge: raise it where ties made the effect too soft.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The patched model."),
-                io.Clip.Output(display_name="clip", tooltip="The patched text encoder."),
+                io.Model.Output(display_name="model", tooltip="The model with the merge."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the merge."),
                 LORA_MODEL.Output(
-                    display_name="lora", tooltip="The merged LoRA, to save or to apply elsewhere."
+                    display_name="lora", tooltip="The merge itself, to save or to apply elsewhere."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

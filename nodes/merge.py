@@ -35,16 +35,14 @@ class LoraAlloyMerge(io.ComfyNode):
                 METHOD.Input(
                     "method",
                     optional=True,
-                    tooltip="From Merge Method or Sweep Parameter. Without it, the method is linear.",
+                    tooltip="From Merge Method or Sweep Parameter; linear without it.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip=(
-                        "If connected, layers are matched by the weights of this model instead of by name."
-                    ),
+                    tooltip="Lines the LoRAs up by this model's own weights, if connected.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder that belongs to the model."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder that goes with the model."),
                 *result_inputs(),
                 io.Combo.Input(
                     "dtype",
@@ -52,10 +50,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     default="float32",
                     optional=True,
                     advanced=True,
-                    tooltip=(
-                        "Data type of results that are computed at once: with a rank, in factor space, or "
-                        "with a PEFT type. Computation is in float32."
-                    ),
+                    tooltip="Of what a rank, factor space or a PEFT type makes at once; computed in float32.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -63,12 +58,12 @@ class LoraAlloyMerge(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto uses ComfyUI's device, or the CPU when its memory runs out.",
+                    tooltip="auto is where ComfyUI computes, or the CPU if there is no memory left.",
                 ),
             ],
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA."),
-                io.String.Output(display_name="report", tooltip="What was merged and what was left out."),
+                io.String.Output(display_name="report", tooltip="What was merged, and what was left out."),
             ],
             hidden=[io.Hidden.unique_id],
         )

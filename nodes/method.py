@@ -21,14 +21,10 @@ class LoraAlloyMethod(io.ComfyNode):
             node_id="LoraAlloyMethod",
             display_name="Merge Method",
             category=CATEGORY,
-            description="Choose a merge method and its parameters for one or more Merge LoRAs nodes.",
+            description="A merge method with its parameters. Connect it to one or more Merge LoRAs nodes.",
             search_aliases=ALIASES,
             inputs=[method_input(), space_input()],
-            outputs=[
-                METHOD.Output(
-                    display_name="method", tooltip=("Connect it to Merge LoRAs or Sweep Parameter.")
-                )
-            ],
+            outputs=[METHOD.Output(display_name="method", tooltip="For Merge LoRAs.")],
             accept_all_inputs=True,
         )
 

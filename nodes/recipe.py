@@ -34,30 +34,26 @@ class LoraAlloyRecipe(io.ComfyNode):
             node_id="LoraAlloyRecipe",
             display_name="LoRA Recipe",
             category=CATEGORY,
-            description=(
-                "Show what a saved merge was made from, and merge it again from its sources, which are "
-                "found by their contents in the loras folders."
-            ),
+            description="Show what a LoRA that Save LoRA wrote was made from, and merge it again from its "
+            "sources, which are found in the loras folders by what is in them.",
             search_aliases=[*ALIASES, "lora recipe", "lora metadata", "mergekit", "lorax"],
             inputs=[
                 io.Combo.Input(
                     "lora_name", options=[_NO_FILE, *list_lora_files()], default=_NO_FILE,
-                    tooltip="A LoRA written by Save LoRA or lora-alloy. none uses the recipe text below.",
+                    tooltip="A LoRA that Save LoRA or lora-alloy wrote. none: the recipe is the text below.",
                 ),
                 io.String.Input(
                     "recipe_json", multiline=True, default="", optional=True,
-                    tooltip=(
-                        "A recipe as text, used instead of the file: this pack's JSON, a LoRAX request, or "
-                        "a mergekit configuration of a LoRA merge."
-                    ),
+                    tooltip="A recipe as text, which wins over the file: this pack's JSON, a LoRAX request, "
+                    "or a mergekit configuration of a LoRA merge.",
                 ),
                 io.Boolean.Input(
                     "replay", default=True, optional=True,
-                    tooltip="On: find the sources and merge them again. Off: only show the recipe.",
+                    tooltip="Find the sources and merge them again. Off: only the recipe is shown.",
                 ),
             ],
             outputs=[
-                LORA_MODEL.Output(display_name="lora", tooltip="The LoRA merged again from its sources."),
+                LORA_MODEL.Output(display_name="lora", tooltip="The merge, run again from its sources."),
                 io.String.Output(display_name="recipe", tooltip="The recipe as JSON."),
             ],
             is_output_node=True,

@@ -33,43 +33,31 @@ class LoraAlloySave(io.ComfyNode):
             node_id="LoraAlloySave",
             display_name="Save LoRA",
             category=CATEGORY,
-            description=(
-                "Save a merged LoRA with its recipe. The file is read back and compared before it gets its "
-                "name, and loads in Load LoRA at strength 1."
-            ),
+            description="Save a merged LoRA. The file is read back and compared before it gets its name, "
+            "holds the recipe of the merge, and loads in Load LoRA at strength 1.",
             search_aliases=[*ALIASES, "save lora", "export lora"],
             inputs=[
                 LORA_MODEL.Input("lora", tooltip="From a merge node, or from core's LoRA nodes."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/merged",
-                    tooltip=(
-                        "Where to save, below the output folder. Files in loras appear in Load LoRA at "
-                        "once."
-                    ),
+                    tooltip="Below the output folder. Files in loras show up in Load LoRA at once.",
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=4096, optional=True, advanced=True,
-                    tooltip=(
-                        "Truncate to this rank. 0 saves a low-rank merge exactly and cuts a full-rank one "
-                        "to the sum of the LoRAs' ranks."
-                    ),
+                    tooltip="Truncate to this rank. 0: exact if it is low rank, else the sum of ranks.",
                 ),
                 io.Combo.Input(
                     "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
-                    tooltip=(
-                        "auto writes the key names that ComfyUI reads; for language models it writes a "
-                        "PEFT folder."
-                    ),
+                    tooltip="auto writes the names that ComfyUI reads, and for language models a PEFT "
+                    "folder, as peft does.",
                 ),
                 io.Combo.Input(
                     "dtype", options=list(DTYPES), default="float16", optional=True, advanced=True,
-                    tooltip="Data type of the saved file.",
+                    tooltip="Of the file.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path", tooltip=(
-                "Path of the file, relative to the output folder."
-            ))],
+            outputs=[io.String.Output(display_name="path", tooltip="The file, below the output folder.")],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

@@ -27,9 +27,7 @@ class LoraAlloyStack(io.ComfyNode):
             node_id="LoraAlloyStack",
             display_name="LoRA Stack",
             category=CATEGORY,
-            description=(
-                "Collect LoRAs and their strengths. Outputs of training nodes can be connected too."
-            ),
+            description="A list of LoRAs with their strengths. LoRAs just trained can be connected.",
             search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
                 lora_list(),
@@ -37,26 +35,21 @@ class LoraAlloyStack(io.ComfyNode):
                     "stack",
                     types=[STACK, COMMUNITY_STACK],
                     optional=True,
-                    tooltip="Another stack, placed before this list.",
+                    tooltip="A stack that comes first.",
                 ),
                 io.Autogrow.Input(
                     "lora",
                     template=template,
                     optional=True,
-                    tooltip=(
-                        "LoRAs from other nodes, at strength 1. A full-rank merge is truncated to the sum "
-                        "of its ranks."
-                    ),
+                    tooltip="LoRAs from other nodes, at 1. A full-rank merge is cut to the sum of its ranks.",
                 ),
             ],
             outputs=[
                 STACK.Output(display_name="stack", tooltip="For the nodes of this pack."),
                 COMMUNITY_STACK.Output(
                     display_name="lora_stack",
-                    tooltip=(
-                        "(name, strength, clip strength) for nodes of other packs. It carries no block "
-                        "strengths and leaves out LoRAs that have no file."
-                    ),
+                    tooltip="(name, strength, clip strength), for nodes of other packs, without block "
+                    "strengths. LoRAs that come from other nodes have no file name and are left out here.",
                 ),
             ],
             accept_all_inputs=True,

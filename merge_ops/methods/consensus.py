@@ -17,10 +17,8 @@ VOTES = {"weighting": "signs are voted on before the weights apply"}
 SignVote = Annotated[
     Literal["total", "frequency"],
     Param(
-        (
-            "Which side wins where LoRAs push an entry in opposite directions: 'total' takes the larger "
-            "sum, 'frequency' the larger number of LoRAs."
-        ),
+        "Where LoRAs pull an entry up and down, one side wins. 'total': the side with the larger sum. "
+        "'frequency': the side with more LoRAs, which often does better.",
         advanced=True,
     ),
 ]

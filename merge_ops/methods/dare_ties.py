@@ -17,10 +17,8 @@ def dare_ties(
     density: Annotated[
         float,
         Param(
-            (
-                "Fraction of each LoRA that is kept, chosen at random and scaled up to compensate: 0.5 "
-                "keeps half. Lower values give fewer conflicts and more noise; 1 keeps everything."
-            ),
+            "How much of each LoRA is kept: entries chosen at random, 0.5 is half of them; they are scaled "
+            "up to make up for it. Lower means fewer conflicts, but noise; 1 keeps all.",
             min=0,
             max=1,
             step=0.01,

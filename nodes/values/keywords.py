@@ -12,22 +12,19 @@ PEFT_OPTION = "peft"
 ONE_STRENGTH = "strength "  # prefix of a sweep of one LoRA, before its number or name
 PEFT_PARAMS = (
     Param(
-        "Fraction of each LoRA that the ties, dare and magnitude_prune types keep.",
+        "How much of each LoRA is kept by the ties, dare and magnitude_prune types: 0.5 is half.",
         0, 1, 0.01, name="density", default=0.5,
     ),
     Param(
-        (
-            "How the ties types elect a sign: 'total' by the larger sum, 'frequency' by the larger number "
-            "of LoRAs."
-        ),
+        "How the ties types settle a sign: 'total' by the larger sum, 'frequency' by more LoRAs.",
         name="majority_sign_method", default="total", choices=("total", "frequency"), type=str, advanced=True,
     ),
     Param(
-        "Rank of the result for types ending in svd; 0 takes the largest rank among the LoRAs.",
+        "Rank of the result of the types that end in svd; 0 takes the largest rank of the LoRAs.",
         0, 4096, 1, True, "svd_rank", int, 0,
     ),
     Param(
-        "Types ending in svd clamp values beyond this quantile; 0 is off.",
+        "The types that end in svd cut off values beyond this quantile; 0 is off.",
         0, 1, 0.01, True, "svd_clamp", float, 0.0,
     ),
 )  # fmt: skip

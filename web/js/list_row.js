@@ -81,8 +81,8 @@ function dragRow(view, entry, at, grip, down) {
 
 function nameButton(view, entry, at, shown, found) {
   const cut = shown.lastIndexOf("/") + 1;
-  const problem = found.length === 0 ? say("This file is not in the loras folders.")
-    : found.length > 1 ? say("Several files have this name: {files}. Choose one.", { files: found.join(", ") })
+  const problem = found.length === 0 ? say("There is no such file in the loras folders.")
+    : found.length > 1 ? say("Several files are called so: {files}. Choose one.", { files: found.join(", ") })
       : null;
   return make("button", {
     type: "button", class: "name", "data-part": `name:${at}`, "aria-haspopup": "listbox",

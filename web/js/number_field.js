@@ -16,7 +16,7 @@ export function numberField({ label, value, inherited = null, part, onCommit }) 
     "aria-label": label, "aria-valuenow": start, "aria-valuemin": -MAX_STRENGTH,
     "aria-valuemax": MAX_STRENGTH,
     title: `${label}\n${say("drag or arrow keys to change, Shift for fine steps, click to type")}`
-      + (inherited === null ? "" : `\n${say("leave empty to use the same strength")}`),
+      + (inherited === null ? "" : `\n${say("empty: as the strength")}`),
     onkeydown: onKey, onpointerdown: onDown,
   }, show(start));
 
