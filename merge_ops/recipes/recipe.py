@@ -33,14 +33,14 @@ _MAX_SEED = 10**100
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which LoRAs a merge is made from, and every setting of it. Holds no path, and is always valid.
+    """The LoRAs that a merge is made from, and every setting of it. Contains no path, and is always valid.
 
-    ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` mean what they mean to ``merge``;
-    ``rank`` is the rank of the result, whether it was asked for when merging or when saving. ``warnings`` say
+    ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` have the same meaning as in ``merge``;
+    ``rank`` is the rank of the result, whether it was given when merging or when saving. ``warnings`` say
     what an import from another program left out.
 
     Raises:
-        UnknownMethodError, ParameterError: when it is made, for a value that ``merge`` would refuse too.
+        UnknownMethodError, ParameterError: on creation, for a value that ``merge`` would refuse too.
     """
 
     sources: tuple[Source, ...]
@@ -81,7 +81,7 @@ class Recipe:
 
     @classmethod
     def of(cls, merged: Merged, rank: int | None = None) -> Recipe:
-        """The recipe of a merge. ``rank`` is that of saving; the rank of the merge wins over it."""
+        """Return the recipe of a merge saved at ``rank``; the merge's own rank wins over it."""
         request, how = merged.request, merged.request.settings
         sources = tuple(
             Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks))
@@ -123,7 +123,7 @@ class Recipe:
         return cls(sources, **rest, warnings=warnings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, in the layout that is written into files."""
+        """Return the recipe as plain values, in the layout that is written into files."""
         how: dict[str, Any] = (
             {"method": self.method, "space": self.space, "rank": self.rank}
             if self.combination_type is None
@@ -143,26 +143,26 @@ class Recipe:
         }
 
     def to_json(self, indent: int | None = None) -> str:
-        """``to_dict`` as JSON text."""
+        """Return ``to_dict`` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     @property
     def weights(self) -> list[float]:
-        """One weight a source."""
+        """One weight per source."""
         return [source.weight for source in self.sources]
 
     @property
     def text_weights(self) -> list[float]:
-        """One weight a source, for the layers of text encoders."""
+        """One weight per source, for the layers of text encoders."""
         return [s.weight if s.text_weight is None else s.text_weight for s in self.sources]
 
     @property
     def blocks(self) -> list[str | None]:
-        """The block strengths of each source, if it has any."""
+        """The block strengths of each source; None for a source without any."""
         return [source.blocks for source in self.sources]
 
     def keywords(self) -> dict[str, Any]:
-        """Keywords of ``merge``: all but those of each LoRA and the scale."""
+        """Return the keywords of ``merge``, except for the scale and what there is one of per LoRA."""
         own: dict[str, Any] = (
             {"method": self.method, "space": self.space, "rank": self.rank}
             if self.combination_type is None
@@ -175,13 +175,13 @@ class Recipe:
         self, loras: Sequence[Lora], *, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None, progress: Progress | None = None, base: Any = None,
     ) -> Merged:  # fmt: skip
-        """Merge the LoRAs, which are in the order of ``sources``, as the recipe says.
+        """Merge the LoRAs, given in the order of ``sources``, as the recipe says.
 
         ``base`` is the base model, which some adapters need; see ``merge``.
 
         Raises:
-            ParameterError: if the number of LoRAs is not that of the sources.
-            IncompatibleLoraError: as ``merge``.
+            ParameterError: if there are not as many LoRAs as sources.
+            IncompatibleLoraError: as ``merge`` does.
         """
         if len(loras) != len(self.sources):
             raise ParameterError(f"the recipe has {len(self.sources)} sources, but {len(loras)} were given")
@@ -192,9 +192,9 @@ class Recipe:
         return self.cut(merged)
 
     def cut(self, merged: Merged) -> Merged:
-        """The merge at the rank that it was saved with, where ``merge`` could not be told.
+        """Return the merge at the recipe's rank, if ``merge`` could not be given it.
 
-        That is for combination types, whose ``svd_rank`` is another thing.
+        That is so for combination types: their ``svd_rank`` is a part of the method, not the result's rank.
         """
         if self.combination_type is None or self.rank is None:
             return merged
@@ -221,7 +221,7 @@ class Recipe:
         for name, value in given.items():
             if not isinstance(value, str | bool):
                 checked.number(value, name)
-        if self.combination_type is not None:  # as in PEFT, what a type has no use for is ignored
+        if self.combination_type is not None:  # as in PEFT, what a type does not use is ignored
             given = {name: value for name, value in given.items() if name in known}
         return method.resolve(given)
 
@@ -231,5 +231,5 @@ def _text(blocks: BlockStrengths | None) -> str | None:
 
 
 def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:
-    """``Recipe.of`` as the plain values that are written into a file."""
+    """Return the recipe of a merge as the plain values that are written into a file."""
     return Recipe.of(merged, rank).to_dict()

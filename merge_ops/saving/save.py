@@ -15,7 +15,8 @@ import torch
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..formats.container import is_finite
 from ..lora import LowRank
-from ..merging.merged import Merged, MergedLayer
+from ..merging.merged import Merged
+from ..merging.merged_layer import MergedLayer
 from ..merging.scratch import Scratch
 from ..recipes import recipe_of
 from .experts import at_one_rank
