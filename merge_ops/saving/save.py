@@ -192,8 +192,8 @@ def _round(
     if isinstance(exact, tuple) and whole:
         up, down = exact
     else:
-        found = layer.svd(limit, exact)
-        (up, down), kept = found.balanced(), found.energy_kept
+        svd = layer.svd(limit, exact)
+        (up, down), kept = svd.balanced(), svd.energy_kept
     scale = 1.0 if alpha is None else alpha / down.shape[0]
     up, down, error, norm = rounded(up if scale == 1 else up / scale, down, dtype)
     model = layer.template
