@@ -9,11 +9,11 @@ from comfy_api.latest import io, ui
 from ..merge_ops.errors import ParameterError
 from ..merge_ops.lora import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .model.lora_model import as_merge
-from .model.merging import left_out, result_line
-from .model.patch import add_merge, not_applied
-from .model.status import StatusLine
-from .model.targets import fit
+from .model.fitting import fit_to_model
+from .model.lora_model import read_lora_model
+from .model.patch import add_merge
+from .model.summary import describe_merge, list_left_out, list_not_applied
+from .status import StatusLine
 
 
 class LoraAlloyApply(io.ComfyNode):
@@ -62,19 +62,19 @@ class LoraAlloyApply(io.ComfyNode):
         if model is None and clip is None:
             raise ParameterError("there is nothing to patch: connect MODEL, CLIP, or both")
         status = StatusLine(cls)
-        merged = as_merge(lora).merged
+        merged = read_lora_model(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
         templates = {name: merged.layer(name).template for name in merged.layers}
         whole = Lora("the merged LoRA", templates, whole_weights=merged.whole_weights)
-        fitted = fit([whole], model, clip)
+        fitted = fit_to_model([whole], model, clip)
         new_model, new_clip = (part.clone() if part is not None else None for part in (model, clip))
         if new_model is not None and strength_model:
             add_merge(new_model, merged, fitted.unet, strength_model)
         if new_clip is not None and strength_clip:
             add_merge(new_clip, merged, fitted.clip, strength_clip)
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
-        text = f"{result_line(merged)}, on {text}, {status.seconds:.1f} s"
-        text = "\n".join([text, *left_out(merged, fitted), *not_applied(merged, model, clip)])
+        text = f"{describe_merge(merged)}, on {text}, {status.seconds:.1f} s"
+        text = "\n".join([text, *list_left_out(merged, fitted), *list_not_applied(merged, model, clip)])
         status.show(text)
         return io.NodeOutput(new_model, new_clip, ui=ui.PreviewText(text))

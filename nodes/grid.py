@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import CATEGORY
-from .values.grid_picture import beside, draw_grid
+from .values.grid_picture import draw_grid, join_side_by_side
 from .values.grid_table import arrange
 
 _INPUTS = ("images", "labels", "columns", "image_size")
@@ -84,7 +84,7 @@ class LoraAlloyGrid(io.ComfyNode):
                 f"{len(cells)} pictures and {len(texts)} labels; connect label of the last sweep before them"
             )
         longest = (image_size or [512])[0]
-        pictures = [beside([_picture(frame, longest) for frame in frames]) for frames in cells]
+        pictures = [join_side_by_side([_picture(frame, longest) for frame in frames]) for frames in cells]
         grid = draw_grid(pictures, arrange(len(pictures), texts, (columns or [0])[0]))
         image = torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Param
-from .model.files import lora_files
+from .model.files import list_lora_files
 from .values.keywords import PEFT_OPTION, PEFT_PARAMS
 
 CATEGORY = "model/merging/lora"
@@ -31,7 +31,7 @@ def lora_list() -> io.String.Input:
         tooltip="The LoRAs and their strengths. As text: one <lora:name:strength> or "
         "<lora:name:strength:clip strength> a line; # is off. Strengths by block: "
         "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
-        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": lora_files()},
+        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
 
 

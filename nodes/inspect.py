@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK
-from .model.stacks import entries_of_stack
+from .model.stacks import read_stack
 
 _ENERGY = 0.95
 _TOOLTIPS = (
@@ -67,7 +67,7 @@ class LoraAlloyInspect(io.ComfyNode):
         from ..merge_ops.analysis.plots import draw  # here, so that ComfyUI starts without it
 
         name, energy = _chosen(view)
-        loras = [entry.lora for entry in entries_of_stack(stack)]
+        loras = [entry.lora for entry in read_stack(stack)]
         if not loras:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
         found = study(loras)

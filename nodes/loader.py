@@ -19,13 +19,15 @@ from .inputs import (
     result_inputs,
     space_input,
 )
+from .model.fitting import fit_to_model
 from .model.lora_model import MergedLoraModel
-from .model.merging import run_merge, summary
-from .model.patch import add_merge, not_applied
-from .model.stacks import entries_of_stack, entries_of_text, file_states, with_strengths
-from .model.status import StatusLine
-from .model.targets import fit
-from .values.keywords import MethodChoice, merge_keywords, refuse_unknown
+from .model.merging import run_merge
+from .model.patch import add_merge
+from .model.stacks import read_file_states, read_list, read_stack
+from .model.summary import list_not_applied, summarize
+from .status import StatusLine
+from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
+from .values.stack_entries import set_strengths
 
 
 class LoraAlloyLoader(io.ComfyNode):
@@ -87,8 +89,8 @@ class LoraAlloyLoader(io.ComfyNode):
     def validate_inputs(cls, method: Any = None, loras: str | None = None) -> bool | str:
         """Refuse at queue time what cannot work: a misspelled method or parameter, a missing file."""
         try:
-            merge_keywords(method)
-            file_states(loras)
+            build_merge_keywords(method)
+            read_file_states(loras)
         except MergeError as error:
             return str(error)
         return True
@@ -96,7 +98,7 @@ class LoraAlloyLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:
         """A file that changed under its name is read again."""
-        return file_states(loras)
+        return read_file_states(loras)
 
     @classmethod
     def execute(
@@ -117,20 +119,22 @@ class LoraAlloyLoader(io.ComfyNode):
         status = StatusLine(cls)
         refuse_unknown(unknown, ("space", "rank", "seed", "strength"), method)
         chosen = sweep or MethodChoice()
-        asked = chosen.over(method, strength, space=space, rank=rank, seed=seed)
-        entries = with_strengths(entries_of_stack(stack) + entries_of_text(loras or ""), asked.strengths)
+        asked = chosen.override(method, strength, space=space, rank=rank, seed=seed)
+        entries = set_strengths(read_stack(stack) + read_list(loras or ""), asked.strengths)
         if not entries or asked.strength == 0:
-            text = summary(None, label=chosen.label)
+            text = summarize(None, label=chosen.label)
             return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(text))
-        fitted = fit([entry.lora for entry in entries], model, clip)
-        merged, note = run_merge(fitted.loras, entries, asked.keywords, asked.strength, status=status)
+        fitted = fit_to_model([entry.lora for entry in entries], model, clip)
+        merged, note = run_merge(
+            fitted.loras, entries, asked.keywords, asked.strength, show_progress=status.show_progress
+        )
         new_model = model.clone()
         add_merge(new_model, merged, fitted.unet, 1.0)
         new_clip = clip.clone() if clip is not None else None
         if new_clip is not None:
             add_merge(new_clip, merged, fitted.clip, 1.0)
-        text = summary(merged, fitted, note, status.seconds, chosen.label)
-        text = "\n".join([text, *not_applied(merged, model, clip)])
+        text = summarize(merged, fitted, note, status.seconds, chosen.label)
+        text = "\n".join([text, *list_not_applied(merged, model, clip)])
         status.show(text)
         return io.NodeOutput(
             new_model, new_clip, MergedLoraModel(merged, fitted.stems), ui=ui.PreviewText(text)

@@ -8,12 +8,14 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, DTYPES, LORA_MODEL, METHOD, STACK, result_inputs
+from .model.fitting import fit_to_model
 from .model.lora_model import MergedLoraModel
-from .model.merging import run_merge, summary
-from .model.stacks import entries_of_stack, with_strengths
-from .model.status import StatusLine
-from .model.targets import fit
+from .model.merging import run_merge
+from .model.stacks import read_stack
+from .model.summary import summarize
+from .status import StatusLine
 from .values.keywords import MethodChoice
+from .values.stack_entries import set_strengths
 
 
 class LoraAlloyMerge(io.ComfyNode):
@@ -80,17 +82,17 @@ class LoraAlloyMerge(io.ComfyNode):
     ) -> io.NodeOutput:
         """Merge."""
         status = StatusLine(cls)
-        entries = entries_of_stack(stack)
+        entries = read_stack(stack)
         if not entries:
             raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
         chosen = method or MethodChoice()
-        asked = chosen.over(rank=rank, seed=seed)
-        entries = with_strengths(entries, asked.strengths)
+        asked = chosen.override(rank=rank, seed=seed)
+        entries = set_strengths(entries, asked.strengths)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
             return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(text))
         loras = [entry.lora for entry in entries]
-        fitted = fit(loras, model, clip) if model is not None or clip is not None else None
+        fitted = fit_to_model(loras, model, clip) if model is not None or clip is not None else None
         keywords = asked.keywords | {"dtype": DTYPES[dtype or "float32"]}
         merged, note = run_merge(
             fitted.loras if fitted else loras,
@@ -98,9 +100,9 @@ class LoraAlloyMerge(io.ComfyNode):
             keywords,
             asked.strength,
             on_cpu=device == "cpu",
-            status=status,
+            show_progress=status.show_progress,
         )
-        text = summary(merged, fitted, note, status.seconds, chosen.label)
+        text = summarize(merged, fitted, note, status.seconds, chosen.label)
         status.show(text)
         return io.NodeOutput(
             MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import MergeError
 from .inputs import ALIASES, CATEGORY, METHOD, method_input, space_input
-from .values.keywords import MethodChoice, merge_keywords, refuse_unknown
+from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
 
 
 class LoraAlloyMethod(io.ComfyNode):
@@ -32,7 +32,7 @@ class LoraAlloyMethod(io.ComfyNode):
     def validate_inputs(cls, method: Any = None) -> bool | str:
         """Refuse a misspelled method or parameter."""
         try:
-            merge_keywords(method)
+            build_merge_keywords(method)
         except MergeError as error:
             return str(error)
         return True
@@ -41,5 +41,5 @@ class LoraAlloyMethod(io.ComfyNode):
     def execute(cls, method: Any = None, space: str | None = None, **unknown: Any) -> io.NodeOutput:
         """Check and pass on."""
         refuse_unknown(unknown, ("space",), method)
-        merge_keywords(method, space)
+        build_merge_keywords(method, space)
         return io.NodeOutput(MethodChoice(method, space))

@@ -14,11 +14,12 @@ from ..merge_ops.blocks import block_strengths
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .model.files import lora_files, resolve, state_of
+from .model.files import find_path, list_lora_files, read_file_state
 from .model.lora_model import MergedLoraModel
-from .model.merging import run_merge, summary
-from .model.stacks import StackEntry
-from .model.status import StatusLine
+from .model.merging import run_merge
+from .model.summary import summarize
+from .status import StatusLine
+from .values.stack_entries import StackEntry
 
 _NO_FILE = "none"
 
@@ -38,7 +39,7 @@ class LoraAlloyRecipe(io.ComfyNode):
             search_aliases=[*ALIASES, "lora recipe", "lora metadata", "mergekit", "lorax"],
             inputs=[
                 io.Combo.Input(
-                    "lora_name", options=[_NO_FILE, *lora_files()], default=_NO_FILE,
+                    "lora_name", options=[_NO_FILE, *list_lora_files()], default=_NO_FILE,
                     tooltip="A LoRA that Save LoRA or lora-alloy wrote. none: the recipe is the text below.",
                 ),
                 io.String.Input(
@@ -66,10 +67,10 @@ class LoraAlloyRecipe(io.ComfyNode):
         """Read again if the file has changed, or a file that is called like one of the sources."""
         try:
             recipe = _recipe(lora_name, recipe_json)
-            chosen = [] if recipe_json or lora_name in (None, _NO_FILE) else [state_of(str(lora_name))]
+            chosen = [] if recipe_json or lora_name in (None, _NO_FILE) else [read_file_state(str(lora_name))]
             names = {PurePosixPath(source.name).name for source in recipe.sources}
-            alike = [name for name in lora_files() if names & _spellings(name)]
-            return chosen + [state_of(name) for name in alike]
+            alike = [name for name in list_lora_files() if names & _spellings(name)]
+            return chosen + [read_file_state(name) for name in alike]
         except MergeError:  # running the node will say so
             return []
 
@@ -99,7 +100,7 @@ class LoraAlloyRecipe(io.ComfyNode):
         ]
         merged, note = run_merge(loras, entries, recipe.keywords(), recipe.scale)
         merged = recipe.cut(merged)
-        report = "\n".join([summary(merged, None, note), *recipe.warnings, text])
+        report = "\n".join([summarize(merged, None, note), *recipe.warnings, text])
         status.show(report)
         return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(report))
 
@@ -110,7 +111,7 @@ def _recipe(lora_name: str | None, recipe_json: str | None) -> Recipe:
         return Recipe.parse(recipe_json)
     if lora_name in (None, "", _NO_FILE):
         raise ParameterError("there is no recipe: choose a saved LoRA, or paste a recipe as text")
-    return read_recipe(resolve(str(lora_name)))
+    return read_recipe(find_path(str(lora_name)))
 
 
 def _spellings(name: str) -> set[str]:

@@ -15,9 +15,9 @@ from ..merge_ops.names.architectures import is_language_model
 from ..merge_ops.saving import save
 from ..merge_ops.saving.file_names import check_name
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
-from .model.lora_model import as_merge
-from .model.merging import left_out
-from .model.status import StatusLine
+from .model.lora_model import read_lora_model
+from .model.summary import list_left_out
+from .status import StatusLine
 
 _OUTSIDE = "filename_prefix must name a place below the output folder"
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
@@ -72,7 +72,7 @@ class LoraAlloySave(io.ComfyNode):
         dtype: str | None = None,
     ) -> io.NodeOutput:
         """Save under the next free number."""
-        whole = as_merge(lora)
+        whole = read_lora_model(lora)
         if whole.merged is None:
             raise ParameterError("there is nothing to save: no LoRA was on")
         prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
@@ -104,6 +104,6 @@ class LoraAlloySave(io.ComfyNode):
             f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
             f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
         )
-        text = "\n".join([text, *left_out(whole.merged)])
+        text = "\n".join([text, *list_left_out(whole.merged)])
         StatusLine(cls).show(text)
         return io.NodeOutput(relative, ui=ui.PreviewText(text))

@@ -9,8 +9,9 @@ from comfy_api.latest import io, ui
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.formats import from_tensors
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
-from .model.stacks import StackEntry, entries_of_stack, entries_of_text, file_states
-from .model.status import StatusLine
+from .model.stacks import read_file_states, read_list, read_stack
+from .status import StatusLine
+from .values.stack_entries import StackEntry
 
 
 class LoraAlloyStack(io.ComfyNode):
@@ -62,7 +63,7 @@ class LoraAlloyStack(io.ComfyNode):
         ComfyUI passes the dynamic input ``lora`` to every validation.
         """
         try:
-            file_states(loras)
+            read_file_states(loras)
         except MergeError as error:
             return str(error)
         return True
@@ -70,7 +71,7 @@ class LoraAlloyStack(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:
         """A file that changed under its name is read again."""
-        return file_states(loras)
+        return read_file_states(loras)
 
     @classmethod
     def execute(
@@ -79,7 +80,7 @@ class LoraAlloyStack(io.ComfyNode):
         """Collect."""
         for name in unknown:
             raise ParameterError(f"unknown input {name!r}; a LoRA of another node is linked as 'lora.lora0'")
-        entries = entries_of_stack(stack) + entries_of_text(loras or "")
+        entries = read_stack(stack) + read_list(loras or "")
         for name, tensors in (lora or {}).items():
             if tensors is not None:
                 entries.append(StackEntry(from_tensors(name, tensors), 1.0, 1.0))

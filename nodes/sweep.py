@@ -84,6 +84,6 @@ class LoraAlloySweep(io.ComfyNode):
         choices = [replace(base, swept=(*base.swept, (name, value))) for value in found]
         if base.method is not None:
             for choice in choices:
-                choice.over()
+                choice.override()
         labels = [choice.label for choice in choices]
         return io.NodeOutput(choices, labels, ui=ui.PreviewText("\n".join(labels)))

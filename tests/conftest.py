@@ -22,6 +22,21 @@ SHAPES = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Give each worker whole files, and everything that needs ComfyUI's server or the browser to one of them.
+
+    So fixtures are made once, and the two workers of ``make test`` are busy for about as long.
+    """
+    for item in items:
+        needed = set(getattr(item, "fixturenames", ()))
+        group = str(item.path.relative_to(ROOT))
+        if needed & {"server", "browser"}:
+            group = "server"
+        elif needed & {"inside", "run_checks"}:
+            group = "inside"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def make_lora() -> Callable[..., Lora]:
     """Factory of a LoRA with random-normal factors; ``shapes`` as in ``SHAPES`` or ``{name: (out, in)}``.

@@ -1,1 +1,1 @@
-"""What touches ComfyUI's models and files: names of weights, patches, memory, and the merge itself."""
+"""What touches ComfyUI: its models, their weights and patches, its memory, and its folders of LoRA files."""

@@ -1,4 +1,4 @@
-"""LoRA files by name: only inside ComfyUI's loras folders, each read once while it is in use."""
+"""LoRA files by name: only inside ComfyUI's loras folders, and each read once while it is in use."""
 
 from __future__ import annotations
 
@@ -10,53 +10,61 @@ from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.formats import load
 from ...merge_ops.formats.peft_config import CONFIG_NAME
 from ...merge_ops.lora import Lora
-from ..values.lora_names import files_called, plain_name
+from ..values.lora_names import find_files, use_forward_slashes
 
-# Files are kept so that changing a strength does not read them again: those used last, up to this many bytes.
+FileState = tuple[str, int, int]  # path, time of the last change, size
+
+# The cache outlives a call so that a change of strength, which makes ComfyUI run the node again, reads no
+# file again. It keeps the files used last, up to this many bytes.
 _KEPT = 2 << 30
-_loaded: dict[tuple[str, int, int], Lora] = {}  # in the order of use; threads may share it
+_loaded: dict[FileState, Lora] = {}  # least recently used first; shared between threads
 
 
-def lora_files() -> list[str]:
-    """Names of all files in the loras folders."""
+def list_lora_files() -> list[str]:
+    """List the names of all files in the loras folders."""
     return list(folder_paths.get_filename_list("loras"))
 
 
-def resolve(name: str) -> Path:
-    """The path of a LoRA by its name, with or without folder and ``.safetensors``.
+def find_path(name: str) -> Path:
+    """Find the path of a LoRA by its name, with or without folder and ``.safetensors``.
 
     Raises:
-        ParameterError: if no file has the name, or a name without folder fits several.
+        ParameterError: if no file has the name, or if several have it and the folder is not given.
     """
-    known = lora_files()
-    found = files_called(name, known)
-    if len(found) > 1:
+    known = list_lora_files()
+    matches = find_files(name, known)
+    if len(matches) > 1:
         raise ParameterError(
-            f"several LoRA files are called {name!r}: {', '.join(found)}; give the folder too"
+            f"several LoRA files are called {name!r}: {', '.join(matches)}; give the folder too"
         )
-    path = folder_paths.get_full_path("loras", found[0]) if found else None
+    path = folder_paths.get_full_path("loras", matches[0]) if matches else None
     if path is not None:
         return Path(path)
-    short = {PurePosixPath(plain_name(file)).stem for file in known[:5000]}
+    short = {PurePosixPath(use_forward_slashes(file)).stem for file in known[:5000]}
     hint = did_you_mean(name, [*known[:5000], *sorted(short)])
     raise ParameterError(f"there is no LoRA file {name!r} in the loras folders{hint}")
 
 
-def state_of(name: str) -> tuple[str, int, int]:
-    """What a cached result depends on: path, time of change, size; with a PEFT folder's configuration."""
-    path = resolve(name)
+def read_file_state(name: str) -> FileState:
+    """Read what a cached LoRA depends on; a PEFT folder's configuration counts too.
+
+    Raises:
+        ParameterError: as ``find_path`` does.
+    """
+    path = find_path(name)
     config = path.with_name(CONFIG_NAME)
     stats = [file.stat() for file in (path, config) if file == path or file.is_file()]
     return str(path), sum(stat.st_mtime_ns for stat in stats), sum(stat.st_size for stat in stats)
 
 
-def read(name: str) -> Lora:
-    """The LoRA with that name; the file is read again only if it has changed.
+def read_lora(name: str) -> Lora:
+    """Read the LoRA with that name; the file is read again only if it has changed.
 
     Raises:
-        LoraFormatError: if it cannot be read as a LoRA, or somebody writes it meanwhile.
+        ParameterError: as ``find_path`` does.
+        LoraFormatError: if the file cannot be read as a LoRA, or is written to meanwhile.
     """
-    state = state_of(name)
+    state = read_file_state(name)
     lora = _loaded.pop(state, None)
     if lora is None:
         for stale in [other for other in list(_loaded) if other[0] == state[0]]:

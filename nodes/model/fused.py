@@ -1,149 +1,123 @@
-"""Fused weights: one LoRA may change the whole of a weight, another one its slices (q, k and v of a qkv)."""
+"""Fused weights: one LoRA may change all of a weight, another only slices of it (q, k and v of a qkv)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...merge_ops.adapters import Full, take_rows
-from ...merge_ops.lora import Layer, Lora, LowRank
+from ...merge_ops.lora import Layer, LowRank
 from ...merge_ops.names.spelling import canonical_name
+from .target import LoraTargets, Shapes, Target
 
-if TYPE_CHECKING:
-    from .key_maps import KeyMaps
-
-# a key, or (key, (dim, start, length)[, function]) for a slice of a fused weight
-Target = str | tuple[Any, ...]
-# key of a weight -> ComfyUI's name and the target of each of its smallest slices
-Slices = dict[str, list[tuple[str, Target]]]
+Rows = tuple[int, int]  # the first row, and the row after the last
+# key of a weight -> the rows, ComfyUI's name and the target of each of its smallest slices
+Slices = dict[str, list[tuple[Rows, str, Target]]]
 
 
-def key_of(target: Target) -> str:
-    """The key of the weight that a target is, or is a part of."""
-    return target if isinstance(target, str) else str(target[0])
-
-
-def shape_of(target: Target, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of the weight, or of the slice of it, that a target is."""
-    shape = list(shapes[key_of(target)])
-    if not isinstance(target, str) and target[1] is not None:
-        dim, _, length = target[1]
-        shape[dim] = length
-    return tuple(shape)
-
-
-def slices_to_merge_by(
-    found: list[dict[str, Target]], key_map: dict[str, Target], shapes: dict[str, tuple[int, ...]]
+def find_smallest_slices(
+    loras: list[LoraTargets], key_map: dict[str, Target], shapes: Shapes
 ) -> tuple[Slices, list[str]]:
-    """The weights that LoRAs change in pieces of different sizes, with the smallest slices of each.
+    """Find the weights that LoRAs change in pieces of different sizes, and the smallest slices of each.
 
-    A weight whose slices in ComfyUI's map do not lie side by side and cover all rows is named in the second
-    result.
+    The second result names such weights whose slices in ComfyUI's map do not cover all rows side by side.
     """
-    spans: dict[str, set[tuple[int, int]]] = {}
-    overlapping = set()  # in one LoRA: it is added up as it is, as ComfyUI does
-    for layers in found:
-        own: dict[str, set[tuple[int, int]]] = {}
-        for target in layers.values():
-            if (span := _span(target, shapes)) is not None:
-                own.setdefault(key_of(target), set()).add(span)
-        for key, used in own.items():
-            overlapping |= {key} if _overlap(used) else set()
-            spans[key] = spans.get(key, set()) | used
-    mixed = {key for key, used in spans.items() if _overlap(used)} - overlapping
-    known: dict[str, dict[tuple[int, int], tuple[str, Target]]] = {key: {} for key in mixed}
+    used: dict[str, set[Rows]] = {}
+    overlapping: set[str] = set()  # within one LoRA: these are added up unchanged, as ComfyUI does
+    for one in loras:
+        own = _rows_by_key(one.layers.values(), shapes)
+        overlapping |= {key for key, spans in own.items() if _overlap(spans)}
+        for key, spans in own.items():
+            used[key] = used.get(key, set()) | spans
+    mixed = {key for key, spans in used.items() if _overlap(spans)} - overlapping
+    known: dict[str, dict[Rows, tuple[str, Target]]] = {key: {} for key in mixed}
     for spelling, target in key_map.items():
-        if not isinstance(target, str) and target[0] in mixed and (span := _span(target, shapes)) is not None:
-            known[target[0]].setdefault(span, (spelling, target))
+        if target.key in mixed and not target.is_whole and (rows := target.rows(shapes)) is not None:
+            known[target.key].setdefault(rows, (spelling, target))
     slices: Slices = {}
     for key in mixed:
-        tiles = _tiles(known[key], shapes[key][0])
+        tiles = _tile(known[key], shapes[key][0])
         edges = {0, *(end for _, end in tiles)}
-        if tiles and all(edges.issuperset(span) for span in spans[key]):
-            slices[key] = [known[key][tile] for tile in tiles]
+        if tiles and all(edges.issuperset(span) for span in used[key]):
+            slices[key] = [(tile, *known[key][tile]) for tile in tiles]
     return slices, sorted(mixed - slices.keys())
 
 
-def cut(
-    lora: Lora, targets: dict[str, Target], slices: Slices, shapes: dict[str, tuple[int, ...]]
-) -> tuple[Lora, dict[str, Target]]:
-    """The same LoRA with its layers on fused weights cut into the smallest slices: exact."""
-    layers, cut_targets = dict(lora.layers), {}
-    for name, target in targets.items():
-        span = _span(target, shapes)
-        parts = [
-            (spelling, part)
-            for spelling, part in slices.get(key_of(target), ())
-            if span is not None and span[0] <= part[1][1] < span[1]
+def cut_into_slices(one: LoraTargets, slices: Slices, shapes: Shapes) -> LoraTargets:
+    """Cut the layers on fused weights into the smallest slices, which is exact."""
+    layers, targets = dict(one.lora.layers), {}
+    for name, target in one.layers.items():
+        span = target.rows(shapes)
+        pieces = [
+            (start - span[0], end - span[0], spelling, part)
+            for (start, end), spelling, part in slices.get(target.key, ())
+            if span is not None and span[0] <= start < span[1]
         ]
-        if len(parts) < 2 or span is None:
-            cut_targets[name] = target
+        if len(pieces) < 2:
+            targets[name] = target
             continue
         layer = layers.pop(name)
-        for spelling, part in parts:
-            part_name = canonical_name(spelling)
-            start = part[1][1] - span[0]
-            layers[part_name] = take_rows(layer, slice(start, start + part[1][2]), spelling)
-            cut_targets[part_name] = part
-    return replace(lora, layers=layers), cut_targets
+        for start, end, spelling, part in pieces:
+            piece_name = canonical_name(spelling)
+            layers[piece_name] = take_rows(layer, slice(start, end), spelling)
+            targets[piece_name] = part
+    return replace(one, lora=replace(one.lora, layers=layers), layers=targets)
 
 
-def in_its_order(
-    lora: Lora, targets: dict[str, Target], maps: KeyMaps, whole: Collection[Target]
-) -> tuple[Lora, dict[str, Target]]:
-    """The same LoRA with rows that a function of the map moves in the order of the weight itself.
+def restore_row_order(
+    one: LoraTargets, known: Collection[Target], whole: Collection[str], shapes: Shapes
+) -> LoraTargets:
+    """Put rows that a function of the key map reorders into the order of the weight itself.
 
-    Done where another LoRA changes the weight as it is (``whole``), and where ComfyUI's map has no such
-    target; the functions only move rows, so this is exact.
+    Done for the weights that another LoRA changes without such a function (``whole``), and for targets that
+    ComfyUI's own map lacks (``known`` has those of the map). The functions only move rows, so this is exact.
     """
-    layers, changed = dict(lora.layers), dict(targets)
-    known = set(maps.unet.values())
-    for name, target in targets.items():
-        if isinstance(target, str) or len(target) < 3 or (target in known and target[0] not in whole):
+    layers, targets = dict(one.lora.layers), dict(one.layers)
+    for name, target in one.layers.items():
+        if target.function is None or (target in known and target.key not in whole):
             continue
-        order = target[2](torch.arange(maps.shapes[target[0]][0])[:, None])[:, 0]
+        order = target.function(torch.arange(shapes[target.key][0])[:, None])[:, 0]
         layers[name] = take_rows(layers[name], order, layers[name].key)
-        changed[name] = target[0]
-    return replace(lora, layers=layers), changed
+        targets[name] = Target(target.key)
+    return replace(one, lora=replace(one.lora, layers=layers), layers=targets)
 
 
-def join(
-    lora: Lora, targets: dict[str, Target], keys: Collection[str], shapes: dict[str, tuple[int, ...]]
-) -> tuple[Lora, dict[str, Target]]:
-    """The same LoRA with its slices of certain weights as one layer on the whole weight: exact."""
-    layers, changed = dict(lora.layers), dict(targets)
-    parts: dict[str, list[str]] = {}
-    for name, target in targets.items():
-        if not isinstance(target, str) and target[0] in keys:
-            parts.setdefault(target[0], []).append(name)
-    for key, names in parts.items():
-        spans = [changed.pop(name)[1][1:] for name in names]
-        layers[names[0]] = _joined([layers.pop(name) for name in names], spans, shapes[key])
-        changed[names[0]] = key
-    return replace(lora, layers=layers), changed
+def join_slices(one: LoraTargets, keys: Collection[str], shapes: Shapes) -> LoraTargets:
+    """Join the slices of the weights ``keys`` into one layer on each whole weight, which is exact."""
+    layers, targets = dict(one.lora.layers), dict(one.layers)
+    pieces: dict[str, list[tuple[str, Rows]]] = {}
+    for name, target in one.layers.items():
+        rows = target.rows(shapes)
+        if target.key in keys and not target.is_whole and rows is not None:
+            pieces.setdefault(target.key, []).append((name, rows))
+    for key, parts in pieces.items():
+        first, spans = parts[0][0], [rows for _, rows in parts]
+        layers[first] = _join([layers.pop(name) for name, _ in parts], spans, shapes[key])
+        for name, _ in parts:
+            del targets[name]
+        targets[first] = Target(key)
+    return replace(one, lora=replace(one.lora, layers=layers), layers=targets)
 
 
-def _span(target: Target, shapes: dict[str, tuple[int, ...]]) -> tuple[int, int] | None:
-    """First row and the row behind the last; None for a part that is not some rows as they are."""
-    if isinstance(target, str):
-        return 0, shapes[target][0] if shapes[target] else 1
-    if len(target) > 2 or target[1] is None or target[1][0] != 0:
-        return None
-    return target[1][1], target[1][1] + target[1][2]
+def _rows_by_key(targets: Collection[Target], shapes: Shapes) -> dict[str, set[Rows]]:
+    found: dict[str, set[Rows]] = {}
+    for target in targets:
+        if (rows := target.rows(shapes)) is not None:
+            found.setdefault(target.key, set()).add(rows)
+    return found
 
 
-def _overlap(spans: set[tuple[int, int]]) -> bool:
+def _overlap(spans: set[Rows]) -> bool:
     ordered = sorted(spans)
     return any(a[1] > b[0] for a, b in pairwise(ordered))
 
 
-def _tiles(spans: Collection[tuple[int, int]], rows: int) -> list[tuple[int, int]]:
-    """The shortest spans that lie side by side and cover all rows; ``[]`` if none do."""
-    tiles: list[tuple[int, int]] = []
+def _tile(spans: Collection[Rows], rows: int) -> list[Rows]:
+    """Choose the shortest spans that cover all rows side by side; ``[]`` if none do."""
+    tiles: list[Rows] = []
     while not tiles or tiles[-1][1] < rows:
         start = tiles[-1][1] if tiles else 0
         after = [span for span in spans if span[0] == start < span[1] <= rows]
@@ -153,18 +127,18 @@ def _tiles(spans: Collection[tuple[int, int]], rows: int) -> list[tuple[int, int
     return tiles
 
 
-def _joined(layers: list[Layer], spans: list[tuple[int, int]], shape: tuple[int, ...]) -> Layer:
-    """One layer on a whole weight from layers on some of its rows; the other rows are zero."""
+def _join(layers: list[Layer], spans: list[Rows], shape: tuple[int, ...]) -> Layer:
+    """Make one layer on a whole weight from layers on some of its rows; the other rows are zero."""
     first = layers[0]
     if not all(isinstance(layer, LowRank) for layer in layers):
         whole = torch.zeros(shape[0], first.matrix_shape[1])
-        for layer, (start, length) in zip(layers, spans, strict=True):
-            whole[start : start + length] = layer.matrix(torch.device("cpu"))
+        for layer, (start, end) in zip(layers, spans, strict=True):
+            whole[start:end] = layer.matrix(torch.device("cpu"))
         return Full(whole, 1.0, first.layout, first.kernel, first.key)
     pairs = [layer.factors(None) for layer in layers if isinstance(layer, LowRank)]
     up = pairs[0][0].new_zeros(shape[0], sum(layer.rank for layer in layers))
     column = 0
-    for (part, _), (start, length) in zip(pairs, spans, strict=True):
-        up[start : start + length, column : column + part.shape[1]] = part
+    for (part, _), (start, end) in zip(pairs, spans, strict=True):
+        up[start:end, column : column + part.shape[1]] = part
         column += part.shape[1]
     return LowRank(up, torch.cat([down for _, down in pairs]), 1.0, first.layout, first.kernel, first.key)

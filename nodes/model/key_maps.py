@@ -1,4 +1,4 @@
-"""ComfyUI's key maps of a model, and the names that they miss."""
+"""ComfyUI's key maps of a model, and the names that the maps lack."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
 from ...merge_ops.names.architectures import flat_name
 from ...merge_ops.names.original import diffusers_names, is_swapped, pieces
 from ...merge_ops.names.spelling import kohya_name
-from .fused import Target, key_of
-from .language import Encoders, encoders_of, language_targets, spelled_slices
+from .language import Encoders, find_encoder_targets, find_encoders, name_slices
+from .target import Part, Shapes, Target
 
-Shapes = dict[str, tuple[int, ...]]
 _DOTTED = ("unet.base_model.model.", "base_model.model.", "diffusion_model.", "transformer.", "unet.")
 _FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 _PREFIX = "diffusion_model."
@@ -30,21 +29,25 @@ class KeyMaps:
     unet: dict[str, Target]
     clip: dict[str, Target]
     flat: dict[str, Target]
-    unsliced: frozenset[str]  # weights with slices that ComfyUI's own map has not
+    unsliced: frozenset[str]  # keys of weights with slices that ComfyUI's own map lacks
     shapes: Shapes  # key of a weight -> its shape
     encoders: Encoders  # modules of the text encoders
 
     @property
     def both(self) -> dict[str, Target]:
+        """The maps of the diffusion model and of the text encoders as one."""
         return self.unet | self.clip
 
-    def targets(
-        self, held: Mapping[str, Layer | BaseDependent | WholeWeight], called: str = "the LoRA"
+    def find_targets(
+        self, held: Mapping[str, Layer | BaseDependent | WholeWeight], lora_name: str = "the LoRA"
     ) -> dict[str, Target]:
-        """Layer name to target, for what of a LoRA the model has; ``called`` is what messages call it.
+        """Find the target of each layer that the model has; ``lora_name`` is for error messages.
 
-        They are in the order of the map, as in ComfyUI's own loader: where slices of a weight overlap, sums
-        then round alike. The target of ``module.bias`` is found by that of the module.
+        The result is in the order of the map, as in ComfyUI's own loader, so that sums round alike where
+        slices of a weight overlap. The target of ``module.bias`` follows from that of the module.
+
+        Raises:
+            IncompatibleLoraError: if the LoRA fits two text encoders equally well.
         """
         both = self.both
         places = {spelling: place for place, spelling in enumerate(both)}
@@ -52,66 +55,56 @@ class KeyMaps:
         for name, part in held.items():
             module = name.removesuffix(".bias")
             for spelling in _spellings(module, part.key):
-                if spelling in both and key_of(both[spelling]) in self.shapes:
+                if spelling in both and both[spelling].key in self.shapes:
                     found[name] = places[spelling], both[spelling]
                     break
             else:
                 if (target := self.flat.get(flat_name(module))) is not None:
                     found[name] = len(places), target
         others = {name: part for name, part in held.items() if name not in found}
-        for name, target in language_targets(called, others, self.encoders, self.shapes).items():
+        for name, target in find_encoder_targets(lora_name, others, self.encoders, self.shapes).items():
             found[name] = len(places), target
         for name in [name for name in found if name.endswith(".bias")]:
             place, target = found.pop(name)
-            bias = _bias_of(target)
-            if key_of(bias) in self.shapes:
-                found[name] = place, bias
+            if target.bias.key in self.shapes:
+                found[name] = place, target.bias
         return {name: found[name][1] for name in sorted(found, key=lambda name: found[name][0])}
 
 
-def is_denoiser(target: Target) -> bool:
-    """True for a weight of the diffusion model, False for one of a text encoder."""
-    return key_of(target).startswith(_PREFIX)
-
-
-def weight_of(target: Target) -> Target:
-    """The weight that a bias belongs to; a weight itself."""
-    key = key_of(target)
-    weight = f"{key.removesuffix('.bias')}.weight" if key.endswith(".bias") else key
-    return weight if isinstance(target, str) else (weight, *target[1:])
-
-
-def _bias_of(target: Target) -> Target:
-    """The bias of a weight, or the same rows of it."""
-    if isinstance(target, str):
-        return f"{target.removesuffix('.weight')}.bias"
-    return (f"{target[0].removesuffix('.weight')}.bias", *target[1:])
-
-
-def key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
-    """The maps of what is connected."""
+def read_key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
+    """Read ComfyUI's maps of the parts that are connected, and add the names that they lack."""
     unet = comfy.lora.model_lora_keys_unet(model.model, {}) if model is not None else {}
     text = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
-    shapes = _shapes(model.model if model is not None else None)
+    unet_targets, clip_targets = (
+        {spelling: Target.from_comfyui(entry) for spelling, entry in entries.items()}
+        for entries in (unet, text)
+    )
+    shapes = _read_shapes(model.model if model is not None else None)
     flat: dict[str, Target] = {}
-    for spelling, target in unet.items():
-        if key_of(target) in shapes:
-            flat.setdefault(_flattened(spelling), target)
+    for spelling, target in unet_targets.items():
+        if target.key in shapes:
+            flat.setdefault(_flatten(spelling), target)
     unsliced = set()
     if model is not None:
-        known = set(unet.values())
-        for name, target in _more_names(str(model.model.model_config.unet_config.get("image_model")), shapes):
+        known = set(unet_targets.values())
+        image_model = str(model.model.model_config.unet_config.get("image_model"))
+        for name, target in _find_more_names(image_model, shapes):
             flat.setdefault(name, target)
-            if not isinstance(target, str) and target[1] is not None and target not in known:
-                unsliced.add(target[0])
-    texts = _shapes(clip.patcher.model if clip else None)
-    text |= spelled_slices(clip)
-    shapes |= texts
-    return KeyMaps(unet, text, flat, frozenset(unsliced), shapes, encoders_of(clip, texts))
+            if target.part is not None and target not in known:
+                unsliced.add(target.key)
+    text_shapes = _read_shapes(clip.patcher.model if clip is not None else None)
+    return KeyMaps(
+        unet_targets,
+        clip_targets | name_slices(clip),
+        flat,
+        frozenset(unsliced),
+        {**shapes, **text_shapes},
+        find_encoders(clip, text_shapes),
+    )
 
 
 def _spellings(name: str, key: str) -> Iterator[str]:
-    """How ComfyUI's maps may spell a layer: as in the file first, then as other tools would write it."""
+    """How ComfyUI's maps may spell a layer: first as the file does, then as other tools would."""
     yield key
     yield name
     component, _, path = name.partition(".")
@@ -128,7 +121,7 @@ def _spellings(name: str, key: str) -> Iterator[str]:
         yield f"base_model.model.{name}"
 
 
-def _flattened(spelling: str) -> str:
+def _flatten(spelling: str) -> str:
     for prefix in _FLAT:
         if spelling.startswith(prefix):
             return spelling[len(prefix) :]
@@ -138,8 +131,8 @@ def _flattened(spelling: str) -> str:
     return flat_name(spelling)
 
 
-def _more_names(image_model: str, shapes: Shapes) -> list[tuple[str, Target]]:
-    """Diffusers' names that ComfyUI's map of this model has not; slices where the model's weight is fused."""
+def _find_more_names(image_model: str, shapes: Shapes) -> list[tuple[str, Target]]:
+    """Diffusers' names that ComfyUI's map of this model lacks; slices where the model's weight is fused."""
     found: list[tuple[str, Target]] = []
     for key, shape in shapes.items():
         if not key.startswith(_PREFIX) or not key.endswith(".weight") or len(shape) < 2:
@@ -147,21 +140,21 @@ def _more_names(image_model: str, shapes: Shapes) -> list[tuple[str, Target]]:
         path = key[len(_PREFIX) : -len(".weight")]
         names = diffusers_names(image_model, path)
         if len(names) == 1:
-            target: Target = (key, None, _swapped) if is_swapped(image_model, path) else key
-            found.append((flat_name(names[0]), target))
+            function = _swap_halves if is_swapped(image_model, path) else None
+            found.append((flat_name(names[0]), Target(key, function=function)))
             continue
         for name, (start, length) in zip(names, pieces(len(names), shape) if names else (), strict=True):
-            found.append((flat_name(name), (key, (0, start, length))))
+            found.append((flat_name(name), Target(key, Part(0, start, length))))
     return found
 
 
-def _swapped(weight: torch.Tensor) -> torch.Tensor:
-    """The two halves of the rows the other way round."""
+def _swap_halves(weight: torch.Tensor) -> torch.Tensor:
+    """Swap the upper and the lower half of the rows."""
     return torch.cat(weight.chunk(2, dim=0)[::-1])
 
 
-def _shapes(model: Any | None) -> Shapes:
-    """Shapes of the weights; a GGUF weight says its true shape in ``tensor_shape``."""
+def _read_shapes(model: Any | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights; a GGUF weight keeps its true shape in ``tensor_shape``."""
     if model is None:
         return {}
     return {key: tuple(getattr(w, "tensor_shape", w.shape)) for key, w in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A merge as core's ``LORA_MODEL``: a state dict whose tensors are made when somebody reads them."""
+"""A merge as core's ``LORA_MODEL``: a state dict whose tensors are made when they are first read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ...merge_ops.merging.merge import merge
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.names.architectures import is_language_model
 from ...merge_ops.names.spelling import kohya_name
-from .language import spelled_for_comfyui
+from .language import spell_for_comfyui
 
 _ROLES = ("lora_up.weight", "lora_down.weight", "alpha")
 
 
 class MergedLoraModel(dict[str, Tensor]):
-    """The state dict of a merged LoRA in kohya's roles, for any node that takes ``LORA_MODEL``.
+    """The state dict of a merged LoRA under kohya's keys, for any node that takes ``LORA_MODEL``.
 
-    Our own nodes use ``merged`` instead, which is exact. To others a full-rank merge looks like a LoRA whose
-    rank is the sum of the source ranks; each layer is truncated when it is first read.
+    Our own nodes use ``merged`` instead, which is exact. Others see a full-rank merge as a LoRA whose rank is
+    the sum of the source ranks; each layer is truncated when it is first read.
     """
 
     def __init__(self, merged: Merged | None, stems: dict[str, str] | None = None) -> None:
@@ -38,7 +38,7 @@ class MergedLoraModel(dict[str, Tensor]):
         super().__init__(dict.fromkeys(self._layers))  # None: not made yet
         for name, weight in (merged.whole_weights if merged else {}).items():
             self.stems[name] = known.get(name) or _stem(merged, name, weight.key)
-            if name not in without_key(merged):
+            if name not in list_unnamed_weights(merged):
                 super().__setitem__(f"{self.stems[name]}.set_weight", weight.value)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -49,15 +49,15 @@ class MergedLoraModel(dict[str, Tensor]):
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The tensor, or the default for a key that is not there."""
+        """Return the tensor, or the default if the key does not exist."""
         return self[key] if key in self else default
 
     def items(self) -> ItemsView[str, Tensor]:
-        """All tensors, made now."""
+        """Make and return all tensors."""
         return {key: self[key] for key in self}.items()
 
     def values(self) -> ValuesView[Tensor]:
-        """All tensors, made now."""
+        """Make and return all tensors."""
         return {key: self[key] for key in self}.values()
 
     def _make(self, name: str) -> None:
@@ -90,22 +90,22 @@ def _roles(merged: Merged | None, name: str) -> tuple[str, ...]:
     return _ROLES
 
 
-def without_key(merged: Merged | None) -> list[str]:
-    """Weights held whole that kohya's keys cannot say: a bias, and some rows of an embedding."""
+def list_unnamed_weights(merged: Merged | None) -> list[str]:
+    """List the whole weights that have no key in kohya's format: biases, and single rows of an embedding."""
     held = merged.whole_weights.items() if merged else ()
     return [name for name, weight in held if name.endswith(".bias") or weight.rows]
 
 
-def as_merge(lora: dict[str, Tensor]) -> MergedLoraModel:
-    """A LORA_MODEL of any node; a plain state dict is a merge of one LoRA."""
+def read_lora_model(lora: dict[str, Tensor]) -> MergedLoraModel:
+    """Read the LORA_MODEL of any node; a plain state dict becomes a merge of one LoRA."""
     return lora if isinstance(lora, MergedLoraModel) else MergedLoraModel(merge([from_tensors("lora", lora)]))
 
 
 def _stem(merged: Merged, name: str, key: str) -> str:
-    """Without a model to ask: the spelling that ComfyUI most likely knows."""
+    """The spelling that ComfyUI most likely knows, where no model is there to ask."""
     component = name.partition(".")[0]
     name = name.removesuffix(".bias")
     if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
-    return spelled_for_comfyui(name) if is_language_model(name) else key.removesuffix(".weight") or name
+    return spell_for_comfyui(name) if is_language_model(name) else key.removesuffix(".weight") or name

@@ -1,4 +1,4 @@
-"""What happens when a device has no memory left: small tiles, then the CPU, and a line. Needs no ComfyUI."""
+"""Going on when a device runs out of memory: in small tiles, then on the CPU. Needs no ComfyUI."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ _CPU = torch.device("cpu")
 Tiles = Iterator[tuple[int, Tensor]]  # (first row, rows of a matrix)
 
 
-def with_less_memory(compute: Callable[[torch.device, bool], T], device: torch.device) -> tuple[T, str]:
-    """Return what ``compute(device, sparing)`` returns, and a line if it did not work at the first attempt.
+def compute_with_less_memory(
+    compute: Callable[[torch.device, bool], T], device: torch.device
+) -> tuple[T, str]:
+    """Compute on the device; if its memory runs out, in small tiles, and then on the CPU.
 
-    Out of memory, the next attempt is ``sparing``, which means small tiles; the last one is on the CPU.
+    ``compute(device, sparing)`` uses small tiles where ``sparing`` is true. Returns its result, and a line
+    about what was done instead, or "".
+
+    Raises:
+        torch.OutOfMemoryError: if the CPU has too little memory as well.
     """
     if device.type == "cpu":
         return compute(device, False), ""
@@ -27,7 +33,7 @@ def with_less_memory(compute: Callable[[torch.device, bool], T], device: torch.d
         (_CPU, False, f"There was not enough memory on {device}; the merge was computed on the CPU."),
     )
     for where, sparing, line in attempts:
-        # what failed is left behind before the next attempt, so that its tensors are free by then
+        # the except clause ends before the next attempt, which frees the tensors of the failed one
         try:
             result = compute(where, sparing)
         except torch.OutOfMemoryError:
@@ -40,8 +46,8 @@ def with_less_memory(compute: Callable[[torch.device, bool], T], device: torch.d
     raise AssertionError("the last attempt returns or raises")
 
 
-def tiles_or_on_cpu(make: Callable[[torch.device], Tiles], device: torch.device) -> Tiles:
-    """``make(device)``; if that runs out of memory half way, the remaining rows come from the CPU."""
+def make_tiles(make: Callable[[torch.device], Tiles], device: torch.device) -> Tiles:
+    """Yield ``make(device)``; if memory runs out half way, the remaining rows are computed on the CPU."""
     done = 0
     try:
         for start, tile in make(device):
@@ -51,7 +57,7 @@ def tiles_or_on_cpu(make: Callable[[torch.device], Tiles], device: torch.device)
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
-    logging.warning(f"There was not enough memory on {device}; a weight is patched by way of the CPU.")
+    logging.warning(f"There was not enough memory on {device}; the rest of a weight is computed on the CPU.")
     for start, tile in make(_CPU):
         if start + tile.shape[0] > done:
             first = max(start, done)

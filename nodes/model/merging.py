@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
@@ -12,16 +13,12 @@ from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.merge import carry_out
 from ...merge_ops.merging.merged import Merged
-from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
 from ...merge_ops.merging.request import Request
-from ...merge_ops.names.architectures import across_experts
-from .lora_model import without_key
-from .memory import with_less_memory
-from .stacks import StackEntry
-from .status import StatusLine
-from .targets import Fit
+from ..values.stack_entries import StackEntry
+from .memory import compute_with_less_memory
+from .summary import count_loras
 
-_BUFFERS = 6  # full-size float32 buffers that a merge of one layer holds at most, beside the factors
+_BUFFERS = 6  # full-size float32 buffers that a merge of one layer holds at most, besides the factors
 
 
 def run_merge(
@@ -30,11 +27,15 @@ def run_merge(
     keywords: dict[str, Any],
     scale: float = 1.0,
     on_cpu: bool = False,
-    status: StatusLine | None = None,
+    show_progress: Callable[[str], None] | None = None,
 ) -> tuple[Merged, str]:
-    """Merge on ComfyUI's device; without memory there in small tiles or on the CPU, and with a line.
+    """Merge on ComfyUI's device, or with less memory if that runs out; return the merge and a note on that.
 
-    What the result holds is in CPU memory.
+    ``loras`` are those of ``entries``, perhaps fitted to a model. ``show_progress`` is called with a line of
+    text each time that some layers are done. The result holds its tensors in CPU memory.
+
+    Raises:
+        MergeError: if the LoRAs cannot be merged so.
     """
     needing = next((lora for lora in loras if lora.base_dependent), None)
     if needing is not None:
@@ -46,115 +47,48 @@ def run_merge(
     if on_cpu or device.type == "mps":  # MPS shares the CPU's memory and lacks what decompositions need
         device = torch.device("cpu")
     if device.type != "cpu":
-        comfy.model_management.free_memory(_memory_needed(loras), device)
-    try:
-        return with_less_memory(
-            lambda where, sparing: _merge(loras, entries, keywords, scale, where, sparing, status), device
-        )
-    finally:
-        comfy.model_management.soft_empty_cache()
+        comfy.model_management.free_memory(_estimate_memory(loras), device)
+    report = _progress_reporter(f"{_name_method(keywords)} of {count_loras(len(loras))}", show_progress)
 
-
-def summary(
-    merged: Merged | None,
-    fitted: Fit | None = None,
-    note: str = "",
-    seconds: float | None = None,
-    label: str = "",
-) -> str:
-    """A few lines for the node: what was merged, how, and what was left out; the label of a sweep first."""
-    swept = f"{label}: " if label else ""
-    if merged is None:
-        return f"{swept}No LoRA is on: model and CLIP are unchanged."
-    lines = [swept + result_line(merged, seconds)]
-    lines += left_out(merged, fitted)
-    if note:
-        lines.append(note)
-    if fitted and fitted.apart:
-        lines.append(
-            f"{len(fitted.apart)} weights, such as {fitted.apart[0]}, are changed as a whole by one LoRA and "
-            "in slices by another; the two are merged apart"
-        )
-    return "\n".join(lines)
-
-
-def result_line(merged: Merged, seconds: float | None = None) -> str:
-    """Method, LoRAs, layers, rank, energy kept, layers skipped and seconds, in one line."""
-    how = merged.request.method_name
-    skipped = sum(len(lora.unmerged) for lora in merged.loras)
-    parts = [f"{how} of {_loras(len(merged.loras))}", f"{len(merged.layers)} layers"]
-    if merged.request.rank is not None:
-        kept = merged.energy_kept
-        parts += [f"rank {merged.request.rank}", f"{100 * kept:.1f} % of the energy kept"]
-    else:
-        parts.append("low rank" if all(la.is_low_rank for la in merged.layers.values()) else "full rank")
-    if skipped:
-        parts.append(f"{skipped} skipped")
-    if seconds is not None:
-        parts.append(f"{seconds:.1f} s")
-    return ", ".join(parts)
-
-
-def left_out(merged: Merged, fitted: Fit | None = None) -> list[str]:
-    """A line for whatever of the LoRAs was not merged, or has no place in the model."""
-    lines = []
-    for lora in merged.loras:
-        if lora.unmerged:
-            kinds = sorted(set(lora.unmerged.values()))
-            lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
-        lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
-    lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
-    lines += block_lines(merged.loras, merged.request.blocks) + block_warnings(
-        merged.loras, merged.request.blocks
-    )
-    if silent := without_key(merged):
-        lines.append(
-            f"{len(silent)} weights that are held whole, such as {silent[0]}, are for this pack's own nodes: "
-            "a LORA_MODEL has no names for them"
-        )
-    for name, layers in fitted.missing if fitted else ():
-        lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
-    return lines
-
-
-def _merge(
-    loras: list[Lora],
-    entries: list[StackEntry],
-    keywords: dict[str, Any],
-    scale: float,
-    device: torch.device,
-    sparing: bool,
-    status: StatusLine | None = None,
-) -> Merged:
-    bar = comfy.utils.ProgressBar(1)
-    how = keywords.get("combination_type") or keywords.get("method")
-
-    def progress(done: int, total: int, _layer: str) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, total)
-        if status is not None:
-            status.progress(
-                f"{how} of {_loras(len(loras))}: {done} of {total} layers, {status.seconds:.0f} s"
-            )
-
-    asked = {name: value for name, value in keywords.items() if name != "dtype"}
     request = Request.of(
         loras,
         weights=[entry.strength for entry in entries],
         text_weights=[entry.strength_clip for entry in entries],
         blocks=[entry.blocks for entry in entries],
         scale=scale,
-        **asked,
+        **{name: value for name, value in keywords.items() if name != "dtype"},
     )
-    dtype = keywords.get("dtype")
-    return carry_out(request, loras, device=device, dtype=dtype, progress=progress, sparing=sparing)
+
+    def compute(where: torch.device, sparing: bool) -> Merged:
+        dtype = keywords.get("dtype")
+        return carry_out(request, loras, device=where, dtype=dtype, progress=report, sparing=sparing)
+
+    try:
+        return compute_with_less_memory(compute, device)
+    finally:
+        comfy.model_management.soft_empty_cache()
 
 
-def _loras(count: int) -> str:
-    return f"{count} LoRA{'s' * (count != 1)}"
+def _progress_reporter(
+    what: str, show_progress: Callable[[str], None] | None
+) -> Callable[[int, int, str], None]:
+    """Return a function that moves ComfyUI's progress bar and stops the merge if it was cancelled."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def report(done: int, total: int, _layer: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+        if show_progress is not None:
+            show_progress(f"{what}: {done} of {total} layers")
+
+    return report
 
 
-def _memory_needed(loras: list[Lora]) -> int:
+def _name_method(keywords: dict[str, Any]) -> str:
+    return str(keywords.get("combination_type") or keywords.get("method"))
+
+
+def _estimate_memory(loras: list[Lora]) -> int:
     shapes = [layer.matrix_shape for lora in loras for layer in lora.layers.values()]
     largest = max((rows * columns for rows, columns in shapes), default=0)
     return largest * 4 * _BUFFERS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,25 +12,25 @@ from comfy.weight_adapter.lora import LoRAAdapter
 
 from ...merge_ops.adapters import Bound
 from ...merge_ops.adapters.reading import TABLES
-from ...merge_ops.lora import BaseDependent, Layer, LowRank
+from ...merge_ops.lora import LowRank
 from ...merge_ops.merging.align import AlignedLayer
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
 from ...merge_ops.merging.spaces import merged_tiles
 from ...merge_ops.methods.registry import get_method
-from ...merge_ops.names.architectures import is_text
-from .memory import tiles_or_on_cpu
-from .targets import Target
+from .memory import make_tiles
+from .target import Target
 
 _RECORDS = TABLES.records  # the class of every kind of adapter, by name
+_PLAIN = (torch.Tensor, str, int, float, type(None))  # what ComfyUI moves or leaves alone
 
 
 class MergedAdapter(WeightAdapterBase):
-    """The merged delta of one layer, made anew from the LoRAs' factors each time a weight is patched.
+    """The merged delta of one layer, computed from the LoRAs' factors each time a weight is patched.
 
     ``weights`` holds all state as tensors, tuples and scalars: ComfyUI moves the tensors and rebuilds the
-    adapter as ``MergedAdapter(loaded_keys, weights)``. No full delta is kept.
+    adapter as ``type(adapter)(loaded_keys, weights)``. No full delta is kept.
     """
 
     name = "lora_alloy"
@@ -41,9 +41,13 @@ class MergedAdapter(WeightAdapterBase):
 
     @classmethod
     def of(cls, layer: MergedLayer, whole: bool) -> MergedAdapter:
-        """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once."""
+        """Pack a merged layer; ``whole`` if ComfyUI's function for its weight needs all rows at once.
+
+        Raises:
+            TypeError: for a kind of layer that ``layer`` could not unpack again.
+        """
         aligned, settings = layer.aligned, layer.settings
-        parts = tuple(map(_packed, aligned.parts))
+        parts = tuple(map(_pack, aligned.parts))
         how = (
             settings.method.name,
             tuple(settings.params.items()),
@@ -56,11 +60,11 @@ class MergedAdapter(WeightAdapterBase):
         )
 
     def layer(self, weight: torch.Tensor) -> MergedLayer:
-        """Unpack the merged layer; adapters that depend on the base weight get a copy of ``weight``."""
+        """Unpack the merged layer; base-dependent adapters get a copy of ``weight``."""
         name, parts, weights, identities, thresholds, how, _ = self.weights
         method, params, space, scale, seed = how
         base = weight.clone() if any(part[0] == Bound.__name__ for part in parts) else weight
-        layers = tuple(_unpacked(part, base) for part in parts)
+        layers = tuple(_unpack(part, base) for part in parts)
         aligned = AlignedLayer(name, layers, tuple(weights), tuple(identities))
         settings = Settings(get_method(method), dict(params), space, None, scale, seed)
         return MergedLayer(aligned, settings, thresholds)
@@ -76,8 +80,8 @@ class MergedAdapter(WeightAdapterBase):
         intermediate_dtype: torch.dtype = torch.float32,
         original_weight: Any = None,
     ) -> torch.Tensor:
-        """Add ``strength * delta`` to the weight, which is a slice of it where ComfyUI says so."""
-        # a function puts a delta's rows in the order of the weight, or the weight's in that of the LoRA
+        """Add ``strength * delta`` to ``weight``, which ComfyUI has cut to the part that is patched."""
+        # the function swaps halves: it turns a delta into the weight's order and the weight into the LoRA's
         layer = self.layer(function(weight) if self.weights[-1] else weight)
         if layer.padded_to:
             weight = pad_tensor_to_shape(weight, list(layer.padded_to))
@@ -90,46 +94,45 @@ class MergedAdapter(WeightAdapterBase):
         def tiles(device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
             return merged_tiles(layer.aligned, layer.settings, layer.thresholds, device)
 
-        for start, tile in tiles_or_on_cpu(tiles, weight.device):
+        for start, tile in make_tiles(tiles, weight.device):
             scaled = tile.mul_(strength * layer.settings.scale)
             rows[start : start + tile.shape[0]] += scaled.type(weight.dtype)
         return weight
 
 
-def _packed(value: Any) -> Any:
-    """A layer as a tuple of its kind and its fields; a base weight is left out, ComfyUI brings it."""
-    if not isinstance(value, Layer | BaseDependent):
+def _pack(value: Any) -> Any:
+    """Write a layer as a tuple of its kind and its fields; its base weight is left out, ComfyUI brings it."""
+    kind = type(value).__name__
+    if _RECORDS.get(kind) is type(value):
+        return (kind, *(None if f.name == "base" else _pack(getattr(value, f.name)) for f in fields(value)))
+    if isinstance(value, tuple) and all(isinstance(item, _PLAIN) for item in value):
         return value
-    if _RECORDS.get(type(value).__name__) is not type(value):
-        raise TypeError(f"{type(value).__name__} is in no row of merge_ops.adapters.KINDS")
-    return (
-        type(value).__name__,
-        *(None if f.name == "base" else _packed(getattr(value, f.name)) for f in fields(value)),
-    )
+    if not isinstance(value, _PLAIN):
+        raise TypeError(f"a patch cannot hold a {kind}, which is in no row of merge_ops.adapters.KINDS")
+    return value
 
 
-def _unpacked(value: Any, base: torch.Tensor) -> Any:
+def _unpack(value: Any, base: torch.Tensor) -> Any:
     if not (isinstance(value, tuple) and value and value[0] in _RECORDS):
         return value
     kind, *values = value
     if kind == Bound.__name__:
-        return Bound(_unpacked(values[0], base), base, *values[2:])
-    return _RECORDS[kind](*(_unpacked(v, base) for v in values))
+        return Bound(_unpack(values[0], base), base, *values[2:])
+    return _RECORDS[kind](*(_unpack(v, base) for v in values))
 
 
 def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:
     """Add a merge to a (cloned) ModelPatcher or CLIP.
 
-    A linear merge becomes ComfyUI's own LoRA adapters, one a LoRA and in the order of the list, so that it is
-    the same, bit for bit, as loading them one after the other.
+    A linear merge becomes ComfyUI's own LoRA adapters, one for each LoRA and in the order of the list, so
+    that it equals loading them one after the other bit for bit.
     """
-    whole: dict[Target, Any] = {
+    whole = {
         targets[name]: ("set", (weight.value,))
         for name, weight in merged.whole_weights.items()
         if name in targets
     }
-    if whole:
-        patcher.add_patches(whole, strength)
+    _add_patches(patcher, whole, strength)
     layers = {name: merged.layer(name) for name in merged.layers if name in targets}
     plain = {  # in the order of the map: where slices overlap, sums round as in ComfyUI's own loader
         name: target
@@ -142,22 +145,11 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     for index in range(len(merged.loras) if plain else 0):
         _add_one_lora(patcher, merged, index, plain, strength)
     patches = {
-        targets[name]: _adapter(layer, targets[name]) for name, layer in layers.items() if name not in plain
+        targets[name]: _make_adapter(layer, targets[name])
+        for name, layer in layers.items()
+        if name not in plain
     }
-    if patches:
-        patcher.add_patches(patches, strength)
-
-
-def not_applied(merged: Merged, model: Any | None, clip: Any | None) -> list[str]:
-    """A line for each part that the merge changes and that is not connected."""
-    names = dict.fromkeys((*merged.layers, *merged.whole_weights))
-    text = sum(map(is_text, names))
-    lines = []
-    if clip is None and text:
-        lines.append(f"CLIP is not connected: {text} layers of text encoders are merged and not applied")
-    if model is None and (count := len(names) - text):
-        lines.append(f"MODEL is not connected: {count} layers of the model are merged and not applied")
-    return lines
+    _add_patches(patcher, patches, strength)
 
 
 def _add_one_lora(
@@ -170,19 +162,24 @@ def _add_one_lora(
         strength_here = merged.request.block_strength(index, name)
         if isinstance(layer, LowRank) and strength_here:
             scaled = layer if strength_here == 1 else layer.scaled(strength_here)
-            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _lora_adapter(scaled)
+            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _make_lora_adapter(scaled)
     for weight, patches in by_weight.items():
-        patcher.add_patches(patches, weight * merged.request.settings.scale * strength)
+        _add_patches(patcher, patches, weight * merged.request.settings.scale * strength)
 
 
-def _adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
+def _add_patches(patcher: Any, patches: Mapping[Target, Any], strength: float) -> None:
+    if patches:
+        patcher.add_patches({target.to_comfyui(): patch for target, patch in patches.items()}, strength)
+
+
+def _make_adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
     if layer.fixed is not None:
-        return _lora_adapter(layer.fixed)
-    return MergedAdapter.of(layer, whole=not isinstance(target, str) and len(target) == 3)
+        return _make_lora_adapter(layer.fixed)
+    return MergedAdapter.of(layer, whole=target.function is not None)
 
 
-def _lora_adapter(layer: LowRank) -> LoRAAdapter:
-    """ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
+def _make_lora_adapter(layer: LowRank) -> LoRAAdapter:
+    """Make ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
     padded = list(layer.padded_to) or None
     up, down = (layer.down.T, layer.up.T) if layer.stored_in_out else (layer.up, layer.down)
     return LoRAAdapter(set(), (up, down, layer.scale * layer.rank, None, None, padded))

@@ -9,26 +9,26 @@ from PIL import Image, ImageDraw, ImageFont
 from .grid_table import Table
 
 _GAP = 10
-_LINES = 3  # of a heading at most
-_NARROWEST = 128  # column that still has room for a word
+_LINES = 3  # at most in a heading
+_NARROWEST = 128  # width of a column that still has room for a word
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def draw_grid(pictures: list[Image.Image], table: Table) -> Image.Image:
-    """One RGB picture: every picture in the middle of its cell, headings to the left and above, captions
-    above their pictures.
+    """Draw one RGB picture: each picture in the middle of its cell, headings to the left and above the grid,
+    captions above their pictures.
     """
     with_text = bool(table.left or table.top or table.captions)
     width = max([picture.width for picture in pictures] + [_NARROWEST] * with_text)
     height = max(picture.height for picture in pictures)
     font = ImageFont.load_default(min(max(width // 16, 15), 40))
     captions, top = (
-        [wrapped(t, width, font) for t in table.captions],
-        [wrapped(t, width, font) for t in table.top],
+        [wrap_text(t, width, font) for t in table.captions],
+        [wrap_text(t, width, font) for t in table.top],
     )
-    left = [wrapped(text, max(width // 2, _NARROWEST), font) for text in table.left]
+    left = [wrap_text(text, max(width // 2, _NARROWEST), font) for text in table.left]
     margin_left = max((_size(text, font)[0] for text in left), default=-_GAP) + 2 * _GAP
     margin_top = max((_size(text, font)[1] for text in top), default=-_GAP) + 2 * _GAP
     above = max((_size(text, font)[1] + _GAP // 2 for text in captions), default=0)
@@ -55,8 +55,8 @@ def draw_grid(pictures: list[Image.Image], table: Table) -> Image.Image:
     return grid
 
 
-def wrapped(text: str, width: int, font: Font) -> str:
-    """The text in lines that fit; one that needs more than three loses its middle, for values are last."""
+def wrap_text(text: str, width: int, font: Font) -> str:
+    """Break a text into at most three lines; a longer one loses its middle, since the value is at its end."""
     lines, half = _lines(text, width, font), len(text) // 2
     while len(lines) > _LINES:
         half -= 1
@@ -64,8 +64,8 @@ def wrapped(text: str, width: int, font: Font) -> str:
     return "\n".join(lines)
 
 
-def beside(frames: list[Image.Image]) -> Image.Image:
-    """The pictures of a batch as one, side by side."""
+def join_side_by_side(frames: list[Image.Image]) -> Image.Image:
+    """Join the pictures of a batch into one."""
     if len(frames) == 1:
         return frames[0]
     width = sum(frame.width for frame in frames) + 2 * (len(frames) - 1)
@@ -78,7 +78,7 @@ def beside(frames: list[Image.Image]) -> Image.Image:
 
 
 def _lines(text: str, width: int, font: Font) -> list[str]:
-    """Greedy: after spaces and signs first, within a word where it is too long."""
+    """Break after spaces and signs where possible, and inside a word that is too long for a line."""
     lines = [""]
     for word in re.findall(r"[^\s,=_/\\-]*[\s,=_/\\-]+|[^\s,=_/\\-]+", text):
         if font.getlength((lines[-1] + word).rstrip()) <= width:

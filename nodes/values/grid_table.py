@@ -1,27 +1,28 @@
-"""Which picture goes where in a grid, by the labels of sweeps. Needs no ComfyUI."""
+"""Where each picture of a grid goes, by the labels of sweeps. Needs no ComfyUI."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-_ONE_ROW = 5  # pictures up to which a list is one row
+_ONE_ROW = 5  # a list of up to so many pictures is one row
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of picture numbers, None where there is none; headings of rows and columns, or captions."""
+    """Rows of picture numbers, None for an empty cell; headings of rows and columns, or captions."""
 
     rows: list[list[int | None]]
-    left: list[str]  # a heading a row, or none
-    top: list[str]  # a heading a column, or none
-    captions: list[str]  # a caption a picture, or none
+    left: list[str]  # one heading for each row, or none
+    top: list[str]  # one heading for each column, or none
+    captions: list[str]  # one caption for each picture, or none
 
 
 def arrange(count: int, labels: list[str], columns: int = 0) -> Table:
-    """A table of two axes if the labels are the product of two sweeps, else rows of ``columns`` pictures.
+    """Arrange pictures along two axes if their labels are the product of two sweeps, else in rows.
 
-    With three sweeps the first one goes down, and the others go across.
+    ``columns`` is the length of a row; 0 chooses one. With three sweeps the first goes down and the others go
+    across.
     """
     if labels and not columns:
         table = _two_axes(labels)
@@ -33,7 +34,7 @@ def arrange(count: int, labels: list[str], columns: int = 0) -> Table:
 
 
 def _two_axes(labels: list[str]) -> Table | None:
-    """None unless every value of the first axis comes with every one of the rest, once."""
+    """None unless every value of the first axis occurs once with every value of the rest."""
     pairs = [tuple(label.split(", ", 1)) for label in labels]
     if any(len(pair) != 2 or "=" not in pair[0] for pair in pairs):
         return None

@@ -9,7 +9,7 @@ from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.methods.registry import METHODS, Param, get_method
 
 PEFT_OPTION = "peft"
-ONE_STRENGTH = "strength "  # before the number or name of a LoRA, what a sweep varies
+ONE_STRENGTH = "strength "  # prefix of a sweep of one LoRA, before its number or name
 PEFT_PARAMS = (
     Param(
         "How much of each LoRA is kept by the ties, dare and magnitude_prune types: 0.5 is half.",
@@ -32,7 +32,7 @@ PEFT_PARAMS = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a merge node is to do: keywords of ``merge``, the strength of the whole, those of single LoRAs."""
+    """What a merge node is asked to do: keywords of ``merge``, its strength, and those of single LoRAs."""
 
     keywords: dict[str, Any]
     strength: float = 1.0
@@ -41,9 +41,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class MethodChoice:
-    """What Merge Method and Sweep Parameter give to a merge: the values of their widgets, checked.
+    """What Merge Method and Sweep Parameter pass to a merge: the values of their widgets, checked.
 
-    ``swept`` is one (parameter, value) of each sweep; these win over all else.
+    ``swept`` has one (parameter, value) of each sweep; these override everything else.
     """
 
     method: dict[str, Any] | str | None = None
@@ -52,17 +52,17 @@ class MethodChoice:
 
     @property
     def label(self) -> str:
-        """What was swept, such as ``density=0.2, method=ties``."""
+        """The swept values, such as ``density=0.2, method=ties``."""
         return ", ".join(
             f"{name}={value:.12g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in self.swept
         )
 
-    def over(self, method: Any = None, strength: float | None = None, **widgets: Any) -> Asked:
-        """Put it over the widgets ``space``, ``rank`` and ``seed`` of a merge node.
+    def override(self, method: Any = None, strength: float | None = None, **widgets: Any) -> Asked:
+        """Override the widgets of a merge node: method, strength, ``space``, ``rank`` and ``seed``.
 
         Raises:
-            MergeError: for an unknown method or parameter, or one that the sweep varies and the method lacks.
+            MergeError: for an unknown method or parameter, or a swept parameter that the method lacks.
         """
         given = _as_dict(method if self.method is None else self.method)
         if self.space is not None:
@@ -78,19 +78,19 @@ class MethodChoice:
             elif name != "method":
                 params[name] = value
         given = _with_params(given, params, dict(self.swept).get("method"))
-        return Asked(merge_keywords(given, **widgets), 1.0 if strength is None else strength, strengths)
+        return Asked(build_merge_keywords(given, **widgets), 1.0 if strength is None else strength, strengths)
 
 
-def merge_keywords(
+def build_merge_keywords(
     method: dict[str, Any] | str | None,
     space: str | None = None,
     rank: int | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Keywords of ``merge_ops.merge`` from the values of the widgets.
+    """Build the keywords of ``merge_ops.merge`` from the values of the widgets.
 
     Raises:
-        MergeError: for an unknown method or parameter, in the words that a user sees on the node.
+        MergeError: for an unknown method or parameter, as the user sees it on the node.
     """
     given = _as_dict(method)
     name = str(given.pop("method"))
@@ -111,7 +111,11 @@ def merge_keywords(
 
 
 def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...], method: Any = None) -> None:
-    """An API input that no widget has is a misspelling, which ComfyUI would drop without a word."""
+    """Refuse API inputs that no widget has: misspellings, which ComfyUI would silently drop.
+
+    Raises:
+        ParameterError: if there is one.
+    """
     params = {p.name for m in METHODS.values() for p in m.params} | {p.name for p in PEFT_PARAMS}
     params.add("combination_type")
     for name in unknown:
@@ -129,7 +133,7 @@ def _as_dict(method: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def _with_params(given: dict[str, Any], params: dict[str, Any], swept: str | None) -> dict[str, Any]:
-    """A method with swept parameters; where the method is swept too, each keeps those that it has."""
+    """Add swept parameters to a method; if the method is swept too, each takes only those that it has."""
     name = swept or given["method"]
     if name == PEFT_OPTION:
         known = {"combination_type", *(p.name for p in PEFT_PARAMS)}

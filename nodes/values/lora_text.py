@@ -1,6 +1,6 @@
-"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` a line, ``#`` switches a line off.
+"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
 
-``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives strengths block by block. Needs neither
+``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives a strength for each block. Needs neither
 ComfyUI nor torch.
 """
 
@@ -14,7 +14,7 @@ from ...merge_ops.errors import ParameterError
 
 MAX_STRENGTH = 100.0
 _TAG = re.compile(r"<lora:([^<>\n]+)>")
-# what web/js/list_text.js takes for a number; float() would take more
+# the numbers that web/js/list_text.js accepts; float() would accept more
 _NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
 _BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
 
@@ -31,6 +31,7 @@ class LoraRow:
 
     @property
     def clip(self) -> float:
+        """The strength for the text encoder."""
         return self.strength if self.strength_clip is None else self.strength_clip
 
 
@@ -38,7 +39,7 @@ def parse_rows(text: str) -> list[LoraRow]:
     """Read the list; several tags on a line are several rows.
 
     Raises:
-        ParameterError: if a line is neither a row nor a comment; it names the line.
+        ParameterError: if a line is neither a row nor a comment; the message has its number.
     """
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -54,12 +55,16 @@ def parse_rows(text: str) -> list[LoraRow]:
 
 
 def format_rows(rows: list[LoraRow]) -> str:
-    """Write the list; ``parse_rows`` reads it back."""
+    """Write the list; ``parse_rows`` reads it back.
+
+    Raises:
+        ParameterError: if a strength is not a finite number.
+    """
     return "\n".join(_line(row) for row in rows)
 
 
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
-    """Strengths are read from the right, since a name may hold colons."""
+    """Strengths are read from the right, since a name may contain colons."""
     found = _BLOCKS.search(tag)
     blocks = found[1].strip() if found else ""
     parts = (tag[: found.start()] if found else tag).split(":")

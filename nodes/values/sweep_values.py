@@ -1,9 +1,9 @@
-"""What a sweep varies, and the list of values as text. Needs no ComfyUI.
+"""What a sweep varies, and its list of values as text. Needs no ComfyUI.
 
 0.2, 0.5, 0.8          a list
-0.1..0.9 step 0.2      a range, both ends included where the steps meet them; downwards too
+0.1..0.9 step 0.2      a range, which includes the last value if a step meets it; may go down
 1..4                   whole numbers need no step
-0, 0.2..0.8 step 0.3   lists and ranges mix
+0, 0.2..0.8 step 0.3   lists and ranges can be mixed
 linear, ties           names
 """
 
@@ -26,7 +26,7 @@ _WORDS = {"true": True, "false": False}
 
 
 def read_sweep(parameter: str, values: str) -> tuple[str, list[Any]]:
-    """The name of a parameter as it is used in a merge, and its values, in its type and range.
+    """Read the name of a parameter as a merge uses it, and its values, in its type and range.
 
     Raises:
         ParameterError: for an unknown parameter, or a value that cannot be read or is out of range.
@@ -35,11 +35,11 @@ def read_sweep(parameter: str, values: str) -> tuple[str, list[Any]]:
     words = [word.strip() for word in re.split(r"[,\n]", values) if word.strip()]
     if not words:
         example = ", ".join(param.choices[:2]) or ("1, 2, 3" if param.type is int else "0.2, 0.5, 0.8")
-        raise ParameterError(f"there are no values for {name}; write such as {example}")
-    found = [param.check("sweep", value) for word in words for value in _values(word, param)]
-    if len(found) > MAX_VALUES:
-        raise ParameterError(f"a sweep has at most {MAX_VALUES} values, and these are {len(found)}")
-    return name, found
+        raise ParameterError(f"there are no values for {name}; write for example {example}")
+    checked = [param.check("sweep", value) for word in words for value in _values(word, param)]
+    if len(checked) > MAX_VALUES:
+        raise ParameterError(f"a sweep has at most {MAX_VALUES} values, but there are {len(checked)}")
+    return name, checked
 
 
 def _param(parameter: str) -> tuple[str, Param]:
@@ -87,16 +87,16 @@ def _values(word: str, param: Param) -> list[Any]:
 
 
 def _range(word: str, first: Decimal, last: Decimal, step: Decimal | None) -> list[Any]:
-    """Decimals, so that 0.1..0.9 step 0.2 ends at 0.9 and not beside it."""
+    """Decimals, so that 0.1..0.9 step 0.2 ends at 0.9 exactly."""
     if step is None:
         if first % 1 or last % 1:
             raise ParameterError(f"the range {word!r} needs a step, such as {first}..{last} step 0.2")
         step = Decimal(1)
     if step <= 0:
-        raise ParameterError(f"the step of {word!r} must be above 0; a range may go downwards by itself")
+        raise ParameterError(f"the step of {word!r} must be above 0, also in a range that goes down")
     count = int(abs(last - first) / step) + 1
     if count > MAX_VALUES:
-        raise ParameterError(f"a sweep has at most {MAX_VALUES} values, and {word!r} has {count}")
+        raise ParameterError(f"a sweep has at most {MAX_VALUES} values, but {word!r} has {count}")
     sign = 1 if last >= first else -1
     return [_plain(first + sign * step * i) for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Run by a test inside ComfyUI's interpreter: ``nodes/files.py`` with the real ``folder_paths``.
+"""Run by a test inside ComfyUI's interpreter: ``nodes/model/files.py`` with the real ``folder_paths``.
 
 cached_files.py COMFYUI REPOSITORY FOLDER
 """
@@ -31,7 +31,7 @@ def write(path, value=1.0, stem="unet.conv_in"):
 
 def refused(name):
     try:
-        files.read(name)
+        files.read_lora(name)
     except merge_ops.MergeError as error:
         return str(error)
     return None
@@ -43,16 +43,16 @@ def main():
         write(LORAS / f"{i}.safetensors", float(i))
     size = (LORAS / "0.safetensors").stat().st_size
     files._KEPT = 3 * size
-    first = [files.read(f"{i}") for i in range(3)]
-    files.read("0")
-    files.read("3")  # 1 was used longest ago
+    first = [files.read_lora(f"{i}") for i in range(3)]
+    files.read_lora("0")
+    files.read_lora("3")  # 1 was used longest ago
     said["kept"] = sorted(Path(path).stem for path, _, _ in files._loaded)
-    said["the same object"] = files.read("0") is first[0]
+    said["the same object"] = files.read_lora("0") is first[0]
     files._KEPT = size // 2
-    files.read("4")
+    files.read_lora("4")
     said["one larger than the limit"] = [Path(path).stem for path, _, _ in files._loaded]
     write(LORAS / "4.safetensors", 9.0)
-    said["read again"] = float(files.read("4").layers["unet.conv_in"].up[0, 0])
+    said["read again"] = float(files.read_lora("4").layers["unet.conv_in"].up[0, 0])
 
     write(Path(FOLDER) / "outside.safetensors")
     outside = str(Path(FOLDER) / "outside.safetensors")
@@ -74,7 +74,7 @@ def main():
     for alpha in (4, 8):
         config.write_text(json.dumps({"lora_alpha": alpha}))
         os.utime(config, ns=(alpha, alpha))
-        scales.append(files.read("peft").layers["q"].scale)
+        scales.append(files.read_lora("peft").layers["q"].scale)
     said["scales"] = scales
     sys.stdout.write("\n" + json.dumps(said))
 

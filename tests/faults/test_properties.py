@@ -138,9 +138,9 @@ def test_every_configuration(alpha, patterns, rslora, module):
     """What is let through gives a number for every module."""
     config = {"lora_alpha": alpha, "alpha_pattern": patterns, "use_rslora": rslora}
     try:
-        check_scales(config, "adapter_config.json")
+        check_scales(config)
     except MergeError as error:
-        assert "adapter_config.json" in str(error)
+        assert "alpha" in str(error) or "pattern" in str(error)
         return
     assert isinstance(scale_from_config(config, module, 4), float)
 
@@ -204,6 +204,6 @@ def test_patterns_that_would_never_end():
     """PEFT matches them against every module; one such pattern keeps it busy for years."""
     for pattern in ("(a+)+b", "(a|a)*b", "(a{1,9}){9}b", ".*.*.*.*.*b"):
         with pytest.raises(MergeError, match="repeats too much"):
-            check_scales({"alpha_pattern": {pattern: 1}}, "adapter_config.json")
+            check_scales({"alpha_pattern": {pattern: 1}})
     for pattern in (r".*\.(q|v)_proj", "^model.layers.0", r"a\)*b", "[(*+]x)?".replace(")?", ""), "a.*b.*c"):
-        check_scales({"alpha_pattern": {pattern: 1}}, "adapter_config.json")
+        check_scales({"alpha_pattern": {pattern: 1}})

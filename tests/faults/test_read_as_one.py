@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops.formats import read
+from merge_ops.formats import peft_folder, read
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 
@@ -40,14 +40,14 @@ def test_a_configuration_that_changes_under_its_weights(tmp_path, monkeypatch):
     save_file(dict(zip(names, (torch.ones(2, 3), torch.ones(4, 2)), strict=True)), folder / read.WEIGHTS_NAME)
     config = folder / "adapter_config.json"
     config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
-    container = read.read_container
+    container = peft_folder.read_container
 
     def replaced(path, *how, **more):
         config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 400}))
         return container(path, *how, **more)
 
     assert merge_ops.load(folder).layers["fc"].scale == 2
-    monkeypatch.setattr(read, "read_container", replaced)
+    monkeypatch.setattr(peft_folder, "read_container", replaced)
     with pytest.raises(merge_ops.LoraFormatError, match="changed while it was read"):
         merge_ops.load(folder)
 

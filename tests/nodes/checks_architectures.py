@@ -19,9 +19,9 @@ import comfyui_models
 import keys
 from configs import COMFYUI
 
-fit = sys.modules["alloy_pack.nodes.model.targets"].fit
-key_maps = sys.modules["alloy_pack.nodes.model.key_maps"].key_maps
-key_of = sys.modules["alloy_pack.nodes.model.fused"].key_of
+fit_to_model = sys.modules["alloy_pack.nodes.model.fitting"].fit_to_model
+read_key_maps = sys.modules["alloy_pack.nodes.model.key_maps"].read_key_maps
+Target = sys.modules["alloy_pack.nodes.model.target"].Target
 
 
 def file_of(spelling, factors):
@@ -55,41 +55,39 @@ def stock_targets(model, spelling, stems):
     )
     names, weights = [module for module, _ in stems.values()], model.state_dict()
     return {
-        names[int(adapter.weights[1])]: target
-        for target, adapter in patches.items()
-        if key_of(target) in weights
+        names[int(adapter.weights[1])]: Target.from_comfyui(key)
+        for key, adapter in patches.items()
+        if Target.from_comfyui(key).key in weights
     }
 
 
 def part_of(pair, target):
     """The factors that a module with this target has, where the whole weight has ``pair``."""
     up, down = pair
-    if isinstance(target, str):
-        return pair
-    if target[1] is not None:
-        up = up.narrow(0, target[1][1], target[1][2])
-    if len(target) > 2:  # a function turns the module's delta into that of the weight
-        order = target[2](torch.arange(up.shape[0])[:, None])[:, 0]
+    if target.part is not None:
+        up = up.narrow(0, target.part.start, target.part.length)
+    if target.function is not None:  # it turns the module's delta into that of the weight
+        order = target.function(torch.arange(up.shape[0])[:, None])[:, 0]
         up = up[torch.argsort(order)]
     return up, down
 
 
 def rows_of(target, rows):
-    if isinstance(target, str) or target[1] is None:
+    if target.part is None:
         return slice(0, rows)
-    return slice(target[1][1], target[1][1] + target[1][2])
+    return slice(target.part.start, target.part.start + target.part.length)
 
 
 def assert_meets(name, patcher, whole, other, covered):
     """With a file in ComfyUI's names, a file of another spelling lies on the same layers, rows alike."""
-    fitted = fit([merge_ops.formats.from_tensors("whole", whole[0]), other], patcher, None)
+    fitted = fit_to_model([merge_ops.formats.from_tensors("whole", whole[0]), other], patcher, None)
     assert not fitted.apart and not fitted.missing, (name, fitted.apart, fitted.missing)
     reference, same = fitted.loras
     assert same.layers.keys() <= reference.layers.keys(), name
-    assert {fitted.unet[layer] for layer in same.layers} >= {t for t in covered if isinstance(t, str)}, name
+    assert {fitted.unet[layer] for layer in same.layers} >= {t for t in covered if t.is_whole}, name
     for layer, found in same.layers.items():
         target = fitted.unet[layer]
-        pair = whole[1][key_of(target).removeprefix("diffusion_model.").removesuffix(".weight")]
+        pair = whole[1][target.key.removeprefix("diffusion_model.").removesuffix(".weight")]
         up, down = (factor.flatten(1) for factor in pair)
         probe = torch.linspace(-1, 1, down.shape[1])
         wanted = up[rows_of(target, up.shape[0])] @ (down @ probe)
@@ -107,7 +105,7 @@ for _name in COMFYUI:
         assert comfyui_models.modules(model) == listed, "modules.json: python -m tests.architectures"
         cpu = torch.device("cpu")
         patcher = comfy.model_patcher.ModelPatcher(model, cpu, cpu)
-        maps, original = key_maps(patcher, None), factors_of(listed, 1)
+        maps, original = read_key_maps(patcher, None), factors_of(listed, 1)
         generic = {f"diffusion_model.{name}": pair for name, pair in original.items()}
         whole = file_of(keys.Spelling("", "", str), generic), original
         counts = {}
@@ -120,14 +118,16 @@ for _name in COMFYUI:
             by_layer = {
                 layer: next(s for s in stems if s == found.key) for layer, found in lora.layers.items()
             }
-            ours = {stems[by_layer[layer]][0]: target for layer, target in maps.targets(lora.layers).items()}
+            ours = {
+                stems[by_layer[layer]][0]: target for layer, target in maps.find_targets(lora.layers).items()
+            }
             for module, target in stock.items():
-                assert key_of(ours[module]) == key_of(target), (spelling.label, module)
-                assert isinstance(target, str) or ours[module][1:2] == target[1:2], (spelling.label, module)
+                assert ours[module].key == target.key, (spelling.label, module)
+                assert target.is_whole or ours[module].part == target.part, (spelling.label, module)
             counts[spelling.label] = {"modules": len(stems), "stock": len(stock), "ours": len(ours)}
             factors = {
                 stem: part_of(
-                    original[key_of(ours[m]).removeprefix("diffusion_model.")[: -len(".weight")]], ours[m]
+                    original[ours[m].key.removeprefix("diffusion_model.")[: -len(".weight")]], ours[m]
                 )
                 for stem, (m, _) in stems.items()
                 if m in ours

@@ -1,6 +1,7 @@
 """Checks of adapters that are not low rank: LoHa, LoKr and full differences, beside a plain LoRA."""
 
 import math
+import sys
 
 import torch
 from comfy_inside import (
@@ -82,3 +83,26 @@ def other_kinds_under_every_method():
             wanted = base[key] + merged.delta(layer).reshape(base[key].shape)
             off = float((weight - wanted).abs().max())
             assert off <= 1e-5 * float(wanted.abs().max()), (method, key, off)
+
+
+@check
+def a_patch_refuses_what_it_cannot_hold():
+    """A kind of layer that is not in the patch's table is refused when it is packed, not dropped later."""
+
+    class Unlisted(merge_ops.LowRank):
+        pass
+
+    patch = sys.modules["alloy_pack.nodes.model.patch"]
+    factors = torch.ones(3, 2), torch.ones(2, 5)
+    for unlisted, says in (
+        (Unlisted(*factors), "Unlisted"),
+        (merge_ops.LowRank(*factors, padded_to=[3, 5]), "list"),  # ComfyUI could not rebuild the adapter
+        (merge_ops.LowRank(*factors, key=(Unlisted(*factors),)), "tuple"),
+    ):
+        merged = merge_ops.merge([merge_ops.Lora("a", {"fc": unlisted})], method="ties", density=0.5)
+        try:
+            patch.MergedAdapter.of(merged.layer("fc"), whole=False)
+        except TypeError as error:
+            assert f"cannot hold a {says}, which is none of LowRank" in str(error), error
+        else:
+            raise AssertionError(f"a layer with a {says} was packed")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny_language_model.py"))
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
-key_maps = sys.modules["alloy_pack.nodes.model.key_maps"].key_maps
+read_key_maps = sys.modules["alloy_pack.nodes.model.key_maps"].read_key_maps
 
 ENCODERS = {
     "qwen3": "qwen3_06b", "qwen25": "qwen25_3b", "llama": "llama", "gemma2": "gemma2_2b", "t5": "t5xxl",
@@ -115,10 +115,10 @@ def language_model_of_other_shapes_is_refused():
     folder_paths.filename_list_cache.clear()
     said = refusal(lambda: merge("<lora:narrow>", clip=qwen))
     assert "(256, 32)" in said and "another base model" in said, said
-    maps = key_maps(None, qwen)
+    maps = read_key_maps(None, qwen)
     twice = replace(maps, encoders=maps.encoders | {"another": maps.encoders["qwen25_3b"]})
     lora = merge_ops.load(BASE / "models" / "loras" / "qwen25_a")
-    said = refusal(lambda: twice.targets(lora.layers, lora.name))
+    said = refusal(lambda: twice.find_targets(lora.layers, lora.name))
     assert "qwen25_a fits qwen25_3b and another of this CLIP alike" in said, said
 
 

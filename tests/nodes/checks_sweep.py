@@ -70,7 +70,7 @@ def two_sweeps_are_a_product():
     other = [sweep("density", "0.2, 0.5", c)[0] for c in sweep("method", "linear, dare_ties", method)[0]]
     for i, (those, _) in enumerate(chained):
         for j, choice in enumerate(those):
-            assert choice.over().keywords == other[j][i].over().keywords
+            assert choice.override().keywords == other[j][i].override().keywords
 
 
 @check

@@ -2,36 +2,26 @@
 
     python inside.py PACK_FOLDER BASE_FOLDER [PART OF A CHECK'S NAME ...]
 
-Prints one JSON line a check: its name, and what is wrong, if anything.
+Prints one JSON line for each check: its name, its file, and what is wrong, if anything.
 """
 
 import importlib
 import json
 import unittest
+from pathlib import Path
 
 from comfy_inside import BASE, CHECKS, WANTED
 
-MODULES = (
-    "checks_weights",
-    "checks_nodes",
-    "checks_bad",
-    "checks_patches",
-    "checks_recipe",
-    "checks_kinds",
-    "checks_based",
-    "checks_architectures",
-    "checks_blocks",
-    "checks_sweep",
-)
-
-if (BASE / "language").is_dir():
-    MODULES += ("checks_language",)
-for name in MODULES:  # they register themselves, once ComfyUI can be imported
-    importlib.import_module(name)
+HERE = Path(__file__).parent
+# they register themselves, once ComfyUI can be imported; language models are there only where they were made
+for name in sorted(path.stem for path in HERE.glob("checks_*.py")):
+    if name != "checks_language" or (BASE / "language").is_dir():
+        importlib.import_module(name)
 for function in CHECKS:
     label = function.__name__ + (f"[{function.__defaults__[0]}]" if function.__defaults__ else "")
     if any(part in label for part in (WANTED or [""])):
         result = unittest.TestResult()
         unittest.FunctionTestCase(function).run(result)
         wrong = "".join(text for _, text in result.errors + result.failures)
-        print(json.dumps({"check": label, "wrong": wrong}), flush=True)  # noqa: T201
+        line = {"check": label, "file": Path(function.__code__.co_filename).stem, "wrong": wrong}
+        print(json.dumps(line), flush=True)  # noqa: T201

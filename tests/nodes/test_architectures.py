@@ -11,7 +11,7 @@ from tests.architectures.configs import COMFYUI
 @pytest.mark.parametrize("architecture", COMFYUI)
 def test_counts_in_comfyui_are_fresh(inside, base, architecture):
     """Run ``python -m tests.architectures``."""
-    assert inside[f"spellings_meet[{architecture}]"] == ""
+    assert inside["checks_architectures"][f"spellings_meet[{architecture}]"] == ""
     counts = json.loads((base / "architectures" / f"{architecture}.json").read_text(encoding="utf-8"))
     told = [
         row[1:] for row in table.columns(table.written(), 0, 1, 2, 3, 4) if row[0] == COMFYUI[architecture][0]

@@ -70,7 +70,7 @@ def test_every_picture_is_whole(size, labels):
 def test_headings_fit(text, width):
     """At most three lines, none too wide, and the value is still there."""
     font = ImageFont.load_default(20)
-    lines = drawing.wrapped(text, width, font).split("\n")
+    lines = drawing.wrap_text(text, width, font).split("\n")
     assert len(lines) <= 3
     assert max(font.getlength(line) for line in lines) <= width
     assert "".join(lines).replace(" ", "").endswith(text[-4:].strip())

@@ -6,29 +6,20 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.nodes.make_language_models import MODELS, fused, metadata_of
+from tests.nodes.make_language_models import fused, metadata_of
 from tests.nodes.pack import example
 
 ROOT = Path(__file__).parents[2]
-SOURCE = Path(__file__).with_name("checks_language.py").read_text(encoding="utf-8")
-CHECKS = [
-    label
-    for name, each in re.findall(r"^ *@check\n *def (\w+)\((\w*)", SOURCE, re.MULTILINE)
-    for label in ([f"{name}[{value}]" for value in MODELS] if each else [name])
-]
 BOTH = "<lora:spoken_a:0.7:0.4>\n<lora:spoken_b:-0.5:0.9>"
 
 
-@pytest.fixture(scope="module")
-def found(language, run_checks):
-    """What each check of ``checks_language.py`` found wrong."""
-    return run_checks("language_model")
-
-
-@pytest.mark.parametrize("label", CHECKS)
-def test_inside_comfyui(found, label):
-    """Nothing is wrong, and the check did run."""
-    assert not found[label], found[label]
+def test_inside_comfyui(language, run_checks, subtests):
+    """Each check of ``checks_language.py`` is a subtest."""
+    checks = run_checks("language_model")["checks_language"]
+    assert checks
+    for label, wrong in checks.items():
+        with subtests.test(label):
+            assert not wrong, wrong
 
 
 def speaking(lines=BOTH, strength=1.0, model="spoken", method="linear"):

@@ -74,7 +74,7 @@ def test_both_refuse(scripts, text, says):
 @pytest.mark.parametrize(("name", "files"), CASES["names"])
 def test_both_find_the_same_files(scripts, name, files):
     """With or without folder and ending, only where it is clear."""
-    assert lora_names.files_called(name, CASES["files"]) == files
+    assert lora_names.find_files(name, CASES["files"]) == files
     assert scripts.evaluate(NAMES, [name, CASES["files"]]) == files
 
 

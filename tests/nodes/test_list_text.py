@@ -36,13 +36,13 @@ def test_clip_strength_is_the_strength_unless_given():
 
 def test_keywords_of_each_method():
     """What widgets give becomes keywords of ``merge``; what API callers leave out comes from the registry."""
-    assert keywords.merge_keywords(None)["method"] == "linear"
+    assert keywords.build_merge_keywords(None)["method"] == "linear"
     for name, method in merge_ops.METHODS.items():
         given_values = {"method": name, **{p.name: None for p in method.params}}
         expected = {"method": name, "space": "delta", "rank": None, "seed": 0}
-        assert keywords.merge_keywords(given_values) == expected
+        assert keywords.build_merge_keywords(given_values) == expected
     peft = {"method": "peft", "combination_type": "ties_svd", "density": 0.3, "svd_rank": 0, "svd_clamp": 0.0}
-    assert keywords.merge_keywords(peft, seed=3) == {
+    assert keywords.build_merge_keywords(peft, seed=3) == {
         "combination_type": "ties_svd",
         "density": 0.3,
         "seed": 3,
@@ -61,7 +61,7 @@ def test_keywords_of_each_method():
 def test_keywords_refused(method, says):
     """A misspelled method or a wrong value is an error with a hint."""
     with pytest.raises(merge_ops.MergeError, match=says):
-        keywords.merge_keywords(method)
+        keywords.build_merge_keywords(method)
 
 
 def test_unknown_inputs_are_refused():

@@ -41,7 +41,7 @@ def test_the_ladder(works, says, caplog):
         return "computed"
 
     with caplog.at_level(logging.WARNING):
-        result, line = memory.with_less_memory(compute, OTHER)
+        result, line = memory.compute_with_less_memory(compute, OTHER)
     assert result == "computed" and says in line and line in caplog.text
     steps = [("meta", False), ("meta", True), ("cpu", False)]
     assert tried == steps[: 1 + ["at once", "in small tiles", "on the cpu"].index(works)]
@@ -53,9 +53,9 @@ def test_the_cpu_itself_may_run_out():
 
     for device in (CPU, OTHER):
         with pytest.raises(torch.OutOfMemoryError):
-            memory.with_less_memory(full, device)
+            memory.compute_with_less_memory(full, device)
         with pytest.raises(torch.OutOfMemoryError):
-            list(memory.tiles_or_on_cpu(full, device))
+            list(memory.make_tiles(full, device))
 
 
 @pytest.mark.parametrize("full_at", [0, 4, 8, 99])
@@ -67,7 +67,7 @@ def test_every_row_comes_once(full_at):
 
     seen = torch.zeros(10, dtype=torch.int64)
     found = torch.zeros_like(MATRIX)
-    for start, tile in memory.tiles_or_on_cpu(on_this_machine, OTHER):
+    for start, tile in memory.make_tiles(on_this_machine, OTHER):
         seen[start : start + len(tile)] += 1
         if tile.device == CPU:
             found[start : start + len(tile)] += tile

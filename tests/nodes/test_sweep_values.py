@@ -45,8 +45,8 @@ def test_values(parameter, text, values):
     [
         ("densty", "0.1", "did you mean 'density'"),
         ("", "0.1", "no parameter ''"),
-        ("density", " , ", "no values for density; write such as 0.2"),
-        ("method", "", "write such as linear, magnitude_prune"),
+        ("density", " , ", "no values for density; write for example 0.2"),
+        ("method", "", "write for example linear, magnitude_prune"),
         ("density", "0.1; 0.2", "cannot read '0.1; 0.2' as a value of density"),
         ("density", "0.1-0.9", "0.1..0.9 step 0.2"),
         ("density", "1.5", r"density 1.5 is outside \[0, 1\]"),
@@ -54,8 +54,8 @@ def test_values(parameter, text, values):
         ("density", "nan", "cannot read 'nan'"),
         ("density", "0.1..0.9", "needs a step"),
         ("density", "0.1..0.9 step 0", "must be above 0"),
-        ("density", "0..1 step 0.001", "at most 100 values, and '0..1 step 0.001' has 1001"),
-        ("seed", "1..60, 1..60", "at most 100 values, and these are 120"),
+        ("density", "0..1 step 0.001", "at most 100 values, but '0..1 step 0.001' has 1001"),
+        ("seed", "1..60, 1..60", "at most 100 values, but there are 120"),
         ("rank", "8.5", "rank must be a whole number, not 8.5"),
         ("method", "linear, tise", "did you mean 'ties'"),
         ("strength mia", "400", r"strength 400 is outside \[-100, 100\]"),
@@ -83,7 +83,7 @@ def test_a_swept_method_keeps_the_parameters_that_it_has():
         ((("method", "dare_linear"), ("density", 0.2)), {"method": "dare_linear", "density": 0.2}),
         ((("density", 0.2),), {"method": "ties", "density": 0.2}),
     ):
-        got = MethodChoice(base.method, base.space, swept).over().keywords
+        got = MethodChoice(base.method, base.space, swept).override().keywords
         assert got == keywords | {"space": "delta", "rank": None, "seed": 0}
     with pytest.raises(MergeError, match="density, which method linear does not have"):
-        MethodChoice("linear", None, (("density", 0.2),)).over()
+        MethodChoice("linear", None, (("density", 0.2),)).override()

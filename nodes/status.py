@@ -1,4 +1,4 @@
-"""The line of text on a running node: what it is doing, and in the end what came out."""
+"""The line of text on a running node: what it is doing, and at the end what came out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 import time
 from typing import Any
 
-_EVERY = 0.2  # seconds between two lines at least
+_EVERY = 0.2  # least seconds between two lines
 
 
 class StatusLine:
-    """Sends text to the node that is running, where there is a server; without one it only keeps the time."""
+    """Sends text to the running node if there is a server; without one it only keeps the time."""
 
     def __init__(self, node: type[Any]) -> None:
         self._node_id = getattr(node.hidden, "unique_id", None)
@@ -18,19 +18,19 @@ class StatusLine:
 
     @property
     def seconds(self) -> float:
-        """Since this was made."""
+        """Seconds since the line was made."""
         return time.monotonic() - self._started
 
-    def progress(self, text: str) -> None:
-        """Show what is being done, if the last line is not too fresh."""
+    def show_progress(self, text: str) -> None:
+        """Show what is being done and for how long, unless the last line is too recent."""
         now = time.monotonic()
         if now - self._sent >= _EVERY:
             self._sent = now
-            self.show(text)
+            self.show(f"{text}, {self.seconds:.0f} s")
 
     def show(self, text: str) -> None:
-        """Show this now."""
-        # ComfyUI's main script has imported its server; without it there is nobody to send to
+        """Show the text now."""
+        # ComfyUI's main script imports its server; without that module there is nobody to send to
         server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if server is not None and self._node_id is not None:
             server.send_progress_text(text, self._node_id)

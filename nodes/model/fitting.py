@@ -1,0 +1,129 @@
+"""Fitting LoRAs to a ComfyUI model: the weight that each of their layers changes, under one name for all.
+
+ComfyUI's own key maps decide. Names that they lack (current diffusers and PEFT names, PEFT folders, pti
+files) are brought to a spelling that the maps have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from comfy.model_patcher import ModelPatcher
+
+from ...merge_ops.lora import Layer, Lora, WholeWeight
+from ...merge_ops.names.architectures import is_text
+from .base_weights import bind_to_model
+from .fused import cut_into_slices, find_smallest_slices, join_slices, restore_row_order
+from .key_maps import KeyMaps, read_key_maps
+from .misfits import refuse_misfits
+from .target import LoraTargets, Target
+from .weight_names import choose_stem, list_spellings, name_weights
+
+T = TypeVar("T", Layer, WholeWeight)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedLoras:
+    """LoRAs whose layers have one name wherever they belong to one weight."""
+
+    loras: list[Lora]  # with the layers of a part that is not connected, under their own names
+    unet: dict[str, Target]  # layer name -> weight of the diffusion model
+    clip: dict[str, Target]  # layer name -> weight of the text encoders
+    missing: list[tuple[str, list[str]]]  # LoRA name, and its layers that the model lacks
+    stems: dict[str, str]  # layer name -> a spelling that ComfyUI's loader reads, for saving
+    apart: list[str]  # keys of weights whose slices and whole merge separately: the map lacks some slices
+
+
+def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> FittedLoras:
+    """Find the weight of every layer of the LoRAs.
+
+    Raises:
+        IncompatibleLoraError: if a LoRA has no layer in common with the model, or one of another shape.
+    """
+    maps = read_key_maps(model, clip)
+    found = [_find_targets(lora, maps) for lora in bind_to_model(loras, maps, model, clip)]
+    refuse_misfits(loras, found, maps, model)
+    found = [_turn_conv1d(one) for one in found]
+    unconnected = [_keep_unconnected(one, model, clip) for one in found]
+    alike, apart = _cut_alike(found, maps)
+    spellings = list_spellings(maps.both)
+    names = name_weights(alike, spellings)
+    renamed = [
+        _rename(one, rest, names, before.lora)
+        for one, rest, before in zip(alike, unconnected, found, strict=True)
+    ]
+    missing = [_list_missing(one, rest) for one, rest in zip(found, unconnected, strict=True)]
+    return FittedLoras(
+        renamed,
+        unet={name: target for target, name in names.items() if target.is_denoiser},
+        clip={name: target for target, name in names.items() if not target.is_denoiser},
+        missing=[(lora.name, layers) for lora, layers in zip(renamed, missing, strict=True) if layers],
+        stems={name: choose_stem(name, target, spellings) for target, name in names.items()},
+        apart=apart,
+    )
+
+
+def _find_targets(lora: Lora, maps: KeyMaps) -> LoraTargets:
+    layers = maps.find_targets(lora.layers, lora.name)
+    return LoraTargets(lora, layers, maps.find_targets(lora.whole_weights, lora.name))
+
+
+def _turn_conv1d(one: LoraTargets) -> LoraTargets:
+    """ComfyUI's weights are never stored (in, out), as those of Conv1D in transformers are."""
+    turned = {name for name in one.layers if one.lora.layers[name].layout == "fan_in_fan_out"}
+    if not turned:
+        return one
+    layers = {
+        # every kind is a dataclass, which their abstract base cannot say
+        name: replace(layer, layout="linear") if name in turned else layer  # type: ignore[type-var]
+        for name, layer in one.lora.layers.items()
+    }
+    return replace(one, lora=replace(one.lora, layers=layers))
+
+
+def _keep_unconnected(one: LoraTargets, model: ModelPatcher | None, clip: Any | None) -> Lora:
+    """What belongs to a part that is not connected: merged under its own names, so that nothing is lost."""
+
+    def keep(held: dict[str, T], targets: dict[str, Target]) -> dict[str, T]:
+        return {
+            name: part
+            for name, part in held.items()
+            if name not in targets and (clip if is_text(name) else model) is None
+        }
+
+    return replace(
+        one.lora,
+        layers=keep(one.lora.layers, one.layers),
+        whole_weights=keep(one.lora.whole_weights, one.whole_weights),
+    )
+
+
+def _list_missing(one: LoraTargets, unconnected: Lora) -> list[str]:
+    """Names that have no target although their part is connected."""
+    places = (one.layers, one.whole_weights, unconnected.layers, unconnected.whole_weights)
+    held = dict.fromkeys((*one.lora.layers, *one.lora.whole_weights))
+    return [name for name in held if not any(name in place for place in places)]
+
+
+def _cut_alike(loras: list[LoraTargets], maps: KeyMaps) -> tuple[list[LoraTargets], list[str]]:
+    """Give the LoRAs layers on the same pieces of each weight; list the weights where that is impossible."""
+    whole = {target.key for one in loras for target in one.layers.values() if target.is_whole}
+    known = set(maps.unet.values())
+    loras = [restore_row_order(one, known, whole, maps.shapes) for one in loras]
+    loras = [join_slices(one, maps.unsliced, maps.shapes) for one in loras]
+    slices, apart = find_smallest_slices(loras, maps.both, maps.shapes)
+    return [cut_into_slices(one, slices, maps.shapes) for one in loras], apart
+
+
+def _rename(one: LoraTargets, unconnected: Lora, names: dict[Target, str], origin: Lora) -> Lora:
+    """Give layers the names of their weights; random masks are still drawn for the LoRA as it came."""
+    lora = one.lora
+    layers = {names[target]: lora.layers[name] for name, target in one.layers.items()}
+    whole = {names[target]: lora.whole_weights[name] for name, target in one.whole_weights.items()}
+    return replace(
+        lora,
+        layers=layers | unconnected.layers,
+        whole_weights=whole | unconnected.whole_weights,
+        origin=origin.origin or origin,
+    )

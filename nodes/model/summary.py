@@ -1,0 +1,89 @@
+"""The text that a node shows about a merge: what was merged, how, and what was left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...merge_ops.merging.merged import Merged
+from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
+from ...merge_ops.names.architectures import across_experts, is_text
+from .fitting import FittedLoras
+from .lora_model import list_unnamed_weights
+
+
+def summarize(
+    merged: Merged | None,
+    fitted: FittedLoras | None = None,
+    note: str = "",
+    seconds: float | None = None,
+    label: str = "",
+) -> str:
+    """Return a few lines: the label of a sweep, what was merged and how, and what was left out."""
+    swept = f"{label}: " if label else ""
+    if merged is None:
+        return f"{swept}No LoRA is on: model and CLIP are unchanged."
+    lines = [swept + describe_merge(merged, seconds), *list_left_out(merged, fitted)]
+    if note:
+        lines.append(note)
+    if fitted and fitted.apart:
+        lines.append(
+            f"{len(fitted.apart)} weights, such as {fitted.apart[0]}, are changed as a whole by one LoRA and "
+            "in slices by another; the two are merged separately"
+        )
+    return "\n".join(lines)
+
+
+def describe_merge(merged: Merged, seconds: float | None = None) -> str:
+    """Return method, LoRAs, layers, rank, energy kept, layers skipped and seconds in one line."""
+    how = merged.request.method_name
+    skipped = sum(len(lora.unmerged) for lora in merged.loras)
+    parts = [f"{how} of {count_loras(len(merged.loras))}", f"{len(merged.layers)} layers"]
+    if merged.request.rank is not None:
+        kept = merged.energy_kept
+        parts += [f"rank {merged.request.rank}", f"{100 * kept:.1f} % of the energy kept"]
+    else:
+        parts.append("low rank" if all(la.is_low_rank for la in merged.layers.values()) else "full rank")
+    if skipped:
+        parts.append(f"{skipped} skipped")
+    if seconds is not None:
+        parts.append(f"{seconds:.1f} s")
+    return ", ".join(parts)
+
+
+def list_left_out(merged: Merged, fitted: FittedLoras | None = None) -> list[str]:
+    """Return a line for everything in the LoRAs that was not merged, or has no place in the model."""
+    lines = []
+    for lora in merged.loras:
+        if lora.unmerged:
+            kinds = sorted(set(lora.unmerged.values()))
+            lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
+        lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
+    lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
+    lines += block_lines(merged.loras, merged.request.blocks) + block_warnings(
+        merged.loras, merged.request.blocks
+    )
+    if unnamed := list_unnamed_weights(merged):
+        lines.append(
+            f"{len(unnamed)} whole weights, such as {unnamed[0]}, are for this pack's own nodes only: a "
+            "LORA_MODEL has no names for them"
+        )
+    for name, layers in fitted.missing if fitted else ():
+        lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
+    return lines
+
+
+def list_not_applied(merged: Merged, model: Any | None, clip: Any | None) -> list[str]:
+    """Return a line for each part that the merge changes and that is not connected."""
+    names = dict.fromkeys((*merged.layers, *merged.whole_weights))
+    text = sum(map(is_text, names))
+    lines = []
+    if clip is None and text:
+        lines.append(f"CLIP is not connected: {text} layers of text encoders are merged but not applied")
+    if model is None and (count := len(names) - text):
+        lines.append(f"MODEL is not connected: {count} layers of the model are merged but not applied")
+    return lines
+
+
+def count_loras(count: int) -> str:
+    """Return ``1 LoRA`` or ``2 LoRAs``."""
+    return f"{count} LoRA{'s' * (count != 1)}"

@@ -1,0 +1,76 @@
+"""LoRAs of a stack with their strengths. Needs no ComfyUI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from ...merge_ops.blocks import BlockStrengths, block_strengths
+from ...merge_ops.errors import ParameterError, did_you_mean
+from ...merge_ops.lora import Lora
+from .lora_names import use_forward_slashes
+from .lora_text import LoraRow, parse_rows
+
+
+@dataclass(frozen=True, slots=True)
+class StackEntry:
+    """One LoRA of a stack. ``lora_name`` is its file's name in the loras folders, if it has one."""
+
+    lora: Lora
+    strength: float
+    strength_clip: float
+    lora_name: str | None = None
+    blocks: BlockStrengths | None = None
+
+
+def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None]]:
+    """Read the rows of a list that are on and have a strength, each with its block strengths.
+
+    Raises:
+        ParameterError: if a line or its block strengths cannot be read.
+    """
+    rows = []
+    for row in parse_rows(text):
+        if row.enabled and (row.strength or row.clip):
+            try:
+                rows.append((row, block_strengths(row.blocks)))
+            except ParameterError as error:
+                raise ParameterError(f"{row.lora_name}: {error}") from error
+    return rows
+
+
+def set_strengths(entries: list[StackEntry], strengths: dict[str, float]) -> list[StackEntry]:
+    """Return the stack with other strengths for single LoRAs, given by number (from 1) or name.
+
+    A strength holds for both the model and the text encoder. A LoRA at zero is left out, as a line of the
+    list is.
+
+    Raises:
+        ParameterError: if no LoRA of the stack has the name, or several have it.
+    """
+    changed = list(entries)
+    for wanted, strength in strengths.items():
+        index = _find_entry(entries, wanted)
+        changed[index] = replace(entries[index], strength=strength, strength_clip=strength)
+    return [entry for entry in changed if entry.strength or entry.strength_clip]
+
+
+def _find_entry(entries: list[StackEntry], wanted: str) -> int:
+    if wanted.isdigit() and 1 <= int(wanted) <= len(entries):
+        return int(wanted) - 1
+    names = [_names(entry) for entry in entries]
+    matches = [i for i, those in enumerate(names) if use_forward_slashes(wanted) in those]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        numbers = " or ".join(str(i + 1) for i in matches)
+        raise ParameterError(f"several LoRAs of the stack are called {wanted!r}; give the number: {numbers}")
+    hint = did_you_mean(wanted, [min(those, key=len) for those in names])
+    raise ParameterError(f"the stack of {len(entries)} has no LoRA {wanted!r}{hint}")
+
+
+def _names(entry: StackEntry) -> set[str]:
+    """What an entry may be called: as in the list, without its folder, without its suffix."""
+    written = PurePosixPath(use_forward_slashes(entry.lora_name or entry.lora.name))
+    bare = written.with_suffix("") if written.suffix == ".safetensors" else written
+    return {str(written), str(bare), written.name, bare.name, entry.lora.name}
