@@ -136,6 +136,10 @@ def test_the_sign_conflict_is_that_of_a_merge_report(make_lora):
     assert relate([a, b]).pairs[0].sign_conflict == pytest.approx(wanted)
 
 
+def test_no_lora_has_no_relations():
+    assert relate([]).pairs == ()
+
+
 def test_different_shapes_are_refused(make_lora):
     with pytest.raises(IncompatibleLoraError, match="different base models"):
         study([make_lora("a", shapes={"x": (4, 4)}), make_lora("b", shapes={"x": (4, 6)})])

@@ -98,7 +98,7 @@ def relate(loras: Sequence[Lora]) -> Relations:
     """
     sums: dict[str, Tensor] = {}
     count = len(loras)
-    for aligned in align(list(loras), Request.of(loras)):
+    for aligned in align(list(loras), Request.of(loras)) if loras else ():
         having = [i for i in range(count) if aligned.name in loras[i].layers]
         sums_of_layer = _measure([loras[i].layers[aligned.name] for i in having])
         index = torch.tensor(having)

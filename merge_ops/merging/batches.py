@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator
 import torch
 
 from .align import AlignedLayer
-from .merged import MergedLayer
+from .merged_layer import MergedLayer
 from .request import Settings
 from .spaces import concatenate, merge_factors
 from .svd import svds_of_products

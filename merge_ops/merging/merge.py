@@ -15,7 +15,8 @@ from .align import AlignedLayer, align
 from .batches import group_into_batches, merge_batch
 from .bind import bind, open_base_weights
 from .ia3 import merge_ia3
-from .merged import Merged, MergedLayer
+from .merged import Merged
+from .merged_layer import MergedLayer
 from .overflow import refuse_overflow
 from .request import Request, Settings, settle_rank
 from .scratch import Scratch

@@ -81,7 +81,7 @@ class Recipe:
 
     @classmethod
     def of(cls, merged: Merged, rank: int | None = None) -> Recipe:
-        """The recipe of a merge. ``rank`` is that of saving; the rank of the merge wins over it."""
+        """Return the recipe of a merge saved at ``rank``; the merge's own rank wins over it."""
         request, how = merged.request, merged.request.settings
         sources = tuple(
             Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks))
@@ -148,21 +148,21 @@ class Recipe:
 
     @property
     def weights(self) -> list[float]:
-        """One weight a source."""
+        """One weight per source."""
         return [source.weight for source in self.sources]
 
     @property
     def text_weights(self) -> list[float]:
-        """One weight a source, for the layers of text encoders."""
+        """One weight per source, for the layers of text encoders."""
         return [s.weight if s.text_weight is None else s.text_weight for s in self.sources]
 
     @property
     def blocks(self) -> list[str | None]:
-        """The block strengths of each source, if it has any."""
+        """The block strengths of each source; None for a source without any."""
         return [source.blocks for source in self.sources]
 
     def keywords(self) -> dict[str, Any]:
-        """Keywords of ``merge``: all but those of each LoRA and the scale."""
+        """Return the keywords of ``merge``, except for the scale and what there is one of per LoRA."""
         own: dict[str, Any] = (
             {"method": self.method, "space": self.space, "rank": self.rank}
             if self.combination_type is None
@@ -192,9 +192,9 @@ class Recipe:
         return self.cut(merged)
 
     def cut(self, merged: Merged) -> Merged:
-        """The merge at the rank that it was saved with, where ``merge`` could not be told.
+        """Return the merge at the recipe's rank, if ``merge`` could not be given it.
 
-        That is for combination types, whose ``svd_rank`` is another thing.
+        That is so for combination types: their ``svd_rank`` is a part of the method, not the result's rank.
         """
         if self.combination_type is None or self.rank is None:
             return merged

@@ -14,7 +14,8 @@ from ...merge_ops.adapters import Bound
 from ...merge_ops.adapters.reading import TABLES
 from ...merge_ops.lora import LowRank
 from ...merge_ops.merging.align import AlignedLayer
-from ...merge_ops.merging.merged import Merged, MergedLayer
+from ...merge_ops.merging.merged import Merged
+from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
 from ...merge_ops.merging.spaces import merged_tiles
 from ...merge_ops.methods.registry import get_method

@@ -89,7 +89,8 @@ def test_the_walk_through(tmp_path):
     ignored = shutil.ignore_patterns("assets", "__pycache__")
     shutil.copytree(ROOT / "merge_ops", tmp_path / "merge_ops", ignore=ignored)
     (tmp_path / "tests" / "methods").mkdir(parents=True)
-    for file in ("pyproject.toml", "README.md", "tests/conftest.py", "tests/methods/test_laws.py"):
+    tests = ("conftest.py", "laws.py", "methods/test_laws.py")
+    for file in ("pyproject.toml", "README.md", *(f"tests/{test}" for test in tests)):
         shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "merge_ops" / "methods" / f"{name}.py").write_text(code, encoding="utf-8")
     for seed, file in enumerate("ab"):

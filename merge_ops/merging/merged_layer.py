@@ -1,0 +1,105 @@
+"""One merged layer: low rank, or a delta that is computed when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..lora import Layer, LowRank
+from .align import AlignedLayer
+from .request import Settings
+from .scratch import Scratch
+from .spaces import concatenate, merge_deltas
+from .svd import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergedLayer:
+    """One merged layer: it holds the LoRAs' factors, and computes from them what is asked for.
+
+    ``fixed`` is set where the result was computed at once: in factor space, and when it was truncated.
+    """
+
+    aligned: AlignedLayer
+    settings: Settings
+    thresholds: tuple[float, ...] | None = None
+    fixed: LowRank | None = None
+    energy_kept: float = 1.0
+
+    @property
+    def is_low_rank(self) -> bool:
+        """True if the result has up and down factors."""
+        return self.fixed is not None or (self.settings.method.linear and self.aligned.is_low_rank)
+
+    @property
+    def template(self) -> Layer:
+        """The part that describes the weight best: some kinds do not know the kernel of a convolution."""
+        return next((part for part in self.aligned.parts if part.knows_its_kernel), self.aligned.parts[0])
+
+    @property
+    def padded_to(self) -> tuple[int, ...]:
+        """The shape that the base weight is padded to with zeros; the parts agree on it, or have none."""
+        return next((p.padded_to for p in self.aligned.parts if isinstance(p, LowRank) and p.padded_to), ())
+
+    def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
+        """Return the merged delta as a float32 matrix ``(out, in)``."""
+        pair = self.factors(device)
+        if pair is None:
+            return merge_deltas(self.aligned, self.settings, self.thresholds, device, scratch)
+        return pair[0] @ pair[1]
+
+    def factors(self, device: torch.device | None = None, even: bool = True) -> tuple[Tensor, Tensor] | None:
+        """Return float32 ``(up (out, r), down (r, in))`` with every scale folded in; None at full rank.
+
+        Unless ``even``, the scales of a sum are all on ``up``: ``down`` then has the LoRAs' own values, which
+        need no rounding in their dtype.
+        """
+        if self.fixed is not None:
+            up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
+            return up if self.fixed.scale == 1 else up * self.fixed.scale, down
+        if self.is_low_rank:
+            return concatenate(self.aligned, self.settings.scale, device, even)
+        return None
+
+    def value(
+        self, device: torch.device | None = None, scratch: Scratch | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the factors if the layer is low rank, else the matrix."""
+        return self.factors(device) or self.matrix(device, scratch)
+
+    def svd(self, rank: int, value: Tensor | tuple[Tensor, Tensor]) -> TruncatedSVD:
+        """Return the SVD of the layer truncated to ``rank``; ``value`` is what ``value()`` returned."""
+        if isinstance(value, tuple):
+            return svd_of_product(*value, rank)
+        linear = concatenate(self.aligned, self.settings.scale, value.device)
+        return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
+
+    def truncated(
+        self, rank: int, device: torch.device | None, dtype: torch.dtype, scratch: Scratch | None = None
+    ) -> MergedLayer:
+        """Return the same layer as one low-rank pair of at most ``rank``, stored where the LoRAs are."""
+        return self.kept(self.svd(rank, self.value(device, scratch)), dtype)
+
+    def kept(self, svd: TruncatedSVD, dtype: torch.dtype) -> MergedLayer:
+        """Return the same layer as what a truncated SVD of it keeps."""
+        clamp = self.settings.svd_clamp
+        up, down = svd.balanced() if clamp is None else _clamped(svd, clamp)
+        energy = self.energy_kept * svd.energy_kept
+        return replace(self.pinned(up, down, dtype), energy_kept=energy)
+
+    def pinned(self, up: Tensor, down: Tensor, dtype: torch.dtype) -> MergedLayer:
+        """Return the same layer with its result given as factors, stored where the LoRAs are."""
+        home, model = self.template.device, self.template
+        fixed = LowRank(up.to(home, dtype), down.to(home, dtype), 1.0, model.layout, model.kernel, model.key)
+        return replace(self, fixed=fixed)
+
+
+def _clamped(svd: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:
+    """PEFT's ``svd_clamp``: all singular values go on ``up``, then both are clipped at a quantile."""
+    up, down = svd.u * svd.s, svd.vh
+    entries = torch.cat((up.flatten(), down.flatten())).cpu().numpy()
+    limit = float(np.quantile(entries, clamp))
+    return up.clamp(-limit, limit), down.clamp(-limit, limit)
