@@ -1,1 +1,1 @@
-"""Speed, memory and accuracy, measured side by side with PEFT and others: ``python -m benchmarks``."""
+"""Speed, memory and accuracy, compared with PEFT and other programs: ``python -m benchmarks``."""

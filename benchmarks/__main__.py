@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; processes started here have it too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
 import torch
 
@@ -34,15 +34,15 @@ QUICK_MEMORY = ("ties", "svd")
 
 
 def main() -> int:
-    """Run what was asked for, print the table."""
+    """Run the chosen measurements and print the table."""
     options = _options()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layers = attention_layers()
     rows, series, begin = [], [], time.perf_counter()
-    for found in _run(options, layers):
-        (series if isinstance(found, Series) else rows).append(found)
-        sys.stderr.write(f"{time.perf_counter() - begin:6.0f} s  {_progress(found)}\n")
+    for line in _run(options, layers):
+        (series if isinstance(line, Series) else rows).append(line)
+        sys.stderr.write(f"{time.perf_counter() - begin:6.0f} s  {_progress(line)}\n")
     result = machine()
     if options.json:
         options.json.write_text(json.dumps(as_json(rows, series, result, options.quick), indent=1) + "\n")
@@ -50,7 +50,9 @@ def main() -> int:
         part = "some of the 722 layers" if options.quick else "722 layers"
         draw(rows, series, machine_line(result), options.plot, part)
     if options.quick:
-        sys.stdout.write("quick: a part of the layers and shapes, few repeats; for figures, run it in full\n")
+        sys.stdout.write(
+            "quick run: some of the layers and shapes, few repeats; run it in full for reliable figures\n"
+        )
     sys.stdout.write(markdown_table(rows, result) if options.markdown else text_table(rows, series, result))
     return 0
 
@@ -60,11 +62,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under two minutes: fewer layers and shapes")
     parser.add_argument(
         "--only", nargs="+", choices=(*TYPES, *SECTIONS), metavar="NAME", default=[*TYPES, *SECTIONS],
-        help=f"of {', '.join((*TYPES, *SECTIONS))}; types bring their memory only if 'memory' is named",
+        help=f"any of {', '.join((*TYPES, *SECTIONS))}; the memory of types is measured only with 'memory'",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
-    parser.add_argument("--markdown", action="store_true", help="print the table of the README instead")
+    parser.add_argument("--markdown", action="store_true", help="print the README's table instead")
     return parser.parse_args()
 
 
@@ -101,21 +103,21 @@ def _run(options: argparse.Namespace, layers: list[Layer]) -> Iterator[Row | Ser
 
 
 def _measure_memory(row: Row, layers: list[Layer], quick: bool) -> None:
-    """Peak memory of all 722 layers, and how long they really took."""
-    found = memory.measure(layers, row.method, row.n)
-    row.peak_mb = found["peak_mb"]
+    """Measure the peak memory and the real time of a merge of all 722 layers."""
+    measured = memory.measure(layers, row.method, row.n)
+    row.peak_mb = measured["peak_mb"]
     if row.method in FACTOR_TYPES and not quick:
         row.their_peak_mb = memory.measure(layers, row.method, row.n, peft=True)["peak_mb"]
-    row.add_note(f"all {len(layers)} layers for real: {found['seconds']:.2f} s")
+    row.add_note(f"all {len(layers)} layers in full: {measured['seconds']:.2f} s")
     if row.peak_mb is not None and row.peak_mb > MEMORY_GOAL:
         row.add_note(f"more than {MEMORY_GOAL} MB")
 
 
-def _progress(found: Row | Series) -> str:
-    if isinstance(found, Series):
-        return f"scaling: {found.method} by {found.axis}, slope {found.slope:.2f}"
-    ratio = "no figure" if found.ratio is None else f"{found.ratio:.2f}x"
-    return f"{found.against}: {found.method} N={found.n}, {ratio}"
+def _progress(line: Row | Series) -> str:
+    if isinstance(line, Series):
+        return f"scaling: {line.method} by {line.axis}, slope {line.slope:.2f}"
+    ratio = "no figure" if line.ratio is None else f"{line.ratio:.2f}x"
+    return f"{line.against}: {line.method} N={line.n}, {ratio}"
 
 
 if __name__ == "__main__":

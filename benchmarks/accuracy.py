@@ -1,4 +1,4 @@
-"""How far results are from float64: Frobenius errors, and for random types the fraction that was kept."""
+"""Errors against float64: Frobenius errors, and for random types the fraction that was kept."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .inputs import DENSITY, RANK
 Pair = tuple[Tensor, Tensor]
 
 
-def relative_difference(found: Pair, wanted: Pair) -> float:
-    """``|up @ down - wanted| / |wanted|``, both multiplied out in float64."""
+def relative_difference(result: Pair, wanted: Pair) -> float:
+    """Return ``|up @ down - wanted| / |wanted|``, both multiplied in float64."""
     exact = wanted[0] @ wanted[1]
-    difference = found[0].double() @ found[1].double() - exact
+    difference = result[0].double() @ result[1].double() - exact
     return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(exact))
 
 
 def least_error(delta: Tensor, rank: int = RANK) -> float:
-    """The Frobenius error of the best matrix of that rank, from the eigenvalues of the Gram matrix."""
+    """Return the Frobenius error of the best matrix of that rank, from the eigenvalues of the Gram matrix."""
     gram = delta @ delta.T if delta.shape[0] < delta.shape[1] else delta.T @ delta
     return math.sqrt(float(torch.linalg.eigvalsh(gram)[:-rank].clamp(min=0).sum()))
 
 
-def excess(found: Pair, delta: Tensor, least: float) -> float:
-    """By which part the error of a truncation exceeds the least possible."""
-    error = float(torch.linalg.vector_norm(delta - found[0].double() @ found[1].double()))
+def excess(result: Pair, delta: Tensor, least: float) -> float:
+    """Return by what fraction the error of a truncation exceeds the least possible error."""
+    error = float(torch.linalg.vector_norm(delta - result[0].double() @ result[1].double()))
     return error / least - 1
 
 
 def merged_delta(combination_type: str, loras: list[Lora], weights: list[float], name: str) -> Tensor:
-    """The delta that our result is a truncation of, in float64."""
+    """Return the delta in float64 that our result is a truncation of."""
     if not combination_type.startswith("dare"):
         return reference.delta(combination_type, [lora.layers[name] for lora in loras], weights)
     # the same seed gives the same masks whether or not an SVD follows
@@ -46,7 +46,7 @@ def merged_delta(combination_type: str, loras: list[Lora], weights: list[float],
 
 
 def kept_fraction(pairs: Iterable[Pair], n: int) -> tuple[float, float]:
-    """The density that the non-zero entries tell of, and how many standard deviations it is off.
+    """Return the density estimated from the non-zero entries, and its error in standard deviations.
 
     An entry of the result is zero where all ``n`` LoRAs dropped theirs.
     """
@@ -61,6 +61,6 @@ def kept_fraction(pairs: Iterable[Pair], n: int) -> tuple[float, float]:
 
 
 def bit_equal(one: Merged, other: Merged, names: Iterable[str]) -> bool:
-    """Whether two results have the same bits."""
+    """Return True if two results are equal bit for bit."""
     pairs = ((one.factors(name), other.factors(name)) for name in names)
     return all(a is not None and b is not None and all(map(torch.equal, a, b)) for a, b in pairs)

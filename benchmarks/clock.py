@@ -1,4 +1,4 @@
-"""CPU seconds of two computations, taken in turns so that both meet the same machine."""
+"""Timing two computations in CPU seconds, alternating so that both see the same machine load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Timing:
 
 
 def cpu_seconds(call: Call, at_least: float = 0.0) -> float:
-    """CPU seconds of one call; short ones are repeated for ``at_least`` seconds and averaged."""
+    """Return the CPU seconds of one call; short calls are repeated for ``at_least`` seconds and averaged."""
     calls, begin = 0, time.process_time()
     while True:
         call()
@@ -34,7 +34,7 @@ def cpu_seconds(call: Call, at_least: float = 0.0) -> float:
 def alternate(
     theirs: Call, ours: Call, repeats: int, at_least: float = 0.0, after: Call | None = None
 ) -> Timing:
-    """Time both in turns; ``after`` follows each of theirs and is not timed."""
+    """Time both sides alternately; ``after`` runs after each of their calls and is not timed."""
     pairs = []
     for _ in range(repeats):
         first = cpu_seconds(theirs)
@@ -45,6 +45,6 @@ def alternate(
 
 
 def median_seconds(call: Call, repeats: int, at_least: float = 0.0) -> float:
-    """Median CPU seconds of one computation, after one call that is not counted."""
+    """Return the median CPU seconds of a computation, after one uncounted call."""
     call()
     return median(cpu_seconds(call, at_least) for _ in range(repeats))

@@ -1,8 +1,8 @@
-"""What a lazily merged patch costs inside ComfyUI, against the stock patches of chained Load LoRA nodes.
+"""The cost of a lazily merged patch inside ComfyUI, compared with the patches of chained Load LoRA nodes.
 
-Run by ComfyUI's own Python: ``python benchmarks/comfyui_patch.py [FOLDER] [--quick] [--json]``; FOLDER is
-ComfyUI's, by default COMFYUI_DIR. It imports nothing from this folder: the pack is loaded as ComfyUI does it,
-and a ``nodes`` or ``merge_ops`` on the path would stand in the way of ComfyUI's and the pack's own.
+Run it with ComfyUI's own Python: ``python benchmarks/comfyui_patch.py [FOLDER] [--quick] [--json]``, where
+FOLDER is ComfyUI's, by default COMFYUI_DIR. It imports nothing from this folder: the pack is loaded as in
+ComfyUI, and a ``nodes`` or ``merge_ops`` on the path would shadow those of ComfyUI and the pack.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAME = "alloy_pack"
 
 
 def load_pack() -> None:
-    """Load the pack as ComfyUI does, under a module name of its own."""
+    """Load the pack as ComfyUI does, under its own module name."""
     place = PACK / "__init__.py"
     spec = importlib.util.spec_from_file_location(NAME, place, submodule_search_locations=[str(PACK)])
     if spec is None or spec.loader is None:
@@ -43,7 +43,7 @@ def load_pack() -> None:
 
 
 def make_factors(rows: int, columns: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Random ``(up, down)`` in float16, with a spectrum that decays."""
+    """Make random ``(up, down)`` in float16, with a decaying spectrum."""
     generator = torch.Generator().manual_seed(rows + columns)
     fall = torch.arange(1, RANK + 1) ** -0.5
     return [
@@ -56,7 +56,7 @@ def make_factors(rows: int, columns: int, n: int) -> list[tuple[torch.Tensor, to
 
 
 def stock_patches(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[Any, ...]]:
-    """What a chain of Load LoRA nodes adds to a weight."""
+    """Return the patches that a chain of Load LoRA nodes adds to a weight."""
     adapter = importlib.import_module("comfy.weight_adapter.lora").LoRAAdapter
     pairs = zip(MULTIPLIERS, factors, strict=False)
     return [
@@ -66,7 +66,7 @@ def stock_patches(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tupl
 
 
 def our_patches(factors: list[tuple[torch.Tensor, torch.Tensor]], method: str) -> list[tuple[Any, ...]]:
-    """What Load & Merge LoRAs adds to it."""
+    """Return the patch that Load & Merge LoRAs adds to a weight."""
     merge_ops = importlib.import_module(f"{NAME}.merge_ops")
     loras = [
         merge_ops.Lora(f"lora{i}", {"unet.layer": merge_ops.LowRank(up, down, SCALE)})
@@ -82,7 +82,7 @@ def our_patches(factors: list[tuple[torch.Tensor, torch.Tensor]], method: str) -
 
 @contextmanager
 def counted() -> Iterator[list[str]]:
-    """Names of the pack's functions about thresholds that are called meanwhile, wherever imported."""
+    """Record the pack's threshold functions that are called inside the block, wherever they are imported."""
     calls: list[str] = []
     replaced = []
 
@@ -106,7 +106,7 @@ def counted() -> Iterator[list[str]]:
 
 
 def time_patches(patches: list[tuple[Any, ...]], base: torch.Tensor) -> float:
-    """CPU seconds of ``calculate_weight``; the cast of the weight, alike for both sides, is not counted."""
+    """Return the CPU seconds of ``calculate_weight``, without the cast of the weight, alike for both."""
     calculate = importlib.import_module("comfy.lora").calculate_weight
     weight = base.float()
     begin = time.process_time()
@@ -115,7 +115,7 @@ def time_patches(patches: list[tuple[Any, ...]], base: torch.Tensor) -> float:
 
 
 def compare(rows: int, columns: int, n: int, method: str, repeats: int) -> dict[str, Any]:
-    """One line of the result."""
+    """Measure one line of the result."""
     base = torch.randn(rows, columns).half()
     factors = make_factors(rows, columns, n)
     stock = stock_patches(factors)
@@ -124,7 +124,7 @@ def compare(rows: int, columns: int, n: int, method: str, repeats: int) -> dict[
     time_patches(stock, base)
     with counted() as calls:
         time_patches(ours, base)
-    # a merge that needs none at all, though its method does, means that the functions have other names now
+    # no call at all, though the method needs thresholds, means that the functions have been renamed
     unseen = method == "ties" and not merging
     pairs = [(time_patches(stock, base), time_patches(ours, base)) for _ in range(repeats)]
     return {
@@ -135,12 +135,12 @@ def compare(rows: int, columns: int, n: int, method: str, repeats: int) -> dict[
         "stock": median(a for a, _ in pairs),
         "ours": median(b for _, b in pairs),
         "ratio": median(b / a for a, b in pairs),
-        "recomputed": "not known" if unseen else ", ".join(sorted(set(calls))),
+        "recomputed": "unknown" if unseen else ", ".join(sorted(set(calls))),
     }
 
 
 def main() -> None:
-    """Compare and print, one line a shape, number of LoRAs and method."""
+    """Compare and print one line per shape, number of LoRAs and method."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
     quick, as_json = "--quick" in sys.argv, "--json" in sys.argv
     folder = Path(arguments[0] if arguments else os.environ["COMFYUI_DIR"]).resolve()

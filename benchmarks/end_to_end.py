@@ -1,4 +1,4 @@
-"""From two files to one: the command line and the library against loading and saving alone."""
+"""Merging two files into one, compared with loading and saving alone: command line and library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ save_file({f"{i}.{key}": tensor for i, part in enumerate((a, b)) for key, tensor
 
 
 def end_to_end_rows(layers: list[Layer], repeats: int) -> Iterator[Row]:
-    """``lora-alloy merge``, linear, of two LoRAs: as a process, and without the start of the interpreter."""
+    """Time a linear ``lora-alloy merge`` of two LoRAs: as a process, and without starting the interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         files = [write_kohya(lora, place / f"{lora.name}.safetensors") for lora in make_loras(layers, 2)]
@@ -59,12 +59,12 @@ def _processes(files: list[Path], out: Path, repeats: int) -> Row:
     row.theirs, row.ours = median(cpu for cpu, _ in theirs), median(cpu for cpu, _ in ours)
     row.ratio = median(b / a for (a, _), (b, _) in zip(theirs, ours, strict=True))
     walls = [median(wall for _, wall in times) for times in (theirs, ours)]
-    row.add_note("with the start of Python and torch; wall {:.1f} and {:.1f} s".format(*walls))
+    row.add_note("including the start of Python and torch; wall {:.1f} and {:.1f} s".format(*walls))
     return row
 
 
 def _process(arguments: list[str]) -> tuple[float, float]:
-    """CPU and wall seconds of a Python process."""
+    """Return the CPU and wall seconds of a Python process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(

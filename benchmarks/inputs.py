@@ -15,17 +15,17 @@ from merge_ops import Lora, LowRank
 from .sdxl import Layer
 
 RANK, DENSITY = 16, 0.5
-SCALE = 0.5  # alpha / rank; not 1, so that a scale that gets lost is seen in the errors
+SCALE = 0.5  # alpha / rank; not 1, so that a lost scale shows up in the errors
 _MULTIPLIERS = (0.8, 0.6, -0.5, 0.4, 0.7, -0.3, 0.9, 0.2)
 
 
 def multipliers(count: int) -> list[float]:
-    """The weights of a merge of ``count`` LoRAs; one of four is negative."""
+    """Return the weights of a merge of ``count`` LoRAs; about one in four is negative."""
     return list(_MULTIPLIERS[:count])
 
 
 def make_loras(layers: Iterable[Layer], count: int, rank: int = RANK) -> list[Lora]:
-    """``count`` LoRAs in float16. A layer's factors depend on the LoRA and the layer's name only."""
+    """Make ``count`` LoRAs in float16. A layer's factors depend only on the LoRA and the layer's name."""
     layers = list(layers)
     return [
         Lora(f"lora{index}", {f"unet.{layer.name}": _random(layer, index, rank) for layer in layers})
@@ -36,14 +36,14 @@ def make_loras(layers: Iterable[Layer], count: int, rank: int = RANK) -> list[Lo
 def _random(layer: Layer, index: int, rank: int) -> LowRank:
     seed = int.from_bytes(layer.name.encode()[-40:], "big") % (2**31) + 7919 * index
     generator = torch.Generator().manual_seed(seed)
-    fall = torch.arange(1, rank + 1) ** -0.5  # a spectrum that decays, as that of trained LoRAs does
+    fall = torch.arange(1, rank + 1) ** -0.5  # a decaying spectrum, as in trained LoRAs
     up = torch.randn(layer.rows, rank, generator=generator) * fall * 0.05
     down = torch.randn(rank, layer.columns, generator=generator) * 0.05
     return LowRank(up.half(), down.half(), SCALE, key=layer.name)
 
 
 def fresh(loras: list[Lora]) -> list[Lora]:
-    """The same LoRAs in new objects and memory, about which nothing can be remembered."""
+    """Copy the LoRAs to new objects and memory, so that nothing about them can be cached."""
     return [
         replace(
             lora, layers={n: replace(x, up=x.up.clone(), down=x.down.clone()) for n, x in lora.layers.items()}

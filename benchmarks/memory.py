@@ -1,7 +1,7 @@
-"""Peak memory of one merge above its inputs, in a process of its own: ``python -m benchmarks.memory``.
+"""The peak memory of one merge beyond its inputs, in a separate process: ``python -m benchmarks.memory``.
 
-Linux only: the kernel's high-water mark of resident memory is reset once the inputs are there. The result
-stays alive; factors that are made from it on request are dropped layer by layer.
+Linux only: the kernel's high-water mark of resident memory is reset once the inputs are loaded. The result
+stays alive; factors made from it on request are dropped layer by layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure(layers: list[Layer], combination_type: str, n: int, peft: bool = False) -> dict[str, Any]:
-    """``peak_mb`` (None where it cannot be told) and ``seconds`` of a merge of all ``layers``."""
+    """Return ``peak_mb`` (None if it cannot be measured) and ``seconds`` of a merge of all ``layers``."""
     job = {"layers": layers, "type": combination_type, "n": n, "peft": peft}
     command = [sys.executable, "-m", "benchmarks.memory"]
     root = Path(__file__).parents[1]
@@ -33,9 +33,9 @@ def measure(layers: list[Layer], combination_type: str, n: int, peft: bool = Fal
         command, input=json.dumps(job), cwd=root, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"the measurement of memory failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise RuntimeError(f"the memory measurement failed: {done.stderr[-2000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def _megabytes(field: str) -> float:
@@ -44,7 +44,7 @@ def _megabytes(field: str) -> float:
 
 
 def _reset() -> float | None:
-    """Reset the high-water mark and return what is resident now; None where that cannot be done."""
+    """Reset the high-water mark and return the resident memory; None if that is impossible."""
     try:
         RESET.write_text("5")
         return _megabytes("VmRSS")
@@ -62,12 +62,12 @@ def _run(loras: list[Lora], n: int, combination_type: str, side: Any) -> Any:
 
 
 def main() -> None:
-    """Read a job from stdin, print what was measured."""
+    """Read a job from stdin, and print the measurement."""
     torch.set_num_threads(1)
     job = json.load(sys.stdin)
     layers = [Layer(*layer) for layer in job["layers"]]
     loras = make_loras(layers, job["n"])
-    warm = make_loras([Layer("warm.to_q", 96, 128)], job["n"])  # code that is loaded lazily is no input
+    warm = make_loras([Layer("warm.to_q", 96, 128)], job["n"])  # lazily loaded code does not count as input
     side = None
     if job["peft"]:
         from .peft_side import PeftSide  # slow to import

@@ -1,4 +1,4 @@
-"""Other baselines, where they are at hand: mergekit (if it can be imported), kohya (``KOHYA_SCRIPTS``)."""
+"""Other baselines, if available: mergekit (if it can be imported) and kohya (``KOHYA_SCRIPTS``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KOHYA_GOAL = 300.0
 
 
 def mergekit_rows(layers: list[Layer], n: int, repeats: int, largest: int | None = None) -> Iterator[Row]:
-    """The methods of mergekit on ready-made full deltas; ours starts from the factors."""
+    """Time the methods of mergekit on ready-made full deltas; ours starts from the factors."""
     rows = {method: Row("mergekit", method, n, 0.0, 0.0, goal=g) for method, g in MERGEKIT_GOALS.items()}
     try:
         registry = importlib.import_module("mergekit.merge_methods.registry")
@@ -72,7 +72,7 @@ def _mergekit_call(method: Any, group: Any, n: int) -> Callable[[], Any]:
 
 
 def kohya_rows(layers: list[Layer], n: int, repeats: int, largest: int | None = None) -> Iterator[Row]:
-    """``svd`` against kohya's ``svd_merge_lora.py``; its time has the reading of a small file in it."""
+    """Time ``svd`` against kohya's ``svd_merge_lora.py``, whose time includes reading a small file."""
     row = Row("kohya", "svd", n, 0.0, 0.0, goal=KOHYA_GOAL)
     script = _kohya_script()
     if isinstance(script, str):
@@ -97,21 +97,21 @@ def kohya_rows(layers: list[Layer], n: int, repeats: int, largest: int | None = 
         delta = reference.delta("svd", [lora.layers[name] for lora in loras], ratios)
         errors.append(accuracy.excess(run_ours(loras, "svd")[0], delta, accuracy.least_error(delta)))
     row.error = max(errors)
-    row.add_note("kohya clamps its factors at the 0.99 quantile, ours does not here")
+    row.add_note("kohya clamps its factors at the 0.99 quantile, ours does not")
     yield from _finished([row], largest)
 
 
 def _kohya_script() -> Any:
-    """The module, or the reason why there is none."""
+    """Return the module, or the reason why it is missing."""
     root = os.environ.get("KOHYA_SCRIPTS")
     if not root:
-        return "KOHYA_SCRIPTS does not name a checkout of sd-scripts"
+        return "KOHYA_SCRIPTS is not set to a checkout of sd-scripts"
     before = list(sys.path)
     sys.path[:0] = [root, str(Path(root) / "networks")]
     try:
         return importlib.import_module("svd_merge_lora")
     except ImportError as error:
-        return f"sd-scripts cannot be imported here: {error}"
+        return f"sd-scripts cannot be imported: {error}"
     finally:
         sys.path[:] = before
 

@@ -1,4 +1,4 @@
-"""Runs ``comfyui_patch.py`` under ComfyUI's own Python, where a ComfyUI is found."""
+"""Running ``comfyui_patch.py`` with ComfyUI's own Python, if there is a ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOAL = 2.5
 
 
 def patching_rows(quick: bool) -> Iterator[Row]:
-    """Applying a lazily merged patch against the stock patches of chained Load LoRA nodes."""
+    """Time a lazily merged patch against the stock patches of chained Load LoRA nodes."""
     folder = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "comfy" / "ComfyUI")
     python = next((p for p in (folder / ".venv/bin/python", folder / "venv/bin/python") if p.exists()), None)
     if python is None:

@@ -1,4 +1,4 @@
-"""The eleven combination types of PEFT against PEFT."""
+"""The eleven combination types of PEFT, compared with PEFT itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .peft_side import PeftSide, recorded
 from .rows import FACTOR_TYPES, SVD_TYPES, Row, goal_against_peft
 from .sdxl import Layer, one_per_shape
 
-_ENOUGH = 3.0  # CPU seconds of PEFT's on one shape, after which another repeat tells little
+_ENOUGH = 3.0  # CPU seconds of PEFT on one shape, after which more repeats add little
 
 
 def run_ours(loras: list[Lora], combination_type: str) -> list[Any]:
-    """Merge and make the factors of every layer, so that nothing is put off."""
+    """Merge and make the factors of every layer, so that nothing is left lazy."""
     merged = merge(
         loras, multipliers(len(loras)), combination_type=combination_type, density=DENSITY, svd_rank=RANK
     )
@@ -36,7 +36,7 @@ def _shapes(layers: list[Layer], largest: int | None) -> list[tuple[Layer, int]]
 def factor_rows(
     layers: list[Layer], n: int, types: Sequence[str], repeats: int, largest: int | None = None
 ) -> Iterator[Row]:
-    """``cat`` and the types in factor space, on all the layers given; errors of shapes up to ``largest``."""
+    """Time ``cat`` and the factor-space types on all given layers; errors of shapes up to ``largest``."""
     wanted = [t for t in FACTOR_TYPES if t in types]
     if not wanted:
         return
@@ -44,7 +44,7 @@ def factor_rows(
     side = PeftSide(loras)
     sample = [f"unet.{layer.name}" for layer, _ in _shapes(layers, largest)]
     for combination_type in wanted:
-        side.merge(combination_type, weights)  # once uncounted: first calls load code and grow the heap
+        side.merge(combination_type, weights)  # one uncounted call: first calls load code and grow the heap
         run_ours(loras, combination_type)
         row = Row("PEFT", combination_type, n, goal=goal_against_peft(combination_type, n))
         _judge_factors(row, loras, side, sample)
@@ -83,7 +83,7 @@ def _judge_factors(row: Row, loras: list[Lora], side: PeftSide, sample: list[str
 
 @dataclass
 class _Sums:
-    """What the shapes add up to, each times its number of layers."""
+    """Totals over the shapes, each multiplied by its number of layers."""
 
     theirs: float = 0.0
     ours: float = 0.0
@@ -95,7 +95,7 @@ class _Sums:
 def svd_rows(
     layers: list[Layer], n: int, types: Sequence[str], repeats: int, largest: int | None = None
 ) -> Iterator[Row]:
-    """The types with an SVD: one layer of each shape, times its number; shapes up to ``largest`` weights."""
+    """Time the SVD types: one layer of each shape up to ``largest`` weights, times its number of layers."""
     wanted = [t for t in SVD_TYPES if t in types]
     shapes = _shapes(layers, largest)
     if not wanted:
@@ -107,12 +107,12 @@ def svd_rows(
         for combination_type in wanted:
             _time_shape(sums[combination_type], combination_type, loras, side, count, repeats)
     covered = sum(count for _, count in shapes)
-    for combination_type, found in sums.items():
-        row = Row("PEFT", combination_type, n, found.theirs, found.ours, found.theirs / found.ours)
+    for combination_type, total in sums.items():
+        row = Row("PEFT", combination_type, n, total.theirs, total.ours, total.theirs / total.ours)
         row.goal, row.extrapolated = goal_against_peft(combination_type, n), True
-        row.error, row.their_error = max(found.error), max(found.their_error)
+        row.error, row.their_error = max(total.error), max(total.their_error)
         if largest is None:
-            row.add_note(f"PEFT's result holds {found.held / 1e9:.1f} GB (x)")
+            row.add_note(f"PEFT's result holds {total.held / 1e9:.1f} GB (x)")
         else:
             row.add_note(f"{len(shapes)} smaller shapes only, {covered} layers")
         yield row
@@ -129,7 +129,7 @@ def _time_shape(
         while len(rounds) < repeats and sum(theirs for theirs, _ in rounds) < _ENOUGH:
             side.drop()
             theirs = cpu_seconds(lambda: side.merge(combination_type, weights))
-            # new objects each time: thresholds are remembered for each LoRA
+            # new objects each time, because thresholds are cached per LoRA
             rounds.append((theirs, cpu_seconds(lambda: run_ours(fresh(loras), combination_type), 0.1)))
     sums.theirs += count * median(a for a, _ in rounds)
     sums.ours += count * median(b for _, b in rounds)

@@ -20,7 +20,7 @@ _NAME = "merged"
 
 
 class PeftSide:
-    """The same LoRAs as PEFT adapters. As PEFT loads them: float16 files become float32 adapters."""
+    """The same LoRAs as PEFT adapters, as PEFT loads them: float16 files become float32 adapters."""
 
     def __init__(self, loras: list[Lora]) -> None:
         first = loras[0]
@@ -43,34 +43,35 @@ class PeftSide:
                 down.copy_(layer.down)
 
     def merge(self, combination_type: str, weights: list[float]) -> None:
-        """PEFT's merge; the result stays in the model until ``drop``."""
+        """Merge with PEFT; the result stays in the model until ``drop``."""
         with torch.no_grad():
             self.model.add_weighted_adapter(
                 self.names, weights, _NAME, combination_type, svd_rank=self.rank, density=DENSITY
             )
 
     def drop(self) -> None:
+        """Remove the merged adapter, if there is one."""
         if _NAME in self.model.peft_config:
             self.model.delete_adapter(_NAME)
 
     def factors(self, name: str, adapter: str = _NAME) -> tuple[Tensor, Tensor]:
-        """``(up, down)`` of one layer of an adapter."""
+        """Return ``(up, down)`` of one layer of an adapter."""
         layer = self.model.base_model.model.get_submodule(name.removeprefix("unet."))
         return layer.lora_B[adapter].weight.data, layer.lora_A[adapter].weight.data
 
     def merged(self, name: str) -> tuple[Tensor, Tensor]:
-        """``(up, down)`` of the result with its scale."""
+        """Return ``(up, down)`` of the result, with its scale in ``up``."""
         up, down = self.factors(name)
         layer = self.model.base_model.model.get_submodule(name.removeprefix("unet."))
         return up * layer.scaling[_NAME], down
 
     def held_bytes(self, name: str) -> int:
-        """Memory that the result of one layer keeps alive: views keep their whole storage."""
+        """Return the bytes that the result of one layer keeps alive; views keep their whole storage."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.factors(name))
 
 
 def _place(network: nn.Module, name: str, rows: int, columns: int) -> None:
-    """Put a linear layer at a dotted name. Its weight is one zero: a merge never reads it."""
+    """Put a linear layer at a dotted name. Its weight is a single zero, since a merge never reads it."""
     *path, last = name.split(".")
     for part in path:
         if part not in network._modules:
@@ -83,20 +84,20 @@ def _place(network: nn.Module, name: str, rows: int, columns: int) -> None:
 
 @contextmanager
 def recorded(combination_type: str) -> Iterator[list[Tensor]]:
-    """The full delta that PEFT merged at random before its SVD, without which its error is unknown."""
+    """Record the full delta that PEFT merges at random before its SVD; its error is relative to it."""
     method = combination_type.removesuffix("_svd")
-    found: list[Tensor] = []
+    deltas: list[Tensor] = []
     if not method.startswith("dare"):
-        yield found
+        yield deltas
         return
     real: Callable[..., Tensor] = getattr(lora_model, method)
 
     def recording(*args: Any, **more: Any) -> Tensor:
-        found[:] = [real(*args, **more)]
-        return found[0]
+        deltas[:] = [real(*args, **more)]
+        return deltas[0]
 
     setattr(lora_model, method, recording)
     try:
-        yield found
+        yield deltas
     finally:
         setattr(lora_model, method, real)

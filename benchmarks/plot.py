@@ -1,4 +1,4 @@
-"""The picture of a run: ratios with their goals, and how time grows. Drawn with Pillow alone."""
+"""The picture of a run: ratios with their goals, and the growth of time. Drawn with Pillow alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def draw(
     rows: Sequence[Row], series: Sequence[Series], caption: str, path: Path, part: str = "722 layers"
 ) -> None:
-    """Write the picture as a PNG; ``part`` says how much of the model was merged."""
+    """Write the picture as a PNG; ``part`` states how much of the model was merged."""
     chosen = [row for row in rows if row.against == "PEFT" and row.ratio is not None]
     methods = list(dict.fromkeys(row.method for row in chosen))
     counts = sorted({row.n for row in chosen}) or [2]
@@ -79,7 +79,7 @@ def _bar(pen: ImageDraw.ImageDraw, row: Row, y: float, place: object, start: flo
     if row.goal:
         mark = place(row.goal)
         pen.line((mark, y - 1, mark, y + BAR), GOAL, 3)
-        # a goal close beyond the bar's end would run through the number
+        # a goal just past the end of the bar would overlap the number
         label_at = mark if end - 4 <= mark <= end + 52 else end
     colour = MISSED if row.met is False else TEXT
     text = f"{row.ratio:.0f}x" if row.ratio >= 20 else f"{row.ratio:.1f}x"

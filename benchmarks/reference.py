@@ -1,4 +1,4 @@
-"""What PEFT documents, in float64 and as plain as possible; nothing is fast or shared with the library."""
+"""What PEFT documents, in float64 and as simple as possible; nothing is fast or shared with the library."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .inputs import DENSITY
 
 
 def trim(tensor: Tensor, density: float) -> Tensor:
-    """Keep the ``int(density * numel)`` largest entries, and those that tie with the smallest of them."""
+    """Keep the ``int(density * numel)`` largest entries, and any that tie with the smallest of them."""
     kept = int(density * tensor.numel())
     limit = tensor.abs().flatten().kthvalue(tensor.numel() - kept + 1).values
     return torch.where(tensor.abs() >= limit, tensor, 0.0)
 
 
 def combine(method: str, tensors: list[Tensor], weights: list[float]) -> Tensor:
-    """``linear``, ``magnitude_prune`` or ``ties`` (votes by sum) of float64 tensors."""
+    """Merge float64 tensors by ``linear``, ``magnitude_prune`` or ``ties`` (voting by sum)."""
     if method != "linear":
         tensors = [trim(tensor, DENSITY) for tensor in tensors]
     if method != "ties":
         return sum((w * t for w, t in zip(weights, tensors, strict=True)), torch.zeros_like(tensors[0]))
-    elected = torch.where(sum(tensors) >= 0, 1.0, -1.0).double()  # before the weights
+    elected = torch.where(sum(tensors) >= 0, 1.0, -1.0).double()  # before weighting
     total, count = torch.zeros_like(elected), torch.zeros_like(elected)
     for weight, tensor in zip(weights, tensors, strict=True):
         agrees = tensor.sign() == elected
@@ -35,7 +35,7 @@ def combine(method: str, tensors: list[Tensor], weights: list[float]) -> Tensor:
 
 
 def factors(combination_type: str, parts: list[LowRank], weights: list[float]) -> tuple[Tensor, Tensor]:
-    """``(up, down)`` of ``cat`` and of the deterministic types in factor space."""
+    """Return ``(up, down)`` of ``cat`` and of the deterministic types in factor space."""
     scaled = [weight * part.scale for weight, part in zip(weights, parts, strict=True)]
     ups, downs = [part.up.double() for part in parts], [part.down.double() for part in parts]
     if combination_type == "cat":
@@ -46,6 +46,6 @@ def factors(combination_type: str, parts: list[LowRank], weights: list[float]) -
 
 
 def delta(combination_type: str, parts: list[LowRank], weights: list[float]) -> Tensor:
-    """The merged full delta of the deterministic ``svd`` types, before the SVD."""
+    """Return the merged full delta of the deterministic ``svd`` types, before the SVD."""
     method = "linear" if combination_type == "svd" else combination_type.removesuffix("_svd")
     return combine(method, [p.scale * (p.up.double() @ p.down.double()) for p in parts], weights)

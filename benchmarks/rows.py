@@ -1,4 +1,4 @@
-"""One line of the table, and the goals."""
+"""The rows of the table, and the goals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MEMORY_GOAL = 400  # MB above the inputs
 
 @dataclass(slots=True)
 class Row:
-    """A method measured against something else. Seconds are CPU seconds of one thread.
+    """A method compared with a baseline. Seconds are CPU seconds of one thread.
 
-    ``ratio`` is theirs / ours, and the goal a minimum; where ``at_most`` is set, ``ratio`` is ours / theirs
-    and the goal a maximum. ``extrapolated``: one layer of each shape, times the number of its layers.
+    ``ratio`` is theirs / ours, and the goal is a minimum; with ``at_most``, ``ratio`` is ours / theirs and
+    the goal is a maximum. ``extrapolated``: one layer of each shape was timed, times its number of layers.
     """
 
     against: str
@@ -34,17 +34,18 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None where there is no goal or no figure."""
+        """Whether the goal is met; None if there is no goal or no figure."""
         if self.goal is None or self.ratio is None:
             return None
         return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
 
     def add_note(self, text: str) -> None:
+        """Append to the note."""
         self.note = f"{self.note}; {text}" if self.note else text
 
 
 def goal_against_peft(combination_type: str, n: int) -> float:
-    """How many times faster than PEFT a type must be."""
+    """Return how many times faster than PEFT a type must be."""
     if combination_type == "svd":
         return 300
     if combination_type.endswith("_svd"):

@@ -1,4 +1,4 @@
-"""How time grows with the layers, the LoRAs and the rank; slopes on logarithmic axes (1 is linear)."""
+"""The growth of time with layers, LoRAs and rank, as slopes on logarithmic axes (1 is linear)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Series:
 
     @property
     def slope(self) -> float:
+        """The slope on logarithmic axes."""
         x, y = np.log(np.array(self.points)).T
         return float(np.polyfit(x, y, 1)[0])
 
 
 def scaling_series(quick: bool) -> Iterator[Series]:
-    """Every type along every axis, on layers of one shape."""
+    """Time every type along every axis, on layers of one shape."""
     side, repeats, fixed = (640, 1, 4) if quick else (1280, 3, 8)
     for axis, values in (QUICK if quick else FULL).items():
         for method in TYPES:

@@ -37,11 +37,12 @@ class Layer(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
         return self.rows, self.columns
 
 
 def attention_layers() -> list[Layer]:
-    """The 722 linear layers of the UNet's attention blocks."""
+    """Return the 722 linear layers of the UNet's attention blocks."""
     from diffusers import UNet2DConditionModel  # slow to import, and needed here only
 
     with torch.device("meta"):
@@ -52,12 +53,12 @@ def attention_layers() -> list[Layer]:
         if isinstance(module, nn.Linear) and ".attentions." in name
     ]
     if (len(layers), sum(layer.rows * layer.columns for layer in layers)) != (LAYERS, WEIGHTS):
-        raise RuntimeError("this version of diffusers builds another SDXL UNet than was expected")
+        raise RuntimeError("this version of diffusers builds a different SDXL UNet than expected")
     return layers
 
 
 def stratified(layers: list[Layer], every: int) -> list[Layer]:
-    """Every ``every``-th layer of each shape, and at least one: the proportions stay as they are."""
+    """Return every ``every``-th layer of each shape, at least one, which keeps the proportions."""
     groups: dict[tuple[int, int], list[Layer]] = defaultdict(list)
     for layer in layers:
         groups[layer.shape].append(layer)
@@ -65,7 +66,7 @@ def stratified(layers: list[Layer], every: int) -> list[Layer]:
 
 
 def one_per_shape(layers: list[Layer]) -> list[tuple[Layer, int]]:
-    """The first layer of each shape with the number of layers of it, the smallest shape first."""
+    """Return the first layer of each shape with its number of layers, smallest shape first."""
     counts = Counter(layer.shape for layer in layers)
     first = {layer.shape: layer for layer in reversed(layers)}
     return [(first[s], counts[s]) for s in sorted(counts, key=lambda s: (s[0] * s[1], max(s)))]

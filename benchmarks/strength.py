@@ -1,4 +1,4 @@
-"""Changing one strength: a second merge of the same LoRAs, relative to the first."""
+"""Changing one strength: the time of a second merge of the same LoRAs, relative to the first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CALLS: dict[str, Callable[[list[Lora], list[float]], Any]] = {
 
 
 def strength_rows(layers: list[Layer], repeats: int) -> Iterator[Row]:
-    """``theirs`` is the first merge, ``ours`` the second one with another weight of the last LoRA."""
+    """Time a first merge (``theirs``), and a second with another weight of the last LoRA (``ours``)."""
     loras = make_loras(layers, 2)
     first, second = multipliers(2), [*multipliers(2)[:-1], 0.35]
     for name, call in CALLS.items():

@@ -1,7 +1,7 @@
 """Switching a text model between merges: ``python -m benchmarks.switching [--layers N] [--dtype NAME]``.
 
-The model has the shape of SmolLM-135M and random weights; adapters of rank 8 and 16 are on all its linear
-layers. A switch is leaving one request of the pool and entering another.
+The model has the shape of SmolLM-135M and random weights, with adapters of rank 8 and 16 on all its linear
+layers. A switch means leaving one request of the pool and entering another.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REQUESTS = [
 
 
 def make_model(layers: int, dtype: torch.dtype) -> LlamaForCausalLM:
-    """SmolLM-135M's shape; 30 layers have 134.5 million weights."""
+    """Make a model with SmolLM-135M's shape; 30 layers have 134.5 million weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
@@ -45,7 +45,7 @@ def make_model(layers: int, dtype: torch.dtype) -> LlamaForCausalLM:
 
 
 def fill(pool: AdapterPool, layers: int) -> None:
-    """Add the adapters, written by PEFT."""
+    """Add adapters written by PEFT to the pool."""
     with tempfile.TemporaryDirectory() as folder:
         for seed, (name, rank) in enumerate(_RANKS.items()):
             torch.manual_seed(seed)
@@ -56,7 +56,7 @@ def fill(pool: AdapterPool, layers: int) -> None:
 
 
 def switches(pool: AdapterPool, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of each first request, which merges, and of all later switches, which exchange weights."""
+    """Return the seconds of each first request, which merges, and of later switches, which swap weights."""
     first, later = [], []
     for round_ in range(repeats + 1):
         for request in REQUESTS:

@@ -1,4 +1,4 @@
-"""The rows as a text table, as the README's table and as JSON."""
+"""The results as a text table, as the README's table and as JSON."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ HEADINGS = (
 )
 
 _ERRORS = [
-    "errors, to float64, of the worst layer: of truncated types, the excess of the Frobenius error over that",
-    "  of the best rank 16; of random types in factor space, of the fraction kept, with its deviation from",
-    "  chance; of the others, the relative difference of up @ down. In ties and magnitude_prune many float16",
-    "  entries tie at the threshold: the reference keeps all of them, PEFT's topk some",
+    "errors: of the worst layer, against float64. Truncated types: excess of the Frobenius error over the",
+    "  best rank 16. Random types in factor space: error of the kept fraction and its deviation from chance.",
+    "  Others: relative difference of up @ down. In ties and magnitude_prune many float16 entries tie at the",
+    "  threshold; the reference keeps all of them, PEFT's topk only some",
 ]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, versions and date."""
+    """Return processor, threads, versions and date."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **{name: number for name in PACKAGES if (number := _version(name))},
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
@@ -65,10 +65,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def machine_line(found: dict[str, Any]) -> str:
-    """The machine in one line."""
-    versions = ", ".join(f"{name} {found[name]}" for name in ("python", *PACKAGES) if name in found)
-    return f"{found['processor']}, {found['threads']} thread, {versions}, {found['date']}"
+def machine_line(machine: dict[str, Any]) -> str:
+    """Return the machine in one line."""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES) if name in machine)
+    return f"{machine['processor']}, {machine['threads']} thread, {versions}, {machine['date']}"
 
 
 def _seconds(value: float | None, extrapolated: bool = False) -> str:
@@ -125,7 +125,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def text_table(rows: Sequence[Row], series: Sequence[Series], found: dict[str, Any]) -> str:
-    """The whole result as plain text."""
+    """Return the whole result as plain text."""
     cells = [_cells(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *cells, strict=True)]
     out = [machine_line(found)]
@@ -133,11 +133,11 @@ def text_table(rows: Sequence[Row], series: Sequence[Series], found: dict[str, A
     for row, line in zip(rows, cells, strict=True):
         if row.against != against:
             against = row.against
-            out += ["", f"against {against}", _line(HEADINGS, widths), "-" * min(sum(widths) + 18, 150)]
+            out += ["", f"compared with {against}", _line(HEADINGS, widths), "-" * min(sum(widths) + 18, 150)]
         out.append(_line(line, widths))
-    out += ["", "seconds: CPU, one thread; x: one layer of each shape, times the number of its layers"]
+    out += ["", "seconds: CPU time of one thread; x: one layer of each shape, times its number of layers"]
     out += _ERRORS
-    out += [f"peak: MB above the inputs, PEFT's in brackets, goal <= {MEMORY_GOAL}"]
+    out += [f"peak: MB beyond the inputs, PEFT's in brackets, goal <= {MEMORY_GOAL}"]
     if series:
         out += ["", "slope of time on logarithmic axes (1 is linear)"]
         out += [f"{s.method:14} {s.axis:8} {s.slope:5.2f}   {_points(s)}" for s in series]
@@ -157,7 +157,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def markdown_table(rows: Sequence[Row], found: dict[str, Any]) -> str:
-    """The table of the README: PEFT's types, N side by side."""
+    """Return the table of the README: PEFT's types, with each N side by side."""
     chosen = [row for row in rows if row.against == "PEFT" and row.ratio is not None]
     counts = sorted({row.n for row in chosen})
     heads = [f"{head}, N={n}" for n in counts for head in ("PEFT", "here", "times faster")]
@@ -183,7 +183,7 @@ def markdown_table(rows: Sequence[Row], found: dict[str, Any]) -> str:
 def as_json(
     rows: Sequence[Row], series: Sequence[Series], found: dict[str, Any], quick: bool
 ) -> dict[str, Any]:
-    """Everything, for JSON."""
+    """Return everything as plain values for JSON."""
     return {
         "machine": found,
         "quick": quick,

@@ -1,4 +1,4 @@
-"""Writes the seeds of the fuzzer: small files of every spelling, and files that are nearly right.
+"""Write the seeds of the fuzzer: small files in every spelling, and files that are almost valid.
 
 Run: python fuzz/corpus.py
 """
@@ -21,7 +21,7 @@ CORE = torch.ones(2, 2, 1, 1)
 
 
 def of(**tensors: torch.Tensor) -> bytes:
-    """A file of one module in kohya's spelling."""
+    """Return a file with one module in kohya's spelling."""
     return bytes(save({f"{STEM}.{end}": tensor.clone() for end, tensor in tensors.items()}))
 
 
@@ -101,7 +101,7 @@ CONFIGS = {
 
 
 def main() -> None:
-    """Write them all; the first byte of a seed says how it is read."""
+    """Write all seeds; the first byte of a seed selects how it is read."""
     SEEDS.mkdir(exist_ok=True)
     for name, raw in FILES.items():
         (SEEDS / f"file_{name}").write_bytes(b"\0" + raw)

@@ -1,4 +1,4 @@
-"""A small fuzzer for where atheris is not installed: mutates inputs and keeps those that reach new lines."""
+"""A small fuzzer for use without atheris: it mutates inputs and keeps those that reach new lines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from targets import one_input
 
 _LINES: set[tuple[CodeType, int]] = set()
-_TOOL = 3  # a number of sys.monitoring that no debugger, profiler or coverage uses
+_TOOL = 3  # a tool id of sys.monitoring that no debugger, profiler or coverage tool uses
 
 
 def run(seeds: Path, findings: Path, seconds: float, seed: int, words: list[bytes]) -> None:
-    """Fuzz for a time; what breaks a promise is written to ``findings``, its traceback to the terminal."""
+    """Fuzz for some seconds; failing inputs go to ``findings``, their tracebacks to the terminal."""
     rng = random.Random(seed)
     pool = [path.read_bytes() for path in sorted(seeds.iterdir())]
     _watch()
@@ -38,7 +38,7 @@ def run(seeds: Path, findings: Path, seconds: float, seed: int, words: list[byte
 def _try(data: bytes, findings: Path) -> int:
     try:
         one_input(data)
-    except BaseException as error:  # whatever it is, it is what we look for
+    except BaseException as error:  # any error is a finding
         if isinstance(error, KeyboardInterrupt):
             raise
         (findings / f"crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
@@ -69,14 +69,14 @@ def _mutate(data: bytes, rng: random.Random, pool: list[bytes], words: list[byte
 
 
 def _watch() -> None:
-    """Note each line of merge_ops that runs: by sys.monitoring, or by sys.settrace before Python 3.12."""
+    """Record each line of merge_ops that runs, with sys.monitoring, or sys.settrace before Python 3.12."""
     if sys.version_info >= (3, 12):
         monitoring = sys.monitoring
 
         def on_line(code: CodeType, line: int) -> Any:
             if "merge_ops" in code.co_filename:
                 _LINES.add((code, line))
-            return monitoring.DISABLE  # each line is told once, which is all we ask
+            return monitoring.DISABLE  # reports each line once, which is enough
 
         monitoring.use_tool_id(_TOOL, "fuzz")
         monitoring.register_callback(_TOOL, monitoring.events.LINE, on_line)

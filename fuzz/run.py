@@ -1,7 +1,7 @@
-"""Fuzzes the readers: ``python fuzz/run.py --minutes 10``. Uses atheris where it is installed.
+"""Fuzz the readers: ``python fuzz/run.py --minutes 10``. Uses atheris if it is installed.
 
-Without atheris a loop of our own mutates the seeds and keeps what reaches new lines. Findings are written to
-``fuzz/findings``; ``python fuzz/run.py FILE`` runs one again.
+Without atheris a loop of our own mutates the seeds and keeps inputs that reach new lines. Findings are
+written to ``fuzz/findings``; ``python fuzz/run.py FILE`` runs one again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--loop", action="store_true", help="our own loop, even if atheris is installed")
-    parser.add_argument("file", nargs="?", type=Path, help="run this one input and stop")
+    parser.add_argument("--loop", action="store_true", help="use our own loop even if atheris is installed")
+    parser.add_argument("file", nargs="?", type=Path, help="run only this input")
     args = parser.parse_args()
     (HERE / "findings").mkdir(exist_ok=True)
     if args.file is not None:
@@ -50,14 +50,14 @@ def main() -> None:
 
 
 def _with_atheris(minutes: float, seed: int) -> bool:
-    """Fuzz with atheris, which ends the process; False if it is not installed."""
+    """Fuzz with atheris, which ends the process; return False if it is not installed."""
     try:
         import atheris
     except ImportError:
         return False
     import torch  # noqa: F401  before the instrumentation, which is for our own code
 
-    # atheris's hooks of str and re stay off: with them startswith refuses the tuples that our readers give it
+    # atheris's hooks for str and re stay off: with them, startswith rejects the tuples that our readers pass
     with atheris.instrument_imports(include=["merge_ops"]):
         from targets import one_input
     grown = HERE / "grown"

@@ -1,4 +1,4 @@
-"""What is fuzzed: the readers of files and of PEFT configurations, and the promises that are checked."""
+"""The fuzzed code, readers of files and of PEFT configurations, and the promises that are checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import merge_ops
 
 CONTAINER, HEADER, CONFIG = range(3)  # the first byte of an input, modulo 3
-SPACE = 64 << 20  # of memory that an input of any size may take, besides ten times its own
+SPACE = 64 << 20  # memory that any input may take, in addition to ten times its own size
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
 
@@ -27,11 +27,11 @@ _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {  # by the kind of PEFT adapte
 
 
 class Promise(AssertionError):
-    """Something that is promised of every input does not hold for this one."""
+    """A promise about every input does not hold for this one."""
 
 
 def one_input(data: bytes) -> None:
-    """Read one input as its first byte says; anything but a Lora or a MergeError escapes."""
+    """Read one input as its first byte selects; anything but a Lora or a MergeError escapes."""
     if not data:
         return
     kind, rest = data[0] % 3, data[1:]
@@ -55,7 +55,7 @@ def one_input(data: bytes) -> None:
 
 
 def _folder_with(config: bytes) -> Path:
-    """With tensors of the kind that the configuration names, and weights that are saved whole."""
+    """Make a folder with tensors of the kind that the configuration names, and with whole weights."""
     folder = _FOLDER / next((kind for kind in _SHAPES if f'"{kind}"'.encode() in config), "LORA")
     if not folder.is_dir():
         folder.mkdir()
@@ -88,12 +88,12 @@ def _check_layers(lora: merge_ops.Lora) -> None:
         raise Promise("a LoRA without a layer")
     for name, layer in lora.layers.items():
         if tuple(layer.delta().shape) != layer.weight_shape:
-            raise Promise(f"the delta of {name} has another shape than it says")
+            raise Promise(f"the delta of {name} has a shape other than declared")
     _merge(lora)
 
 
 def _merge(lora: merge_ops.Lora) -> None:
-    """With a small base for the adapters that need one: a merge, or a MergeError."""
+    """Merge, with a small base for the adapters that need one; only a MergeError may be raised."""
     import torch
 
     try:
@@ -105,13 +105,13 @@ def _merge(lora: merge_ops.Lora) -> None:
 
 
 def _peak() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Return the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def clean() -> None:
-    """Take the files away."""
+    """Remove the files."""
     for root, _, names in os.walk(_FOLDER, topdown=False):
         for name in names:
             (Path(root) / name).unlink()

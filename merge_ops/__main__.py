@@ -1,4 +1,4 @@
-"""``python -m merge_ops`` is ``lora-alloy``."""
+"""``python -m merge_ops`` runs ``lora-alloy``."""
 
 import sys
 

@@ -32,7 +32,7 @@ class LoraFormatError(MergeError):
 
 @contextmanager
 def reading(file: str) -> Iterator[None]:
-    """Name the file in what is raised inside: the one place where a message about its contents learns it."""
+    """Put the name of the file in front of a message raised inside, in this one place."""
     try:
         yield
     except LoraFormatError as error:
@@ -53,6 +53,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of the file as it may be shown: escaped, on one line, not too long."""
+    """Return a value from a file as it may be shown: escaped, on one line, shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

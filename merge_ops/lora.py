@@ -48,7 +48,7 @@ class Layer(ABC):
     @property
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """What it is made of."""
+        """The tensors that it is made of."""
 
     @abstractmethod
     def rows(self, device: torch.device | None) -> Rows:
@@ -60,7 +60,7 @@ class Layer(ABC):
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """How often each tensor was written to; torch does not count that for those of inference mode."""
+        """How often each tensor was written to; torch does not count writes to inference tensors."""
         return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
 
     @cached_property
@@ -121,7 +121,7 @@ class Layer(ABC):
 
     @property
     def stored_in_out(self) -> bool:
-        """True where the weight is stored the other way round than the matrix, ``(in, out)``."""
+        """True if the weight is stored transposed, as ``(in, out)``."""
         return self.layout in ("fan_in_fan_out", "embedding")
 
     def as_weight(self, matrix: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class BaseDependent(ABC):
     @property
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """What it is made of."""
+        """The tensors that it is made of."""
 
     @property
     def alpha_scale(self) -> float | None:
@@ -213,7 +213,7 @@ class BaseDependent(ABC):
 
     @property
     def is_optional(self) -> bool:
-        """True if a model without this weight is none the less the right one."""
+        """True if a model may lack this weight and still be the right one."""
         return False
 
     @abstractmethod
@@ -229,7 +229,7 @@ READERS = ("peft", "comfyui")
 
 @dataclass(frozen=True, eq=False)
 class WholeWeight:
-    """A weight that is put in place of that of the base model: a head, a set patch, a trained bias.
+    """A weight that replaces the base model's: a head, a set patch, a trained bias.
 
     With ``rows`` it is only these rows of the weight.
     """
@@ -243,7 +243,7 @@ class WholeWeight:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """One LoRA: its layers by canonical name, and whatever else its file held.
+    """One LoRA: its layers by canonical name, and everything else that its file holds.
 
     A layer is named like its module, and stands for the module's weight; ``module.bias`` is its bias.
     ``base_dependent`` holds the adapters whose change depends on the weight of the base model, and

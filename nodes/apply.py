@@ -27,24 +27,41 @@ class LoraAlloyApply(io.ComfyNode):
             node_id="LoraAlloyApply",
             display_name="Apply Merged LoRA",
             category=CATEGORY,
-            description="Patch a model and its text encoder with a merged LoRA, exactly as it was merged.",
+            description="Apply a merged LoRA to a model and its text encoder. A full-rank merge is "
+            "applied exactly, without truncation.",
             search_aliases=[*ALIASES, "apply lora"],
             inputs=[
-                LORA_MODEL.Input("lora", tooltip="From Merge LoRAs, or from core's LoRA nodes."),
-                io.Float.Input("strength_model", tooltip="Multiplies the change of the model.", **strength),
+                LORA_MODEL.Input(
+                    "lora",
+                    tooltip="The LoRA to apply, from a merge node or any other node that outputs LORA_MODEL.",
+                ),
                 io.Float.Input(
-                    "strength_clip", tooltip="Multiplies the change of the text encoder.", **strength
+                    "strength_model",
+                    tooltip="Strength of the whole merge in the diffusion model. "
+                    "The LoRAs' own strengths are already part of the "
+                    "merge.",
+                    **strength,
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    tooltip="Strength of the whole merge in the text encoder. The "
+                    "LoRAs' own strengths are already part of the merge.",
+                    **strength,
                 ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="The diffusion model that is patched, if it is connected."
+                    "model",
+                    optional=True,
+                    tooltip="The diffusion model to patch. Without it, only CLIP is patched.",
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder to patch. Without it, only the model is patched.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA."),
+                io.Model.Output(display_name="model", tooltip="The patched model."),
+                io.Clip.Output(display_name="clip", tooltip="The patched text encoder."),
             ],
             hidden=[io.Hidden.unique_id],
         )

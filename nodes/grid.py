@@ -27,16 +27,19 @@ class LoraAlloyGrid(io.ComfyNode):
             node_id="LoraAlloyGrid",
             display_name="Labelled Grid",
             category=CATEGORY,
-            description="All pictures of a sweep in one, with what was varied written beside them. Two "
-            "sweeps give rows and columns.",
+            description=(
+                "Arrange all images of a sweep in one labelled grid. Two sweeps give rows and columns."
+            ),
             search_aliases=["xy plot", "image grid", "contact sheet", "compare images", "lora grid"],
             inputs=[
-                io.Image.Input("images", tooltip="The pictures, such as those of VAE Decode after a sweep."),
+                io.Image.Input("images", tooltip="The images of the sweep, for example from VAE Decode."),
                 io.String.Input(
                     "labels",
                     optional=True,
                     force_input=True,
-                    tooltip="label of the last Sweep Parameter. Any other list of as many texts will do.",
+                    tooltip=(
+                        "The label output of the last Sweep Parameter, or any list with one text per image."
+                    ),
                 ),
                 io.Int.Input(
                     "columns",
@@ -44,8 +47,10 @@ class LoraAlloyGrid(io.ComfyNode):
                     min=0,
                     max=100,
                     optional=True,
-                    tooltip="Pictures in a row. 0: rows and columns are those of two sweeps, else it depends "
-                    "on the number of pictures.",
+                    tooltip=(
+                        "Images per row. 0 gives two sweeps their rows and columns, and chooses a "
+                        "layout for everything else."
+                    ),
                 ),
                 io.Int.Input(
                     "image_size",
@@ -54,10 +59,10 @@ class LoraAlloyGrid(io.ComfyNode):
                     max=8192,
                     optional=True,
                     advanced=True,
-                    tooltip="Pictures with a longer side are made smaller. 0: none is.",
+                    tooltip="Images whose longer side exceeds this are scaled down. 0 keeps their size.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="grid", tooltip="One picture.")],
+            outputs=[io.Image.Output(display_name="grid", tooltip="The grid as one image.")],
             is_input_list=True,
             is_output_node=True,
             accept_all_inputs=True,
@@ -81,7 +86,8 @@ class LoraAlloyGrid(io.ComfyNode):
             cells = [[frame] for batch in cells for frame in batch]
         if texts and len(cells) != len(texts):
             raise ParameterError(
-                f"{len(cells)} pictures and {len(texts)} labels; connect label of the last sweep before them"
+                f"{len(cells)} images and {len(texts)} labels; connect the label output of the last sweep "
+                "before them"
             )
         longest = (image_size or [512])[0]
         pictures = [join_side_by_side([_picture(frame, longest) for frame in frames]) for frames in cells]

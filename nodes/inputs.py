@@ -28,9 +28,11 @@ def lora_list() -> io.String.Input:
         multiline=True,
         default="",
         placeholder="<lora:name:strength>",
-        tooltip="The LoRAs and their strengths. As text: one <lora:name:strength> or "
-        "<lora:name:strength:clip strength> a line; # is off. Strengths by block: "
-        "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>.",
+        tooltip=(
+            "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
+            "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
+            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>."
+        ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
 
@@ -43,13 +45,15 @@ def method_input() -> io.DynamicCombo.Input:
         options=list(COMBINATION_TYPES),
         default="linear",
         optional=True,
-        tooltip="One of the types of add_weighted_adapter in Hugging Face's PEFT; the result is what PEFT "
-        "computes. Names that end in svd merge the true changes, the others the factors.",
+        tooltip=(
+            "A combination type of PEFT's add_weighted_adapter, with the result that PEFT computes. "
+            "Types ending in svd merge the full weight changes; the others work on the LoRA matrices."
+        ),
     )
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    start = "How to merge. Start with linear; where LoRAs spoil each other, try ties."
-    peft = f"{PEFT_OPTION}: what the PEFT library computes, under its own names."
+    start = "How to merge the LoRAs. linear is a good start."
+    peft = f"{PEFT_OPTION}: the combination types of the PEFT library, under PEFT's own names."
     tooltip = f"{start}\n\n{summaries}\n{peft}\n\n{_broken_laws()}"
     return io.DynamicCombo.Input("method", options=options, tooltip=tooltip)
 
@@ -71,8 +75,11 @@ def space_input() -> io.Combo.Input:
         default="delta",
         optional=True,
         advanced=True,
-        tooltip="Leave it at delta: it merges the true weight changes. factors merges the two matrices of a "
-        "LoRA separately, as PEFT does: it needs equal ranks and mixes the LoRAs with each other.",
+        tooltip=(
+            "delta merges the actual weight changes; keep it unless you need the same result as PEFT."
+            " factors merges the two matrices of each LoRA separately, which needs equal ranks and "
+            "adds cross terms between the LoRAs."
+        ),
     )
 
 
@@ -86,8 +93,10 @@ def result_inputs() -> list[io.Input]:
             max=4096,
             optional=True,
             advanced=True,
-            tooltip="0 keeps the exact result. Any other number cuts each layer to this rank: smaller, "
-            "with some loss.",
+            tooltip=(
+                "0 keeps the exact result. Any other value truncates every layer to this rank, which "
+                "makes the LoRA smaller and loses some detail."
+            ),
         ),
         io.Int.Input(
             "seed",
@@ -97,8 +106,10 @@ def result_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             control_after_generate="fixed",  # the enum came later than the oldest ComfyUI that is supported
-            tooltip="For the dare methods, which drop entries at random. The same seed gives the same merge "
-            "everywhere; the others ignore it.",
+            tooltip=(
+                "Seed for the dare methods, which drop entries at random: the same seed gives the "
+                "same merge on every machine. Other methods ignore it."
+            ),
         ),
     ]
 

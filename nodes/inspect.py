@@ -16,10 +16,10 @@ from .model.stacks import read_stack
 
 _ENERGY = 0.95
 _TOOLTIPS = (
-    "similarity: how far the LoRAs point the same way.",
-    "sign_conflict: where one adds and the other subtracts.",
-    "norms: how strong each LoRA is.",
-    "spectrum: how many ranks each LoRA really uses.",
+    "similarity: how far the LoRAs change the model in the same direction.",
+    "sign_conflict: how often one LoRA adds where another subtracts.",
+    "norms: how large the change of each LoRA is.",
+    "spectrum: how much of its rank each LoRA uses.",
 )
 
 
@@ -33,17 +33,21 @@ class LoraAlloyInspect(io.ComfyNode):
             node_id="LoraAlloyInspect",
             display_name="Inspect LoRAs",
             category=CATEGORY,
-            description="A picture of how the LoRAs of a stack relate in each block of the model, or of how "
-            "many ranks they use, and a sentence on what that means for a merge.",
+            description=(
+                "Show how the LoRAs of a stack relate to each other in each block of the model, or "
+                "how much of their rank they use, with advice for merging them."
+            ),
             search_aliases=[*ALIASES, "lora info", "lora similarity", "lora rank", "compare loras"],
             inputs=[
-                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to look at."),
+                io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to inspect."),
                 _view_input(),
             ],
             outputs=[
-                io.String.Output(display_name="report", tooltip="For reading; it begins with the advice."),
-                io.String.Output(display_name="json", tooltip="All facts and figures as JSON."),
-                io.Image.Output(display_name="image", tooltip="The picture that the node shows."),
+                io.String.Output(
+                    display_name="report", tooltip="The report as text. It starts with the advice."
+                ),
+                io.String.Output(display_name="json", tooltip="All measurements as JSON."),
+                io.Image.Output(display_name="image", tooltip="The chart shown on the node."),
             ],
             is_output_node=True,
             accept_all_inputs=True,
@@ -69,7 +73,7 @@ class LoraAlloyInspect(io.ComfyNode):
         name, energy = _chosen(view)
         loras = [entry.lora for entry in read_stack(stack)]
         if not loras:
-            raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
+            raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
         found = study(loras)
         pixels = np.asarray(draw(found, name, energy), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]  # (1, height, width, 3)
@@ -85,10 +89,10 @@ def _view_input() -> io.DynamicCombo.Input:
         max=0.999,
         step=0.005,
         optional=True,
-        tooltip="The bars show the rank that keeps this share of each block's energy.",
+        tooltip="The bars show the rank needed to keep this share of each block's energy.",
     )
     options = [io.DynamicCombo.Option(view, [energy] if view == SPECTRUM else []) for view in VIEWS]
-    tooltip = "What to draw.\n" + "\n".join(_TOOLTIPS)
+    tooltip = "What the chart shows.\n" + "\n".join(_TOOLTIPS)
     return io.DynamicCombo.Input("view", options=options, optional=True, tooltip=tooltip)
 
 

@@ -40,26 +40,34 @@ class LoraAlloyLoader(io.ComfyNode):
             node_id="LoraAlloyLoader",
             display_name="Load & Merge LoRAs",
             category=CATEGORY,
-            description="Load any number of LoRAs, merge them with the chosen method, and patch the model "
-            "with the result. linear is the same as a chain of Load LoRA nodes; the others settle conflicts.",
+            description=(
+                "Load any number of LoRAs, merge them with the chosen method, and apply the result to"
+                " the model and CLIP. linear gives the same result as a chain of Load LoRA nodes."
+            ),
             search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that is patched."),
+                io.Model.Input("model", tooltip="The diffusion model to patch."),
                 lora_list(),
                 method_input(),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The text encoder that is patched, if it is connected."
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder to patch. Without it, only the model is patched.",
                 ),
                 io.MultiType.Input(
                     "stack",
                     types=[STACK, COMMUNITY_STACK],
                     optional=True,
-                    tooltip="More LoRAs, from a LoRA Stack node of this pack or of another one.",
+                    tooltip="More LoRAs, from LoRA Stack or from a stack node of another pack. They "
+                    "come before the list.",
                 ),
                 METHOD.Input(
                     "sweep",
                     optional=True,
-                    tooltip="From Sweep Parameter: the node runs once a value, which wins over its widget.",
+                    tooltip=(
+                        "Connect Sweep Parameter to run this node once for each value. The value "
+                        "overrides the widget it belongs to."
+                    ),
                 ),
                 space_input(),
                 *result_inputs(),
@@ -71,14 +79,17 @@ class LoraAlloyLoader(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Multiplies the whole merge: raise it where ties made the effect too soft.",
+                    tooltip=(
+                        "Strength of the whole merge: multiplies the strength of every LoRA. Raise it"
+                        " if the effect is too weak."
+                    ),
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the merge."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder with the merge."),
+                io.Model.Output(display_name="model", tooltip="The patched model."),
+                io.Clip.Output(display_name="clip", tooltip="The patched text encoder."),
                 LORA_MODEL.Output(
-                    display_name="lora", tooltip="The merge itself, to save or to apply elsewhere."
+                    display_name="lora", tooltip="The merged LoRA, for Save LoRA or Apply Merged LoRA."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

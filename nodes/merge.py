@@ -28,21 +28,25 @@ class LoraAlloyMerge(io.ComfyNode):
             node_id="LoraAlloyMerge",
             display_name="Merge LoRAs",
             category=CATEGORY,
-            description="Merge a stack of LoRAs into one LoRA, to apply, save or inspect.",
+            description="Merge a stack of LoRAs into one LoRA, to apply, save or inspect it.",
             search_aliases=ALIASES,
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to merge."),
                 METHOD.Input(
                     "method",
                     optional=True,
-                    tooltip="From Merge Method or Sweep Parameter; linear without it.",
+                    tooltip="The method, from Merge Method or Sweep Parameter. Without it, the LoRAs "
+                    "are merged with linear.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Lines the LoRAs up by this model's own weights, if connected.",
+                    tooltip=(
+                        "Connect it to match layers by the weights of this model instead of by name. "
+                        "Adapters that depend on the base weights, such as DoRA, need it."
+                    ),
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder that goes with the model."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder that belongs to the model."),
                 *result_inputs(),
                 io.Combo.Input(
                     "dtype",
@@ -50,7 +54,10 @@ class LoraAlloyMerge(io.ComfyNode):
                     default="float32",
                     optional=True,
                     advanced=True,
-                    tooltip="Of what a rank, factor space or a PEFT type makes at once; computed in float32.",
+                    tooltip=(
+                        "Data type of a result that this node computes in full: with a rank, in "
+                        "factors space, or with a PEFT type. The computation itself uses float32."
+                    ),
                 ),
                 io.Combo.Input(
                     "device",
@@ -58,12 +65,12 @@ class LoraAlloyMerge(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="auto is where ComfyUI computes, or the CPU if there is no memory left.",
+                    tooltip="auto uses ComfyUI's device, and the CPU if that runs out of memory.",
                 ),
             ],
             outputs=[
-                LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA."),
-                io.String.Output(display_name="report", tooltip="What was merged, and what was left out."),
+                LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),
+                io.String.Output(display_name="report", tooltip="What was merged and what was left out."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -84,7 +91,7 @@ class LoraAlloyMerge(io.ComfyNode):
         status = StatusLine(cls)
         entries = read_stack(stack)
         if not entries:
-            raise ParameterError("the stack has no LoRA that is on; add a line such as <lora:name:1>")
+            raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
         chosen = method or MethodChoice()
         asked = chosen.override(rank=rank, seed=seed)
         entries = set_strengths(entries, asked.strengths)

@@ -21,10 +21,14 @@ class LoraAlloyMethod(io.ComfyNode):
             node_id="LoraAlloyMethod",
             display_name="Merge Method",
             category=CATEGORY,
-            description="A merge method with its parameters. Connect it to one or more Merge LoRAs nodes.",
+            description="Choose a merge method and its parameters for one or more Merge LoRAs nodes.",
             search_aliases=ALIASES,
             inputs=[method_input(), space_input()],
-            outputs=[METHOD.Output(display_name="method", tooltip="For Merge LoRAs.")],
+            outputs=[
+                METHOD.Output(
+                    display_name="method", tooltip=("The method, for Merge LoRAs or Sweep Parameter.")
+                )
+            ],
             accept_all_inputs=True,
         )
 

@@ -34,26 +34,32 @@ class LoraAlloyRecipe(io.ComfyNode):
             node_id="LoraAlloyRecipe",
             display_name="LoRA Recipe",
             category=CATEGORY,
-            description="Show what a LoRA that Save LoRA wrote was made from, and merge it again from its "
-            "sources, which are found in the loras folders by what is in them.",
+            description=(
+                "Show what a saved merge was made from, and merge it again. The source files are "
+                "found in the loras folders by their contents, even if they were renamed."
+            ),
             search_aliases=[*ALIASES, "lora recipe", "lora metadata", "mergekit", "lorax"],
             inputs=[
                 io.Combo.Input(
                     "lora_name", options=[_NO_FILE, *list_lora_files()], default=_NO_FILE,
-                    tooltip="A LoRA that Save LoRA or lora-alloy wrote. none: the recipe is the text below.",
+                    tooltip="A LoRA written by Save LoRA or lora-alloy. Choose none to use the recipe"
+                            " text below.",
                 ),
                 io.String.Input(
                     "recipe_json", multiline=True, default="", optional=True,
-                    tooltip="A recipe as text, which wins over the file: this pack's JSON, a LoRAX request, "
-                    "or a mergekit configuration of a LoRA merge.",
+                    tooltip=(
+                        "A recipe as text, used instead of the file: the JSON that this node shows, a"
+                        " LoRAX request, or a mergekit configuration of a LoRA merge."
+                    ),
                 ),
                 io.Boolean.Input(
                     "replay", default=True, optional=True,
-                    tooltip="Find the sources and merge them again. Off: only the recipe is shown.",
+                    tooltip="Find the source files and merge them again. Switch it off to show the "
+                            "recipe only.",
                 ),
             ],
             outputs=[
-                LORA_MODEL.Output(display_name="lora", tooltip="The merge, run again from its sources."),
+                LORA_MODEL.Output(display_name="lora", tooltip="The LoRA, merged again from its sources."),
                 io.String.Output(display_name="recipe", tooltip="The recipe as JSON."),
             ],
             is_output_node=True,
@@ -84,7 +90,7 @@ class LoraAlloyRecipe(io.ComfyNode):
         status = StatusLine(cls)
         if replay is False:
             status.show(text)
-            blocked = ExecutionBlocker("LoRA Recipe has merged nothing, since replay is off; switch it on")
+            blocked = ExecutionBlocker("LoRA Recipe merged nothing because replay is off; switch it on")
             return io.NodeOutput(blocked, text, ui=ui.PreviewText(text))
 
         def progress(_done: int, _total: int, _name: str) -> None:

@@ -19,7 +19,7 @@ from .model.lora_model import read_lora_model
 from .model.summary import list_left_out
 from .status import StatusLine
 
-_OUTSIDE = "filename_prefix must name a place below the output folder"
+_OUTSIDE = "filename_prefix must stay inside the output folder"
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
 
 
@@ -33,31 +33,44 @@ class LoraAlloySave(io.ComfyNode):
             node_id="LoraAlloySave",
             display_name="Save LoRA",
             category=CATEGORY,
-            description="Save a merged LoRA. The file is read back and compared before it gets its name, "
-            "holds the recipe of the merge, and loads in Load LoRA at strength 1.",
+            description=(
+                "Save a merged LoRA as a file for Load LoRA, at strength 1. The file is read back and"
+                " compared after writing, and it contains the recipe of the merge."
+            ),
             search_aliases=[*ALIASES, "save lora", "export lora"],
             inputs=[
-                LORA_MODEL.Input("lora", tooltip="From a merge node, or from core's LoRA nodes."),
+                LORA_MODEL.Input("lora", tooltip="The LoRA to save, from a merge node or any other "
+                                                 "node that outputs LORA_MODEL."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/merged",
-                    tooltip="Below the output folder. Files in loras show up in Load LoRA at once.",
+                    tooltip=(
+                        "Folder and name of the file below the output folder; a number is added. "
+                        "Files in loras appear in Load LoRA at once."
+                    ),
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=4096, optional=True, advanced=True,
-                    tooltip="Truncate to this rank. 0: exact if it is low rank, else the sum of ranks.",
+                    tooltip=(
+                        "Truncate to this rank. 0 saves a low-rank merge exactly and truncates a "
+                        "full-rank one to the sum of the LoRAs' ranks."
+                    ),
                 ),
                 io.Combo.Input(
                     "format", options=list(_FORMATS), default="auto", optional=True, advanced=True,
-                    tooltip="auto writes the names that ComfyUI reads, and for language models a PEFT "
-                    "folder, as peft does.",
+                    tooltip=(
+                        "auto writes the key names that ComfyUI reads, or a PEFT folder for a "
+                        "language model."
+                    ),
                 ),
                 io.Combo.Input(
                     "dtype", options=list(DTYPES), default="float16", optional=True, advanced=True,
-                    tooltip="Of the file.",
+                    tooltip="Data type of the saved file.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path", tooltip="The file, below the output folder.")],
+            outputs=[io.String.Output(display_name="path", tooltip=(
+                "Path of the file, relative to the output folder."
+            ))],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

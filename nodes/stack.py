@@ -27,7 +27,10 @@ class LoraAlloyStack(io.ComfyNode):
             node_id="LoraAlloyStack",
             display_name="LoRA Stack",
             category=CATEGORY,
-            description="A list of LoRAs with their strengths. LoRAs just trained can be connected.",
+            description=(
+                "Collect LoRAs and their strengths: from a list, from other stacks, and from nodes "
+                "that output LORA_MODEL, such as training nodes."
+            ),
             search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
                 lora_list(),
@@ -35,21 +38,26 @@ class LoraAlloyStack(io.ComfyNode):
                     "stack",
                     types=[STACK, COMMUNITY_STACK],
                     optional=True,
-                    tooltip="A stack that comes first.",
+                    tooltip="Another stack, of this pack or another one. Its LoRAs come before the list.",
                 ),
                 io.Autogrow.Input(
                     "lora",
                     template=template,
                     optional=True,
-                    tooltip="LoRAs from other nodes, at 1. A full-rank merge is cut to the sum of its ranks.",
+                    tooltip=(
+                        "LoRAs from other nodes, at strength 1. A full-rank merge is truncated to the"
+                        " sum of its LoRAs' ranks."
+                    ),
                 ),
             ],
             outputs=[
-                STACK.Output(display_name="stack", tooltip="For the nodes of this pack."),
+                STACK.Output(display_name="stack", tooltip="The LoRAs, for the nodes of this pack."),
                 COMMUNITY_STACK.Output(
                     display_name="lora_stack",
-                    tooltip="(name, strength, clip strength), for nodes of other packs, without block "
-                    "strengths. LoRAs that come from other nodes have no file name and are left out here.",
+                    tooltip=(
+                        "The LoRAs as (name, strength, clip strength), for nodes of other packs. It "
+                        "carries no block strengths and leaves out LoRAs that have no file."
+                    ),
                 ),
             ],
             accept_all_inputs=True,
@@ -79,7 +87,9 @@ class LoraAlloyStack(io.ComfyNode):
     ) -> io.NodeOutput:
         """Collect."""
         for name in unknown:
-            raise ParameterError(f"unknown input {name!r}; a LoRA of another node is linked as 'lora.lora0'")
+            raise ParameterError(
+                f"unknown input {name!r}; a LoRA from another node is connected as 'lora.lora0'"
+            )
         entries = read_stack(stack) + read_list(loras or "")
         for name, tensors in (lora or {}).items():
             if tensors is not None:
@@ -97,4 +107,4 @@ def _note(entries: list[StackEntry]) -> str | None:
     names = [entry.lora.name for entry in entries if entry.blocks is not None and entry.lora_name is not None]
     if not names:
         return None
-    return f"lora_stack, for other packs, has no block strengths; without them it holds {', '.join(names)}"
+    return f"lora_stack cannot carry block strengths: other packs get {', '.join(names)} without them"

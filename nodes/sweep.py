@@ -23,39 +23,51 @@ class LoraAlloySweep(io.ComfyNode):
             node_id="LoraAlloySweep",
             display_name="Sweep Parameter",
             category=CATEGORY,
-            description="Varies one thing of a merge: all nodes after it run once for each value. A sweep "
-            "connected to another one gives every value of the one with every value of the other.",
+            description=(
+                "Vary one setting of a merge: every node after it runs once for each value. Connect two "
+                "sweeps to combine each value of one with each value of the other."
+            ),
             search_aliases=[*ALIASES, "xy plot", "grid", "compare loras", "lora strength test"],
             inputs=[
                 io.String.Input(
                     "parameter",
                     default="density",
-                    tooltip="A parameter of the method (density, majority_sign_method, ...), method, space, "
-                    "rank, seed, strength (of the whole merge), or 'strength mia' or 'strength 2' for one "
-                    "LoRA by its name or its number.",
+                    tooltip=(
+                        "What to vary: a parameter of the method such as density, or method, space, "
+                        "rank, seed or strength, which is that of the whole merge. 'strength mia' or "
+                        "'strength 2' varies one LoRA, by name or by number."
+                    ),
                 ),
                 io.String.Input(
                     "values",
                     default="0.2, 0.5, 0.8",
-                    tooltip="A list: 0.2, 0.5, 0.8 or linear, ties. A range: 0.1..0.9 step 0.2, or 1..4.",
+                    tooltip=(
+                        "A list such as 0.2, 0.5, 0.8 or linear, ties, or a range such as 0.1..0.9 step "
+                        "0.2 or 1..4."
+                    ),
                 ),
                 METHOD.Input(
                     "method",
                     optional=True,
-                    tooltip="What stays the same: from Merge Method, or from another Sweep Parameter, all of "
-                    "whose values are taken. Without it, the widgets of the merge node hold.",
+                    tooltip=(
+                        "The settings to keep, from Merge Method, or another Sweep Parameter to "
+                        "combine with. Without it, the widgets of the merge node apply."
+                    ),
                 ),
             ],
             outputs=[
                 METHOD.Output(
                     display_name="method",
                     is_output_list=True,
-                    tooltip="A list, for Merge LoRAs, for sweep of Load & Merge LoRAs, or another sweep.",
+                    tooltip=(
+                        "One method per value, for Merge LoRAs, for the sweep input of Load & Merge "
+                        "LoRAs, or for another Sweep Parameter."
+                    ),
                 ),
                 io.String.Output(
                     display_name="label",
                     is_output_list=True,
-                    tooltip="A list of what each is, such as density=0.2; for Labelled Grid.",
+                    tooltip="One label per value, such as density=0.2, for Labelled Grid.",
                 ),
             ],
             accept_all_inputs=True,

@@ -17,7 +17,7 @@ def test_a_short_run(tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "quick: a part of the layers" in done.stdout
+    assert "quick run: some of the layers" in done.stdout
     result = json.loads(out.read_text())
     assert plot.stat().st_size > 5000
     rows = {(row["method"], row["n"]): row for row in result["rows"]}

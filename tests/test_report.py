@@ -52,13 +52,13 @@ def test_sign_conflict_of_random_loras_is_half(make_lora):
 
 def test_what_cannot_be_merged_is_listed_with_its_file_and_reason(make_lora):
     one = make_lora(
-        "one", seed=1, unmerged={"odd.layer": "T-LoRA, which is not merged", "x.y": "unrecognised key"}
+        "one", seed=1, unmerged={"odd.layer": "T-LoRA, which cannot be merged", "x.y": "unrecognised key"}
     )
     two = make_lora("two", seed=2, warnings=("the prefix 'unet' is doubled",))
     report = merge([one, two]).report
     assert report.counts() == {"merged": 6, "skipped": 2}
     skipped = {row.name: row.reason for row in report.layers if row.status == "skipped"}
-    assert skipped == {"odd.layer": "one: T-LoRA, which is not merged", "x.y": "one: unrecognised key"}
+    assert skipped == {"odd.layer": "one: T-LoRA, which cannot be merged", "x.y": "one: unrecognised key"}
     assert report.warnings == ("two: the prefix 'unet' is doubled",)
 
 

@@ -177,7 +177,7 @@ def test_blocks_come_in_model_order():
     ("case", "says"),
     [
         ("unrelated", "ink and mia hardly touch each other"),
-        ("same", "ink and mia are nearly the same change (cosine +1.00, opposite signs in 0 %"),
+        ("same", "ink and mia make nearly the same change (cosine +1.00, opposite signs in 0 %"),
         ("overlap", "ink and mia pull the same way"),
         ("opposed", "ink and mia work against each other (cosine -0.9"),
         ("opposed in a part", "work against each other mostly in the up blocks"),
@@ -211,7 +211,7 @@ def test_advice_on_pairs(make_lora, case, says):
     ("decay", "says"),
     [
         (0.6, r"^90 % of ink's energy fits in rank \d of 16: resizing to 3 keeps 95 %"),
-        (1.0, "uses what it has"),
+        (1.0, "uses its full rank"),
     ],
 )
 def test_advice_on_one_lora(make_lora, decay, says):

@@ -1,4 +1,4 @@
-"""Kinds of adapters: one file a kind, and one line here. Every table of kinds is made from these rows."""
+"""Kinds of adapters: one file per kind and one line here. All tables of kinds are derived from these rows."""
 
 from .bound import BOUND, TRAINED, Bound, Trained
 from .dora import DORA, Dora

@@ -1,4 +1,4 @@
-"""Adapters that depend on the base weight, beside that weight; and weights that were trained whole."""
+"""Adapters that depend on the base weight together with that weight, and weights that were trained whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_size(adapter: BaseDependent, weight: Tensor, fits: bool) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Trained(BaseDependent):
-    """A weight that was trained as a whole: its change is what it differs by."""
+    """A weight that was trained as a whole; its change is the difference from the base weight."""
 
     kind: ClassVar[str] = "trained weight"
     value: Tensor
@@ -102,8 +102,8 @@ class Bound(Layer):
         # a sum shows NaN and infinity for the price of reading; one that overflows is looked at again
         if not (math.isfinite(float(matrix.sum())) or bool(torch.isfinite(matrix).all())):
             raise MergeError(
-                f"{self.key} of {self.lora} ({self.adapter.kind}) comes to NaN or infinity; its weight in "
-                "the base model is damaged, or the file is"
+                f"{self.key} of {self.lora} ({self.adapter.kind}) contains NaN or infinity; its weight in "
+                "the base model or the file is damaged"
             )
 
         def read(index: Index, out: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from .module import RawModule, alpha_of, check_factors
 
 @dataclass(frozen=True, eq=False)
 class Full(Layer):
-    """A difference of weights as it is, ``scale * change``."""
+    """A weight difference stored in full, ``scale * change``."""
 
     change: Tensor  # (out, in), the kernel folded into the columns
     scale: float = 1.0
@@ -59,7 +59,7 @@ def take_rows(layer: Layer, index: Index, key: str) -> Layer:
 
 
 def _full(module: RawModule) -> Full | LowRank:
-    """Return the difference as it is stored; alpha means nothing for it. That of a norm is a vector."""
+    """Return the stored difference, to which alpha does not apply; for a norm it is a vector."""
     if {"diff", "w_norm"} <= module.tensors.keys():
         raise LoraFormatError(f"{module.stem} has both diff and w_norm; keep one of them")
     change = module.tensors.get("diff", module.tensors.get("w_norm"))
@@ -76,7 +76,8 @@ def _vector(change: Tensor, scale: float, module: RawModule) -> LowRank:
     """Return the change of a bias or of a norm's weight: a matrix of one column, which has rank 1."""
     if change.ndim != 1:
         raise LoraFormatError(
-            f"the change of a bias of {module.stem} has the shape {tuple(change.shape)}, which is no vector"
+            f"the change of a bias of {module.stem} has the shape {tuple(change.shape)}, which is not "
+            "a vector"
         )
     check_factors(module, (change[:, None],))
     return LowRank(change[:, None], change.new_ones(1, 1), scale, "vector", (), module.stem)

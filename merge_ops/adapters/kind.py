@@ -1,4 +1,4 @@
-"""What a row says of one kind of adapter: its tensors, its records, and how it is read."""
+"""The row that describes one kind of adapter: its tensors, its records, and how it is read."""
 
 from __future__ import annotations
 

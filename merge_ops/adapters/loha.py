@@ -79,7 +79,7 @@ def _loha(module: RawModule, scale: float | None) -> Hadamard:
         up_1, down_1 = fold_core(core_1, up_1, down_1, module)
         up_2, down_2 = fold_core(core_2, up_2, down_2, module)
     elif core_1 is not None or core_2 is not None:
-        raise LoraFormatError(f"{module.stem} has one Tucker core of two; the file is incomplete")
+        raise LoraFormatError(f"{module.stem} has only one of two Tucker cores; the file is incomplete")
     shapes = {(up.shape[0], down.shape[1]) for up, down in ((up_1, down_1), (up_2, down_2))}
     if len(shapes) > 1 or up_1.shape[1] != down_1.shape[0] or up_2.shape[1] != down_2.shape[0]:
         raise misfit(module)

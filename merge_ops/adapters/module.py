@@ -52,7 +52,7 @@ def check_factors(module: RawModule, factors: Iterable[Tensor]) -> None:
     for factor in factors:
         if factor.ndim < 2 or 0 in factor.shape:
             raise LoraFormatError(
-                f"a factor of {module.stem} has the shape {tuple(factor.shape)}, which is no matrix"
+                f"a factor of {module.stem} has the shape {tuple(factor.shape)}, which is not a matrix"
             )
         if not factor.dtype.is_floating_point or is_packed(factor.dtype):
             raise LoraFormatError(

@@ -62,7 +62,7 @@ def _peft_oft(module: RawModule, config: Mapping[str, Any]) -> InputRotation:
     if config.get("coft"):
         eps = config.get("eps", 6e-5)
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1e30:
-            raise LoraFormatError("eps is not a finite number from 0")
+            raise LoraFormatError("eps is not a finite number of 0 or more")
         limit = eps / math.sqrt(entries.shape[0])
         norms = skew.flatten(1).norm(dim=1)[:, None, None]
         skew = torch.where(norms <= limit, skew, skew * limit / norms)
@@ -70,7 +70,7 @@ def _peft_oft(module: RawModule, config: Mapping[str, Any]) -> InputRotation:
         return InputRotation(cayley(-skew), key=module.stem)
     terms = config.get("num_cayley_neumann_terms", 5)
     if isinstance(terms, bool) or not isinstance(terms, int) or not 1 <= terms <= 64:
-        raise LoraFormatError("num_cayley_neumann_terms is not a number of terms")
+        raise LoraFormatError("num_cayley_neumann_terms is not a whole number from 1 to 64")
     highest = (
         max(terms - 1, 3) if terms > 2 else terms - 1
     )  # as PEFT sums them: the last of several is halved

@@ -1,6 +1,6 @@
 """From a file's tensors to adapters: which tensor plays which role, and what kind of adapter a module holds.
 
-Every table here is made from the rows of ``KINDS``.
+Every table here is derived from the rows of ``KINDS``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNRECOGNISED = "unrecognised key"  # the reason given for a key whose ending mea
 
 @dataclass(frozen=True)
 class Tables:
-    """What the rows of the kinds say together."""
+    """Everything that the rows say, as tables."""
 
     kinds: Mapping[str, Kind]  # by name
     roles: Mapping[str, str]  # suffix of a key -> role; "" for a kind that is refused
@@ -93,7 +93,7 @@ def group_by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, RawModule], l
             module.refused_kinds.add(kind.name)
             continue
         if role in module.tensors:
-            raise LoraFormatError(f"{stem} is there in two spellings, one of them {key}; keep one of them")
+            raise LoraFormatError(f"{stem} occurs in two spellings, one of them {key}; keep one of them")
         module.tensors[role] = tensor
     return modules, unknown
 
@@ -125,7 +125,7 @@ def _suffix_of(key: str, suffixes: tuple[str, ...]) -> str | None:
 def reason_not_merged(module: RawModule) -> str | None:
     """Return why a module cannot be merged, or None if it can."""
     if module.refused_kinds:
-        return f"{' + '.join(sorted(module.refused_kinds))}, which is not merged"
+        return f"{' + '.join(sorted(module.refused_kinds))}, which cannot be merged"
     roles = set(module.tensors) - {"alpha"}
     if not roles:
         return "an alpha without the factors it belongs to"
@@ -150,7 +150,7 @@ def kind_of(module: RawModule) -> Kind | None:
     for role, fitting in TABLES.companions.items():
         if role in module.tensors and name not in fitting:
             raise LoraFormatError(
-                f"{module.stem} has the {role} of an adapter beside {name or 'a bias'}, which is not "
+                f"{module.stem} has the {role} of an adapter beside {name or 'a bias'}, which cannot be "
                 "merged; convert the file, or leave the module out"
             )
     return None if name is None else TABLES.kinds[name]

@@ -1,1 +1,1 @@
-"""What LoRAs hold and how they relate: facts, comparisons, spectra, advice, and pictures of them."""
+"""Studying LoRAs: facts, comparisons, spectra, advice, and pictures."""

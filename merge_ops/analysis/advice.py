@@ -1,7 +1,6 @@
-"""Sentences that say what the numbers of ``inspect`` mean for a merge.
+"""Advice: sentences that say what the numbers of ``inspect`` mean for a merge.
 
-The limits are rules of thumb; every sentence gives the numbers that it rests on. LoRAs are taken at
-strength 1.
+The limits are rules of thumb; every sentence gives the numbers behind it. LoRAs are compared at strength 1.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from ..blocks.order import section_of
 from .relations import BlockComparison, Relation
 from .spectrum import LoraSpectrum
 
-ALIKE = 0.9  # cosine from which two LoRAs are the same for most purposes
-OVERLAP = 0.25  # and from which their sum overshoots
-OPPOSED = -0.1
-LOPSIDED = 3.0  # how many times as strong one must be for the other to be lost
-_MOSTLY = 0.5  # share of the conflict that one part of the model must have to be named
+ALIKE = 0.9  # cosine above which two LoRAs are the same for most purposes
+OVERLAP = 0.25  # cosine above which their sum overshoots
+OPPOSED = -0.1  # cosine below which they work against each other
+LOPSIDED = 3.0  # ratio of strengths at which the weaker one is lost
+_MOSTLY = 0.5  # share of the conflict above which a part of the model is named
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[str]:
-    """What matters about pairs of LoRAs, the most pressing first; ``norms`` are those of the whole LoRAs."""
+    """Return advice on pairs of LoRAs, the most important first; ``norms`` are those of the whole LoRAs."""
     empty = [
-        f"{name} changes nothing: all its weights are zero; leave it out"
+        f"{name} changes nothing, because all its weights are zero; leave it out"
         for name, n in norms.items()
         if not n
     ]
@@ -34,29 +33,29 @@ def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[
     alike = [r for r in near if r.cosine >= ALIKE]
     lopsided = sorted((r for r in near if _ratio(r) >= LOPSIDED), key=_ratio, reverse=True)
     overlap = sorted((r for r in near if OVERLAP <= r.cosine < ALIKE), key=lambda r: -r.cosine)
-    found = [*empty, *map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
-    found += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
+    advice = [*empty, *map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
+    advice += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
     quiet = [r for r in near if r not in (*opposed, *alike, *lopsided, *overlap)]
-    return [*found, *_on_quiet(quiet)]
+    return [*advice, *_on_quiet(quiet)]
 
 
 def on_ranks(spectrum: LoraSpectrum) -> str:
-    """How much of its rank a LoRA uses, and what a smaller one would keep."""
+    """Return advice on the rank of a LoRA: how much of it is used, and what a smaller one would keep."""
     whole, name, rank = spectrum.whole, spectrum.name, spectrum.rank
     needed = whole.rank_for(0.9)
     if not needed:
-        return f"{name} has no energy at any rank that was measured"
-    said = f"90 % of {name}'s energy fits in rank {needed} of {max(rank, whole.rank_for(1.0))}"
-    most = f" (from {whole.layers} layers; {spectrum.unmeasured} were left out to save time)"
-    said += most if spectrum.unmeasured else ""
+        return f"{name} has no energy in any layer that was measured"
+    sentence = f"90 % of {name}'s energy fits in rank {needed} of {max(rank, whole.rank_for(1.0))}"
+    most = f" (based on {whole.layers} layers; {spectrum.unmeasured} were skipped to save time)"
+    sentence += most if spectrum.unmeasured else ""
     size = next((size for size in _SIZES if whole.energy_at(size) >= 0.95), None)
     if size is None or 4 * size > 3 * max(rank, whole.rank_for(1.0)):
-        return f"{said}: it uses what it has, and a smaller rank would lose some of it"
-    return f"{said}: resizing to {size} keeps {_percent(whole.energy_at(size))}"
+        return f"{sentence}: it uses its full rank, and a smaller one would lose some of it"
+    return f"{sentence}: resizing to {size} keeps {_percent(whole.energy_at(size))}"
 
 
 def _opposition(relation: Relation) -> float:
-    """The cosine, with what agrees left out: the inner products of the blocks that oppose each other."""
+    """Return the part of the cosine that comes from blocks that oppose each other; zero or negative."""
     size = relation.norm_first * relation.norm_second
     return sum(min(_product(block), 0.0) for block in relation.blocks) / size if size else 0.0
 
@@ -71,14 +70,14 @@ def _ratio(relation: Relation) -> float:
 
 
 def _stronger(relation: Relation) -> tuple[str, str]:
-    """The stronger of the two, and the other one."""
+    """Return the names of the stronger and of the weaker LoRA."""
     if relation.norm_second > relation.norm_first:
         return relation.second, relation.first
     return relation.first, relation.second
 
 
 def _where(relation: Relation, sign: int) -> str:
-    """The part of the model that holds most of what agrees (+1) or opposes (-1), if one does."""
+    """Return the part of the model with most of the agreement (+1) or opposition (-1), if there is one."""
     shares: dict[str, float] = {}
     for block in relation.blocks:
         section = section_of(block.block)[0]
@@ -106,7 +105,7 @@ def _on_opposed(r: Relation) -> str:
 
 def _on_alike(r: Relation) -> str:
     return (
-        f"{r.first} and {r.second} are nearly the same change ({_figures(r)}): "
+        f"{r.first} and {r.second} make nearly the same change ({_figures(r)}): "
         "use one of them, or strengths that add up to 1"
     )
 
@@ -116,7 +115,7 @@ def _on_lopsided(r: Relation) -> str:
     ratio = _ratio(r)
     return (
         f"{strong} is {ratio:.2g} times as strong as {weak} where both act: lower its strength "
-        f"(at {1 / ratio:.2g} they weigh the same), or {weak} may hardly show"
+        f"(at {1 / ratio:.2g} they are equally strong), or {weak} may hardly be visible"
     )
 
 
@@ -130,12 +129,12 @@ def _on_overlap(r: Relation) -> str:
 def _on_apart(r: Relation) -> str:
     return (
         f"{r.first} and {r.second} share no layer, so nothing is merged between them: they are for different "
-        "models, or for different parts of one"
+        "models, or for different parts of one model"
     )
 
 
 def _on_quiet(relations: Sequence[Relation]) -> list[str]:
-    """One sentence about all pairs that do not disturb each other."""
+    """Return one sentence about all pairs that do not interfere with each other."""
     if not relations:
         return []
     names = list(dict.fromkeys(name for r in relations for name in (r.first, r.second)))

@@ -1,4 +1,4 @@
-"""What a LoRA holds: facts as plain values, and norms from the factors alone."""
+"""Facts about a LoRA as plain values, and norms computed from the factors alone."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _SHOWN = 200  # characters of a metadata value
 
 
 def squared_norm(layer: Layer) -> float:
-    """Squared Frobenius norm of a layer's delta."""
+    """Return the squared Frobenius norm of a layer's delta."""
     return inner(layer, layer)
 
 
 def inner(a: Layer, b: Layer) -> float:
-    """Frobenius inner product of two deltas of one layer; low-rank ones are not formed."""
+    """Return the Frobenius inner product of two deltas of one layer; low-rank deltas are not formed."""
     if not (isinstance(a, LowRank) and isinstance(b, LowRank)):
         return float((a.matrix().to(torch.float64) * b.matrix()).sum())
     return a.scale * b.scale * product_inner((a.up, a.down), (b.up, b.down))
 
 
 def lora_norm(lora: Lora) -> float:
-    """Frobenius norm over all layers."""
+    """Return the Frobenius norm over all layers."""
     return math.sqrt(sum(max(squared_norm(layer), 0.0) for layer in lora.layers.values()))
 
 
 def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
-    """The facts of one LoRA as plain values; ``norm`` is its norm where that is known.
+    """Return the facts about a LoRA as plain values; ``norm`` is its norm if already known.
 
-    Ranks, scales and the norm are of the layers whose change is known without the base model.
+    Ranks, scales and the norm cover the layers whose delta does not depend on the base model.
     """
     names = (*lora.layers, *lora.base_dependent)
     kinds = Counter(_kind(layer) for layer in lora.layers.values())
@@ -67,7 +67,7 @@ def _kind(layer: Layer) -> str:
 
 
 def _whole(weight: WholeWeight) -> str:
-    """What a weight is that is put in place of the base model's, in words."""
+    """Describe a weight that replaces one of the base model."""
     tokens = f", {len(weight.rows)} tokens" if weight.rows else ""
     return f"{weight.why}, {' x '.join(map(str, weight.value.shape))}{tokens}"
 
@@ -77,6 +77,6 @@ def _dtype(layer: Layer | BaseDependent) -> str:
 
 
 def printable(value: str) -> str:
-    """A metadata value without control characters, and not longer than a few lines."""
+    """Return a metadata value without control characters, cut to a few lines."""
     text = "".join(c if c.isprintable() else " " for c in value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(value)} characters)"

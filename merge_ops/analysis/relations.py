@@ -1,4 +1,4 @@
-"""How LoRAs relate: norms, cosines and conflicts of sign, of each pair and in each block of the model."""
+"""Relations between LoRAs: norms, cosines and sign conflicts of each pair, overall and per block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..merging.align import align
 from ..merging.report import sampled_rows
 from ..merging.request import Request
 
-_TILE = 1 << 20  # entries of a LoRA whose delta is formed, at a time
+_TILE = 1 << 20  # entries of a delta that are formed at a time
 _PRODUCTS, _SQUARES, _CONFLICTS, _ENTRIES, _LAYERS = range(5)
 
 
@@ -25,16 +25,16 @@ class BlockComparison:
     block: str
     first: str
     second: str
-    layers: int  # that both have
-    cosine: float  # of the two deltas, over all shared layers of the block
-    sign_conflict: float  # share of the entries in which they have opposite signs, estimated from some rows
+    layers: int  # shared by both
+    cosine: float  # of the two deltas, over the shared layers of the block
+    sign_conflict: float  # share of entries with opposite signs, estimated from some rows
     norm_first: float  # Frobenius, over the shared layers of the block
     norm_second: float
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """Two LoRAs over all layers that both have; all figures are 0 where there are none."""
+    """Two LoRAs over all layers that they share; all figures are 0 if they share none."""
 
     first: str
     second: str
@@ -47,10 +47,10 @@ class Relation:
 
 
 class Relations:
-    """The figures of some LoRAs. Per block, ``(5, n, n)``: sums over the layers that LoRAs i and j both have.
+    """The figures of n LoRAs: per block a tensor (5, n, n) of sums over the layers that LoRAs i and j share.
 
-    They are the inner products, the squared norms of i, the entries of opposite sign, all entries, and the
-    number of layers.
+    The five sums are the inner products, the squared norms of i, the entries of opposite sign, all entries,
+    and the number of layers.
     """
 
     def __init__(self, names: Sequence[str], sums: dict[str, Tensor]) -> None:
@@ -61,24 +61,24 @@ class Relations:
 
     @property
     def pairs(self) -> tuple[Relation, ...]:
-        """Each pair, also those that share no layer, in the order of the LoRAs."""
+        """Every pair in the order of the LoRAs, including pairs that share no layer."""
         count = len(self._names)
         return tuple(self._pair(i, j) for i in range(count) for j in range(i + 1, count))
 
     @property
     def norms(self) -> tuple[float, ...]:
-        """Frobenius norm of each LoRA at strength 1."""
+        """The Frobenius norm of each LoRA at strength 1."""
         return tuple(self._whole[_SQUARES].diagonal().clamp(min=0).sqrt().tolist())
 
     @property
     def block_norms(self) -> tuple[dict[str, float], ...]:
-        """Frobenius norm of each LoRA in each block that it changes, in model order."""
-        found: tuple[dict[str, float], ...] = tuple({} for _ in self._names)
+        """The Frobenius norm of each LoRA in each block that it changes, in model order."""
+        by_lora: tuple[dict[str, float], ...] = tuple({} for _ in self._names)
         for block, sums in self._sums.items():
-            for i, norms in enumerate(found):
+            for i, norms in enumerate(by_lora):
                 if sums[_LAYERS, i, i]:
                     norms[block] = max(float(sums[_SQUARES, i, i]), 0.0) ** 0.5
-        return found
+        return by_lora
 
     def _pair(self, i: int, j: int) -> Relation:
         first, second = self._names[i], self._names[j]
@@ -91,26 +91,26 @@ class Relations:
 
 
 def relate(loras: Sequence[Lora]) -> Relations:
-    """Compare LoRAs; deltas of low-rank layers are not formed.
+    """Compare LoRAs with each other; deltas of low-rank layers are not formed.
 
     Raises:
-        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
+        IncompatibleLoraError: if two LoRAs have different shapes for a layer.
     """
     sums: dict[str, Tensor] = {}
     count = len(loras)
     for aligned in align(list(loras), Request.of(loras)):
         having = [i for i in range(count) if aligned.name in loras[i].layers]
-        found = _measure([loras[i].layers[aligned.name] for i in having])
+        sums_of_layer = _measure([loras[i].layers[aligned.name] for i in having])
         index = torch.tensor(having)
         whole = torch.zeros(5, count, count, dtype=torch.float64)
-        whole[:, index[:, None], index] = found
+        whole[:, index[:, None], index] = sums_of_layer
         block = block_of(aligned.name)
         sums[block] = sums[block] + whole if block in sums else whole
     return Relations([lora.name for lora in loras], {block: sums[block] for block in in_model_order(sums)})
 
 
 def _measure(parts: Sequence[Layer]) -> Tensor:
-    """The five sums of one layer, ``(5, n, n)``."""
+    """Return the five sums of one layer, (5, n, n)."""
     products = gram_of_deltas(parts)
     squares = products.diagonal()[:, None].expand_as(products)
     if len(parts) > 1:
@@ -131,9 +131,9 @@ def _measure(parts: Sequence[Layer]) -> Tensor:
 
 
 def gram_of_deltas(parts: Sequence[Layer]) -> Tensor:
-    """Frobenius inner products of the deltas of one layer, ``(n, n)`` in float64.
+    """Return the Frobenius inner products of the deltas of one layer, (n, n) in float64.
 
-    Low-rank ones are multiplied as factors; where there are others, all are formed a few rows at a time.
+    If all are low rank, only their factors are multiplied; otherwise the deltas are formed in row tiles.
     """
     low = [part for part in parts if isinstance(part, LowRank)]
     if len(low) == len(parts):
@@ -150,7 +150,7 @@ def gram_of_deltas(parts: Sequence[Layer]) -> Tensor:
 
 
 def _gram_of_factors(parts: Sequence[LowRank]) -> Tensor:
-    """``<scale_i up_i down_i, scale_j up_j down_j>``: sums of an entrywise product of two Grams."""
+    """Return ``<scale_i up_i down_i, scale_j up_j down_j>`` from the entrywise product of two Grams."""
     up = torch.cat([part.up.double() * part.scale for part in parts], dim=1)  # (out, R)
     down = torch.cat([part.down.double() for part in parts])  # (R, in)
     entrywise = (up.T @ up) * (down @ down.T)
@@ -161,7 +161,7 @@ def _gram_of_factors(parts: Sequence[LowRank]) -> Tensor:
 
 
 def _figures(sums: Tensor, i: int, j: int) -> tuple[int, float, float, float, float]:
-    """Layers, cosine, sign conflict and the two norms."""
+    """Return the number of layers, cosine, sign conflict and both norms of a pair."""
     product, conflicts, entries, layers = (
         float(sums[k, i, j]) for k in (_PRODUCTS, _CONFLICTS, _ENTRIES, _LAYERS)
     )

@@ -1,7 +1,7 @@
-"""How many ranks a LoRA really uses: the energy that each rank keeps, of the whole and of each block.
+"""How much of its rank a LoRA uses: the energy that each rank keeps, overall and per block.
 
-Energy is the squared Frobenius norm. Ranks count per layer, as ``resize --rank`` cuts them: energy at rank r
-is the share of all squared singular values that is left when every layer is cut to rank r.
+Energy is the squared Frobenius norm. Ranks count per layer, as in ``resize --rank``: the energy at rank r is
+the share of all squared singular values that remains when every layer is truncated to rank r.
 """
 
 from __future__ import annotations
@@ -18,32 +18,30 @@ from ..lora import Layer, Lora, LowRank
 from ..merging.svd import squared_singular_values, squared_singular_values_of
 
 SHARES = (0.9, 0.95, 0.99)
-_BUDGET = (
-    1.5e11  # multiplications, a few seconds, for layers that are not low rank; the others are always done
-)
+_BUDGET = 1.5e11  # multiplications for full-rank layers, a few seconds; low-rank layers are always measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """The energy that ranks keep. ``kept[r - 1]`` belongs to rank r; the last one is 1."""
+    """The energy that each rank keeps. ``kept[r - 1]`` belongs to rank r; the last value is 1."""
 
     kept: Tensor  # (ranks,), float64, rising
     layers: int
 
     def rank_for(self, share: float) -> int:
-        """The smallest rank that keeps this share of the energy; 0 where there is none to keep."""
+        """Return the smallest rank that keeps this share of the energy; 0 if there is no energy."""
         if not len(self.kept):
             return 0
         return int(torch.searchsorted(self.kept, min(share, float(self.kept[-1])) - 1e-12)) + 1
 
     def energy_at(self, rank: int) -> float:
-        """The share of the energy that this rank keeps."""
+        """Return the share of the energy that this rank keeps."""
         return float(self.kept[min(rank, len(self.kept)) - 1]) if len(self.kept) else 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraSpectrum:
-    """One LoRA. ``unmeasured`` counts full-rank layers that were left out because they take too long."""
+    """The spectrum of a LoRA. ``unmeasured`` counts full-rank layers that were skipped to save time."""
 
     name: str
     rank: int  # the largest that any layer was trained with
@@ -53,9 +51,9 @@ class LoraSpectrum:
 
 
 def spectrum_of(lora: Lora) -> LoraSpectrum:
-    """Measure one LoRA: low-rank layers from their factors, exactly; of others as many as the budget allows.
+    """Measure a LoRA: low-rank layers exactly from their factors, others as far as the budget allows.
 
-    Those that are measured are then spread evenly over the model.
+    If not all fit into the budget, the measured layers are spread evenly over the model.
     """
     cheap = [name for name, layer in lora.layers.items() if isinstance(layer, LowRank)]
     costly = {name: _plan(layer) for name, layer in lora.layers.items() if not isinstance(layer, LowRank)}
@@ -73,14 +71,14 @@ def spectrum_of(lora: Lora) -> LoraSpectrum:
 
 
 def squared_values(layer: Layer) -> Tensor:
-    """Squared singular values of a layer's delta, descending, in float64; exact for every kind."""
+    """Return the squared singular values of a layer's delta, descending, in float64; exact for every kind."""
     if isinstance(layer, LowRank):
         return layer.scale**2 * squared_singular_values(layer.up, layer.down)
     return _plan(layer)[1]()
 
 
 def _plan(layer: Layer) -> tuple[float, Callable[[], Tensor]]:
-    """The cheapest exact way to the squared singular values, and about how many multiplications it takes."""
+    """Return the cheapest exact way to the squared singular values, and its rough cost in multiplications."""
     rows, columns = layer.matrix_shape
     if isinstance(layer, Kronecker):
         cost = sum(_gram_cost(*factor.shape) for factor in layer.factors())
@@ -97,13 +95,13 @@ def _gram_cost(rows: int, columns: int) -> float:
 
 
 def _of_kronecker(layer: Kronecker) -> Tensor:
-    """The singular values of a Kronecker product are all products of those of its factors."""
+    """Multiply the singular values of the factors: their products are those of a Kronecker product."""
     left, right = (squared_singular_values_of(factor) for factor in layer.factors())
     return layer.scale**2 * torch.outer(left, right).flatten().sort(descending=True).values
 
 
 def _of_hadamard(layer: Hadamard) -> Tensor:
-    """The entrywise product of two matrices of rank r is one of rank r x r, its factors row by row."""
+    """Write the entrywise product of two rank-r matrices as one matrix of rank r * r, and use its factors."""
     up_1, down_1, up_2, down_2 = (factor.double() for factor in layer.tensors)
     up = torch.einsum("oi,oj->oij", up_1, up_2).flatten(1)
     down = torch.einsum("in,jn->ijn", down_1, down_2).flatten(0, 1)
@@ -111,7 +109,7 @@ def _of_hadamard(layer: Hadamard) -> Tensor:
 
 
 def _pooled(squares: list[Tensor]) -> Spectrum:
-    """Sum over layers what each keeps at each rank."""
+    """Sum over the layers what each of them keeps at each rank."""
     ranks = max((len(values) for values in squares), default=0)
     total = torch.zeros(ranks, dtype=torch.float64)
     for values in squares:

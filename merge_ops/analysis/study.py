@@ -1,4 +1,4 @@
-"""All that ``inspect`` finds out about some LoRAs: facts, relations, norms, spectra, and advice."""
+"""The study behind ``inspect``: facts, relations, norms, spectra and advice about some LoRAs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_PAIRS = VIEWS[:2]
 
 @dataclass(frozen=True)
 class Study:
-    """What was found; LoRAs are in the order in which they were given."""
+    """The results of a study; LoRAs are in the order in which they were given."""
 
     facts: tuple[dict[str, Any], ...]
     relations: tuple[Relation, ...]  # of each pair
@@ -30,11 +30,12 @@ class Study:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the LoRAs."""
         return tuple(fact["name"] for fact in self.facts)
 
     @cached_property
     def pair_advice(self) -> tuple[str, ...]:
-        """A sentence on whatever matters about the LoRAs together, the most pressing first."""
+        """Sentences on what matters when the LoRAs are combined, the most important first."""
         norms = {
             spectrum.name: fact["norm"]
             for spectrum, fact in zip(self.spectra, self.facts, strict=True)
@@ -45,7 +46,7 @@ class Study:
 
     @cached_property
     def rank_advice(self) -> tuple[str, ...]:
-        """A sentence a LoRA on how much of its rank it uses."""
+        """One sentence per LoRA on how much of its rank it uses."""
         return tuple(
             f"what {fact['name']} changes depends on the base model, so it is not measured here"
             if _needs_base(fact)
@@ -54,10 +55,10 @@ class Study:
         )
 
     def view(self, name: str | None = None) -> str:
-        """The view of that name; of a single LoRA its spectrum, where there is no pair to show.
+        """Return the view to draw; for a single LoRA the spectrum replaces comparisons.
 
         Raises:
-            ParameterError: if no view has the name.
+            ParameterError: if no view has that name.
         """
         if name is not None and name not in VIEWS:
             raise ParameterError(f"unknown view {name!r}{did_you_mean(name, VIEWS)}")
@@ -66,10 +67,11 @@ class Study:
 
     @property
     def advice(self) -> tuple[str, ...]:
+        """All sentences: first on pairs, then on ranks."""
         return (*self.pair_advice, *self.rank_advice)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as values that JSON can hold."""
+        """Return everything as plain values for JSON."""
         return {
             "advice": list(self.advice),
             "loras": list(self.facts),
@@ -83,23 +85,23 @@ class Study:
 
 
 def study(loras: Sequence[Lora]) -> Study:
-    """Look at LoRAs, alone and in pairs.
+    """Study LoRAs, alone and in pairs.
 
     Raises:
-        IncompatibleLoraError: if two LoRAs disagree about the shape of a layer.
+        IncompatibleLoraError: if two LoRAs have different shapes for a layer.
     """
     loras = list(loras)
-    found = relate(loras)
+    relations = relate(loras)
     return Study(
-        tuple(describe(lora, norm) for lora, norm in zip(loras, found.norms, strict=True)),
-        found.pairs,
-        found.block_norms,
+        tuple(describe(lora, norm) for lora, norm in zip(loras, relations.norms, strict=True)),
+        relations.pairs,
+        relations.block_norms,
         tuple(map(spectrum_of, loras)),
     )
 
 
 def _needs_base(fact: dict[str, Any]) -> bool:
-    """True for a LoRA without any layer whose change is known by itself."""
+    """Return True for a LoRA whose deltas all depend on the base model."""
     return bool(fact["layers"]) and not fact["ranks"]
 
 
@@ -117,7 +119,7 @@ def _spectrum_dict(spectrum: LoraSpectrum) -> dict[str, Any]:
         "energy_at": {
             str(rank): round(spectrum.whole.energy_at(rank), 6) for rank in _powers(spectrum.whole)
         },
-        "blocks": {block: _ranks_for(found) for block, found in spectrum.blocks.items()},
+        "blocks": {block: _ranks_for(part) for block, part in spectrum.blocks.items()},
     }
 
 
@@ -126,6 +128,6 @@ def _ranks_for(spectrum: Spectrum) -> dict[str, int]:
 
 
 def _powers(spectrum: Spectrum) -> list[int]:
-    """1, 2, 4, ... up to the rank that keeps everything."""
+    """Return 1, 2, 4, ... up to the rank that keeps everything."""
     last = spectrum.rank_for(1.0)
     return [2**i for i in range(max(last, 1).bit_length() + 1) if 2**i < 2 * last]

@@ -1,6 +1,6 @@
 """The command line ``lora-alloy``: merge, fuse, inspect, resize, recipe, methods, demo.
 
-Exit codes: 0 done, 1 refused (the message says why), 2 wrong usage.
+Exit codes: 0 for success, 1 for a refusal (the message gives the reason), 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from ..errors import MergeError, did_you_mean
 from ..version import __version__
 from . import demo, fuse, inspect, merge, methods, recipe, resize
+from .options import in_options
 
 _COMMANDS = (merge, fuse, inspect, resize, recipe, methods, demo)
-_EXAMPLES = """examples:
+_EPILOG = """examples:
   lora-alloy merge ink.safetensors:0.8 mia.safetensors:0.6 --method ties --density 0.5 -o both.safetensors
   lora-alloy fuse base_model adapter_a:0.7 adapter_b:0.3 -o fused_model
   lora-alloy inspect ink.safetensors mia.safetensors
@@ -22,33 +23,21 @@ _EXAMPLES = """examples:
   lora-alloy recipe run both.safetensors --folder loras -o again.safetensors
   lora-alloy methods
   lora-alloy demo -o demo-output
+
+Run 'lora-alloy COMMAND --help' for the options of a command.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="lora-alloy",
-        description="Merge LoRAs exactly, quickly and repeatably.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"lora-alloy {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_parser(commands, argv)
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        chosen = getattr(args, "parser", commands.choices[args.command])  # recipe has parsers of its own
-        options = chosen._option_string_actions
-        parser.error(f"{args.command} has no option {unknown[0]!r} here{did_you_mean(unknown[0], options)}")
+    args = _parsed(argv)
     try:
         args.run(args)
     except MergeError as error:
-        print(f"lora-alloy: {error}", file=sys.stderr)
+        print(f"lora-alloy: {in_options(str(error))}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output needs no more of it
         sys.stderr.close()
         return 0
     except OSError as error:
@@ -58,3 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("lora-alloy: interrupted, nothing was written", file=sys.stderr)
         return 130
     return 0
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """Parse the arguments; a mistake ends the process with exit code 2 and a usage message."""
+    parser = argparse.ArgumentParser(
+        prog="lora-alloy",
+        description="Merge LoRAs exactly, quickly and repeatably.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lora-alloy {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for command in _COMMANDS:
+        command.add_parser(commands, argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        chosen = getattr(args, "parser", commands.choices[args.command])  # recipe has parsers of its own
+        options = chosen._option_string_actions
+        parser.error(f"{args.command} has no option {unknown[0]!r} here{did_you_mean(unknown[0], options)}")
+    return args

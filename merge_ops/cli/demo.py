@@ -1,4 +1,4 @@
-"""``lora-alloy demo``."""
+"""``lora-alloy demo``: merge the LoRAs that ship with the project."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import argparse
 from pathlib import Path
 
 from ..errors import ParameterError
-from .options import Commands
+from .options import Commands, add_command
+
+_EXAMPLES = """examples:
+  lora-alloy demo -o demo-output
+  lora-alloy demo --text
+"""
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "demo", help="merge the LoRAs that ship with the project and draw what the methods do"
+    parser = add_command(
+        commands,
+        "demo",
+        "merge the LoRAs that ship with the project and draw what each method does",
+        "Merge six small LoRAs by every method, draw with each result, and write a picture and a table. "
+        "Needs pip install 'lora-alloy[demo]'.",
+        _EXAMPLES,
     )
     parser.add_argument(
-        "-o", "--output", default="demo-output", metavar="FOLDER", help="default: demo-output"
+        "-o",
+        "--output",
+        default="demo-output",
+        metavar="FOLDER",
+        help="the folder to write (default: demo-output)",
     )
     parser.add_argument(
         "--text",
@@ -26,7 +40,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw the grid, or score the texts, and print the table."""
+    """Draw the picture, or score the texts, and print the table."""
     extra = "demo-text" if args.text else "demo"
     try:
         if args.text:
@@ -38,4 +52,4 @@ def run(args: argparse.Namespace) -> None:
 
             draw(Path(args.output))
     except ModuleNotFoundError as error:
-        raise ParameterError(f"the demo needs {error.name}; pip install 'lora-alloy[{extra}]'") from error
+        raise ParameterError(f"the demo needs {error.name}; run pip install 'lora-alloy[{extra}]'") from error

@@ -1,13 +1,13 @@
-"""``lora-alloy fuse``."""
+"""``lora-alloy fuse``: write a text model with merged LoRAs in its weights."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..errors import ParameterError
 from ..models import FuseReport, fuse
-from .merge import add_merging, merged_from, method_help
-from .options import Commands, print_json, progress_bar, table
+from .how import add_merging, method_help
+from .merge import load_loras, merge_loras
+from .options import Commands, add_command, print_json, progress_bar, require_output, table
 from .summary import print_summary
 
 _EXAMPLES = """examples:
@@ -18,30 +18,31 @@ _EXAMPLES = """examples:
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> None:
-    """Add the command; how to merge is said as for ``merge``."""
-    parser = commands.add_parser(
+    """Add the command, with the merging options of ``merge``."""
+    parser = add_command(
+        commands,
         "fuse",
-        help="write a text model with merged LoRAs in its weights",
-        description="Write a transformers folder with merged LoRAs in its weights: same shards, same dtypes, "
-        "one tensor in memory at a time.",
-        epilog=f"{method_help()}\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write a text model with merged LoRAs in its weights",
+        "Write a copy of a transformers folder with merged LoRAs added to its weights. Shards and dtypes "
+        "stay the same, and only one tensor is in memory at a time.",
+        method_help() + _EXAMPLES,
     )
-    parser.add_argument("base", metavar="BASE", help="a folder with config.json and model.safetensors")
+    parser.add_argument(
+        "base", metavar="BASE", help="base model: a folder with config.json and model.safetensors"
+    )
     add_merging(parser, argv)
     out = parser.add_argument_group("output")
-    out.add_argument("-o", "--output", metavar="FOLDER", help="the folder to write, which must not exist")
-    out.add_argument("--dry-run", action="store_true", help="check everything, and write nothing")
+    out.add_argument("-o", "--output", metavar="FOLDER", help="the folder to write, which must not exist yet")
+    out.add_argument("--dry-run", action="store_true", help="check everything, but write nothing")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
-    out.add_argument("--device", help="where to compute: cpu, cuda, mps, xpu (default: cpu)")
+    out.add_argument("--device", help="device to compute on: cpu, cuda, mps, xpu (default: cpu)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, merge, fuse and report."""
-    if not args.output and not args.dry_run:
-        raise ParameterError("say where to write with -o FOLDER, or use --dry-run")
-    merged = merged_from(args)
+    """Load, merge, fuse and report."""
+    require_output(args)
+    merged = merge_loras(args, load_loras(args))
     with progress_bar("fusing") as progress:
         report = fuse(args.base, merged, None if args.dry_run else args.output, progress=progress)
     if args.json:
@@ -61,6 +62,6 @@ def _print_report(report: FuseReport) -> None:
     print(f"wrote {report.path} ({counts}, {report.size / 1e6:.2f} MB), read back and compared")
     worst = max(report.changes, key=lambda line: line.rounding / (line.delta or 1.0))
     share = worst.rounding / (worst.delta or 1.0)
-    print(f"  lost by rounding: at most {share:.2e} of a delta ({worst.name})")
+    print(f"  rounding error: at most {share:.2e} of a delta ({worst.name})")
     if report.left_out:
         print(f"  not copied: {', '.join(report.left_out)}")

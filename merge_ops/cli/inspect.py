@@ -1,4 +1,4 @@
-"""``lora-alloy inspect``."""
+"""``lora-alloy inspect``: show what LoRA files contain, and how they relate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..analysis.facts import printable
 from ..analysis.study import SPECTRUM, VIEWS, Study, study
 from ..errors import ParameterError
 from ..formats import load
-from .options import Commands, add_reading, print_json, table
+from .options import Commands, add_command, add_reading, print_json, table
 
-_SHOWN_KEYS = 20  # lines of metadata in the text; the JSON has all
+_SHOWN_KEYS = 20  # lines of metadata in the text; --json prints all
 _EXAMPLES = """examples:
   lora-alloy inspect ink.safetensors
   lora-alloy inspect ink.safetensors mia.safetensors --json
@@ -22,18 +22,20 @@ _EXAMPLES = """examples:
 
 def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
-        help="show what LoRA files hold, and how they relate",
-        description="Show format, layers, ranks, scale, norm and metadata; for two or more LoRAs also how "
-        "they relate in each block: cosine of the deltas, and share of entries with opposite signs. One "
-        "sentence says what that means for a merge, and how small a rank would do.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "show what LoRA files contain, and how they relate",
+        "Show format, layers, ranks, scale, norm and metadata. For two or more LoRAs also compare each "
+        "block: the cosine of the deltas, and the share of entries with opposite signs. Short advice says "
+        "what this means for a merge, and which rank would be enough.",
+        _EXAMPLES,
     )
-    parser.add_argument("loras", nargs="+", metavar="LORA", help="a file or PEFT folder")
+    parser.add_argument("loras", nargs="+", metavar="LORA", help="a LoRA file or PEFT folder")
     parser.add_argument("--json", action="store_true", help="print as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw a picture, a .png file (needs Pillow)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw a picture and save it as this .png file (needs Pillow)"
+    )
     parser.add_argument(
         "--view", choices=VIEWS, help=f"what to draw (default: {VIEWS[0]}, or {SPECTRUM} for one LoRA)"
     )
@@ -43,21 +45,21 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read and print."""
+    """Load, compare and print."""
     if args.view and not args.plot:
-        raise ParameterError("--view says what to draw; say where with --plot FILE.png")
+        raise ParameterError("--view needs --plot FILE.png, the picture to write")
     if args.plot:
         _check_picture(Path(args.plot), args.overwrite)
-    found = study([load(path, allow_pickle=args.allow_pickle) for path in args.loras])
+    result = study([load(path, allow_pickle=args.allow_pickle) for path in args.loras])
     if args.plot:
-        _plot(found, args.view, Path(args.plot))
+        _plot(result, args.view, Path(args.plot))
     if args.json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
         return
-    for fact in found.facts:
+    for fact in result.facts:
         _print_lora(fact)
-    _print_relations(found)
-    for sentence in found.advice:
+    _print_relations(result)
+    for sentence in result.advice:
         print(sentence)
 
 
@@ -65,19 +67,19 @@ def _check_picture(path: Path, overwrite: bool) -> None:
     if path.suffix.lower() != ".png":
         raise ParameterError(f"{path.name} is not the name of a .png file")
     if path.exists() and not overwrite:
-        raise ParameterError(f"{path} exists; choose another name, or use --overwrite")
+        raise ParameterError(f"{path} already exists; choose another name, or use --overwrite")
 
 
-def _plot(found: Study, view: str | None, path: Path) -> None:
+def _plot(result: Study, view: str | None, path: Path) -> None:
     try:
         from ..analysis.plots import draw
     except ModuleNotFoundError as error:
-        raise ParameterError("pictures need Pillow; pip install pillow, or leave --plot out") from error
-    draw(found, view).save(path, optimize=True)
+        raise ParameterError("pictures need Pillow; run pip install pillow, or leave out --plot") from error
+    draw(result, view).save(path, optimize=True)
 
 
-def _print_relations(found: Study) -> None:
-    rows = [row for relation in found.relations for row in relation.blocks]
+def _print_relations(result: Study) -> None:
+    rows = [row for relation in result.relations for row in relation.blocks]
     if not rows:
         return
     heading = ["block", "first", "second", "layers", "cosine", "sign conflict"]
@@ -95,7 +97,7 @@ def _print_lora(fact: dict[str, Any]) -> None:
         if fact[key]:
             print(f"  {key}: " + ", ".join(f"{name} ({count})" for name, count in fact[key].items()))
     for name, what in fact["whole"].items():
-        print(f"  whole: {printable(name)} ({what})")
+        print(f"  whole weight: {printable(name)} ({what})")
     for name, reason in fact["unmerged"].items():
         print(f"  not merged: {printable(name)} ({reason})")
     for warning in fact["warnings"]:
@@ -103,5 +105,5 @@ def _print_lora(fact: dict[str, Any]) -> None:
     for key, value in list(fact["metadata"].items())[:_SHOWN_KEYS]:
         print(f"  {printable(key)} = {value}")
     if len(fact["metadata"]) > _SHOWN_KEYS:
-        print(f"  ... and {len(fact['metadata']) - _SHOWN_KEYS} more keys of metadata")
+        print(f"  ... and {len(fact['metadata']) - _SHOWN_KEYS} more metadata keys")
     print()

@@ -1,4 +1,4 @@
-"""``lora-alloy methods``: the registry as a table, which is also the one in the README."""
+"""``lora-alloy methods``: list the merge methods, as text, JSON or the table of the README."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import argparse
 
 from ..methods.peft_names import COMBINATION_TYPES
 from ..methods.registry import METHODS, Param
-from .options import Commands, print_json, table
+from .options import Commands, add_command, print_json, table
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
     """Add the command."""
-    parser = commands.add_parser("methods", help="list the merge methods and their parameters")
+    parser = add_command(
+        commands,
+        "methods",
+        "list the merge methods and their parameters",
+        "List the merge methods with their parameters, and PEFT's combination types.",
+        "examples:\n  lora-alloy methods\n  lora-alloy methods --json\n",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print as JSON")
-    how.add_argument("--markdown", action="store_true", help="print as the tables of the README")
+    how.add_argument("--markdown", action="store_true", help="print as the table of the README")
     parser.set_defaults(run=run)
 
 
@@ -31,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         print("\nPEFT's combination types (--combination-type):\n")
         rows = [["combination type", "method", "space", "result"]]
         rows += [
-            [name, row.method, row.space, "truncated to svd_rank" if row.truncated else "as it is"]
+            [name, row.method, row.space, "truncated to svd_rank" if row.truncated else "not truncated"]
             for name, row in COMBINATION_TYPES.items()
         ]
         print(table(rows))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,28 +20,53 @@ from ..saving import FORMATS, SaveReport
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
-Commands = argparse._SubParsersAction  # the name argparse gives to what add_subparsers returns
+Commands = argparse._SubParsersAction  # argparse's name for the type that add_subparsers returns
+
+# arguments of the library that are options of the command line too, as error messages spell them
+_ARGUMENT = re.compile(r"\b(base|dtype|format|keep|space)=(?:torch\.)?(?:'([^']*)'|(\w+))?")
+
+
+def add_command(
+    commands: Commands[argparse.ArgumentParser], name: str, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command; its epilog, which has the examples, keeps its line breaks."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 90),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that writes a LoRA takes."""
+    """Add the options of every command that writes a LoRA."""
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", metavar="FILE", help="the .safetensors file (or PEFT folder) to write")
-    out.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="auto: as the first LoRA")
-    out.add_argument("--dtype", choices=DTYPES, default="float16", help="of the file (default: float16)")
+    out.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="format of the file (default: auto, the format of the first LoRA)",
+    )
+    out.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="dtype of the file (default: float16)"
+    )
     out.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    out.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
-    out.add_argument("--strict", action="store_true", help="refuse what would be a warning, or left out")
+    out.add_argument("--dry-run", action="store_true", help="show what would be done, and write nothing")
+    out.add_argument(
+        "--strict", action="store_true", help="fail on any warning, and if anything would be left out"
+    )
     out.add_argument("--json", action="store_true", help="print the report as JSON")
-    out.add_argument("--device", help="where to compute: cpu, cuda, mps, xpu (default: cpu)")
+    out.add_argument("--device", help="device to compute on: cpu, cuda, mps, xpu (default: cpu)")
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that reads LoRAs takes."""
+    """Add the options of every command that reads LoRAs."""
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read .pt, .bin, .ckpt and .pth files too: their tensors only, no code from them is run",
+        help="also read .pt, .bin, .ckpt and .pth files: only their tensors, without running code from them",
     )
 
 
@@ -48,12 +75,12 @@ def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--base",
         metavar="PATH",
-        help="the base model (a .safetensors file or a folder), needed for DoRA, GLoRA, OFT, BOFT and (IA)3",
+        help="base model (a .safetensors file or a folder); needed for DoRA, GLoRA, OFT, BOFT and (IA)3",
     )
 
 
 def add_param(parser: argparse._ArgumentGroup, param: Param) -> None:
-    """Add the flag of one parameter of a method; its value is checked where all surfaces are checked."""
+    """Add the option of one method parameter; the library checks its value."""
     flag = f"--{param.name.replace('_', '-')}"
     text = f"{param.help} (default: {param.default})"
     if param.type is bool:
@@ -71,22 +98,24 @@ def add_param(parser: argparse._ArgumentGroup, param: Param) -> None:
 
 
 def chosen_device(name: str | None) -> torch.device | None:
-    """The torch device of that name, or a clear error."""
+    """Return the torch device of that name; None for None.
+
+    Raises:
+        ParameterError: if the device does not exist here.
+    """
     if name is None:
         return None
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ParameterError(
-            f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
+        raise ParameterError(f"the device {name!r} is not available: {str(error).splitlines()[0]}") from error
     return device
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error, if that is a terminal."""
+    """Show a progress bar on standard error if that is a terminal, and yield the callback that moves it."""
     with tqdm(desc=title, unit="layer", disable=None, leave=False) as bar:
 
         def show(done: int, total: int, _layer: str) -> None:
@@ -97,30 +126,47 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def print_json(value: Any) -> None:
-    """Print a report as JSON that any reader takes."""
+    """Print a report as strictly valid JSON."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_saved(report: SaveReport) -> None:
-    """Print where the file is and how exact it is."""
+    """Print where the file is, and how exact it is."""
     print(f"wrote {report.path} ({report.format}, {report.size / 1e6:.2f} MB), read back and compared")
     kept = [layer.energy_kept for layer in report.layers]
     print(f"  relative error: total {report.total_error:.2e}, worst layer {report.largest_error:.2e}")
     if min(kept) < 0.99995:
-        print(f"  energy kept by truncating: mean {sum(kept) / len(kept):.1%}, worst layer {min(kept):.1%}")
+        print(
+            f"  energy kept after truncation: mean {sum(kept) / len(kept):.1%}, worst layer {min(kept):.1%}"
+        )
 
 
-def refuse_odd(merged: Merged) -> None:
-    """What ``--strict`` does: an error for the first warning, or the first entry that is left out."""
+def require_output(args: argparse.Namespace) -> None:
+    """Refuse a command that would write nothing, and is not a dry run."""
+    if not args.output and not args.dry_run:
+        raise ParameterError("give the output with -o FILE, or use --dry-run")
+
+
+def in_options(message: str) -> str:
+    """Return a message of the library with its arguments spelled as options: ``base=`` is ``--base``."""
+    return _ARGUMENT.sub(lambda found: f"--{found[1]} {found[2] or found[3] or ''}".rstrip(), message)
+
+
+def refuse_warnings(merged: Merged) -> None:
+    """Raise an error for the first warning, or the first entry that is left out, as ``--strict`` asks.
+
+    Raises:
+        MergeError: naming it, and how many more there are.
+    """
     left_out = [f"{name} is left out ({why})" for lora in merged.loras for name, why in lora.unmerged.items()]
-    found = [*merged.outline.warnings, *left_out]
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise MergeError(f"{found[0]}{more}; --strict refuses that, and nothing was written")
+    problems = [*merged.outline.warnings, *left_out]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise MergeError(f"{problems[0]}{more}; --strict does not allow this, and nothing was written")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as aligned columns; the first row is the heading."""
+    """Format rows of text as aligned columns; the first row is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

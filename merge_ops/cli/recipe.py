@@ -1,4 +1,4 @@
-"""``lora-alloy recipe``: show what a file was made from, and make it again."""
+"""``lora-alloy recipe``: show how a file was merged, and run the merge again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..analysis.facts import printable
-from ..errors import ParameterError
 from ..formats import alike_by_diffusers
 from ..recipes import Recipe, find_sources, read_recipe
 from .merge import finish
-from .options import Commands, add_base, add_output, chosen_device, print_json, progress_bar, table
+from .options import (
+    Commands,
+    add_base,
+    add_command,
+    add_output,
+    chosen_device,
+    print_json,
+    progress_bar,
+    require_output,
+    table,
+)
 
 _EXAMPLES = """examples:
   lora-alloy recipe show both.safetensors
@@ -24,26 +33,29 @@ _FILE = "a saved LoRA or PEFT folder, or a recipe as .json or .yaml (ours, LoRAX
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
-    """Add the command with its two parts."""
-    parser = commands.add_parser(
+    """Add the command with its two subcommands."""
+    parser = add_command(
+        commands,
         "recipe",
-        help="show the recipe of a merge, or run it again",
-        description="Show what a file was made from and how, or make it again from its sources.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "show the recipe of a merge, or run it again",
+        "Show the sources and settings of a merged file, or merge its sources again.",
+        _EXAMPLES,
     )
     parts = parser.add_subparsers(dest="part", required=True, metavar="show|run")
     shows = parts.add_parser("show", help="show sources, weights and settings")
     shows.add_argument("recipe", metavar="FILE", help=_FILE)
-    shows.add_argument("--json", action="store_true", help="print as JSON, which 'recipe run' takes")
+    shows.add_argument("--json", action="store_true", help="print as JSON, which 'recipe run' accepts")
     shows.set_defaults(run=show, parser=shows)
     runs = parts.add_parser("run", help="find the sources and merge them again")
     runs.add_argument("recipe", metavar="FILE", help=_FILE)
     runs.add_argument(
         "--folder", nargs="+", action="extend", metavar="DIR",
-        help="where the sources are, or below it (default: the folder of FILE); by SHA-256, then by name",
+        help="folders to search for the sources, with subfolders (default: the folder of FILE); sources are "
+        "found by SHA-256, then by name",
     )  # fmt: skip
-    runs.add_argument("--rank", type=int, help="truncate to this rank (default: as the recipe says)")
+    runs.add_argument(
+        "--rank", type=int, help="truncate the result to this rank (default: the rank of the recipe)"
+    )
     add_base(runs)
     add_output(runs)
     runs.set_defaults(run=run, parser=runs)
@@ -73,8 +85,7 @@ def show(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find the sources, merge, save and report."""
-    if not args.output and not args.dry_run:
-        raise ParameterError("say where to write with -o FILE, or use --dry-run")
+    require_output(args)
     recipe = read_recipe(args.recipe)
     _warn(recipe)
     if args.rank is not None:
@@ -86,6 +97,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _warn(recipe: Recipe) -> None:
-    """On standard error, so that ``--json`` stays JSON."""
+    """Print the recipe's warnings on standard error, so that ``--json`` stays valid JSON."""
     for warning in recipe.warnings:
         print(f"lora-alloy: warning: {warning}", file=sys.stderr)

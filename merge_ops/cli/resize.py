@@ -1,14 +1,21 @@
-"""``lora-alloy resize``."""
+"""``lora-alloy resize``: write a LoRA at a lower rank."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..errors import ParameterError
 from ..formats import load
 from ..merging.merge import merge
 from .merge import finish
-from .options import Commands, add_output, add_reading, chosen_device, progress_bar
+from .options import (
+    Commands,
+    add_command,
+    add_output,
+    add_reading,
+    chosen_device,
+    progress_bar,
+    require_output,
+)
 
 _EXAMPLES = """examples:
   lora-alloy resize big.safetensors --rank 16 -o small.safetensors
@@ -18,24 +25,28 @@ _EXAMPLES = """examples:
 
 def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "resize",
-        help="write a LoRA at a lower rank",
-        description="Write a LoRA at a lower rank: the best approximation of each layer.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write a LoRA at a lower rank",
+        "Write a LoRA at a lower rank, with the best possible approximation of each layer.",
+        _EXAMPLES,
     )
-    parser.add_argument("lora", metavar="LORA", help="a file or PEFT folder")
-    parser.add_argument("--rank", type=int, required=True, help="the rank of every layer that has more")
+    parser.add_argument("lora", metavar="LORA", help="a LoRA file or PEFT folder")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        required=True,
+        help="the largest rank to keep; layers with a smaller one stay as they are",
+    )
     add_output(parser)
     add_reading(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, truncate, save and report."""
-    if not args.output and not args.dry_run:
-        raise ParameterError("say where to write with -o FILE, or use --dry-run")
+    """Load, truncate, save and report."""
+    require_output(args)
     lora = load(args.lora, allow_pickle=args.allow_pickle)
     with progress_bar("resizing") as progress:
         merged = merge([lora], rank=args.rank, device=chosen_device(args.device), progress=progress)

@@ -1,4 +1,4 @@
-"""What the command line says of a merge."""
+"""Printing what a merge does, for the command line."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.report import LEFT_OUT, block_lines
-from .options import print_json, table
+from .options import in_options, print_json, table
 
 
 def print_summary(merged: Merged) -> None:
-    """Print what was merged, and what was not."""
+    """Print what was merged, what was not and why, and the warnings."""
     counts = merged.outline.counts()
     print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
     for line in merged.outline.layers:
         if line.status != "merged" and not line.reason.startswith(LEFT_OUT):
-            print(f"  {line.status}: {line.name} ({line.reason})")
+            print(f"  {line.status}: {line.name} ({in_options(line.reason)})")
     for text in block_lines(merged.loras, merged.request.blocks):
         print(f"  {text}")
     for warning in merged.outline.warnings:
-        print(f"  warning: {warning}")
+        print(f"  warning: {in_options(warning)}")
 
 
 def print_plan(merged: Merged, as_json: bool) -> None:
-    """Print what a merge does to each layer, for a dry run."""
+    """Print the result of a dry run: one line per merged layer, then the summary."""
     if as_json:
         print_json({"merge": merged.report.to_dict()})
         return

@@ -1,4 +1,4 @@
-"""The demo: six small LoRAs on a small diffusion model, merged by every method, drawn and judged."""
+"""The demo: six LoRAs of a small diffusion model, merged by every method, drawn and judged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["run"]
 def run(
     out_dir: Path | str, count: int = 16, seed: int = 5, methods: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Merge, draw and judge; write the picture and the tables, and print the figures.
+    """Merge, draw and judge; write the picture and the tables, and print the scores.
 
     Args:
         out_dir: folder for ``demo.png``, ``table.md`` and ``table.json``; made if it is missing.
-        count: drawings for each figure.
-        seed: of the noise that the drawings start from, and of DARE's masks.
-        methods: titles of the rows to draw; all by default.
+        count: number of drawings behind each score.
+        seed: seed of the noise that drawings start from, and of DARE's masks.
+        methods: titles of the rows to draw; None for all.
 
     Returns:
         The content of ``table.json``.
@@ -40,7 +40,7 @@ def run(
     files[1].write_text(markdown(result), encoding="utf-8")
     files[2].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     print(text(result))
-    print(f"\nFigures: percent of {count} drawings with the right digit in the right style, seed {seed}.")
+    print(f"\nScores: percent of {count} drawings that show the right digit in the right style; seed {seed}.")
     print(f"Done in {time.perf_counter() - start:.0f} s:")
     for file in files:
         print(f"  {file}")

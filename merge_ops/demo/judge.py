@@ -1,4 +1,4 @@
-"""The judge: a small CNN, trained on the real digits, that names the digit and the style of an image."""
+"""The judge: a small CNN, trained on the real digits, that recognises the digit and the style of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .model import ASSETS, STYLES
 
 
 class Judge(nn.Module):
-    """Images (n, 3, 24, 24) in [0, 1] to logits of digits (n, 10) and of styles (n, number of styles)."""
+    """Maps images (n, 3, 24, 24) in [0, 1] to logits of digits (n, 10) and of styles (n, styles)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Judge(nn.Module):
         self.style = nn.Linear(64 * 9, len(STYLES))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of digit and style."""
+        """Return the logits of digit and style."""
         features = self.features(images * 2 - 1)
         return self.digit(features), self.style(features)
 
@@ -50,6 +50,6 @@ def load_judge(folder: Path = ASSETS) -> Judge:
 
 @torch.inference_mode()
 def judged(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The digit (n,) and the style (n,) that the judge sees."""
+    """Return the digit (n,) and the style (n,) that the judge recognises."""
     digit, style = judge(images)
     return digit.argmax(dim=1), style.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Merging, drawing and judging: everything the picture and the table show."""
+"""Merging, drawing and judging: the results that the picture and the table show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .plan import KNOWN, LORAS, MERGES, ROWS, Merge, Prompt, Row
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one model drew for one prompt, and the fraction with the right digit and style."""
+    """The drawings of one model for one prompt, and the fraction with the right digit and style."""
 
     images: Tensor  # (count, 3, 24, 24)
     right: float
@@ -30,11 +30,11 @@ Cells = dict[Prompt, Cell]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Drawings and figures of one run."""
+    """The drawings and scores of one run."""
 
     base: Cells
     alone: dict[str, Cells]  # by LoRA
-    merged: dict[tuple[str, str], Cells | None]  # by method and merge; None where the method refuses
+    merged: dict[tuple[str, str], Cells | None]  # by method and merge; None if the method refuses
     rows: tuple[Row, ...]
     ranks: dict[str, int]
     count: int
@@ -68,11 +68,11 @@ class Studio:
         return cells
 
     def alone(self, name: str) -> Cells:
-        """One LoRA alone: its own skill, and what the base knows."""
+        """Draw with one LoRA alone: its own skill, and what the base model knows."""
         return self.draw([LORAS[name][1], KNOWN], merge([self.loras[name]]))
 
     def merged(self, row: Row, group: Merge) -> Cells | None:
-        """One merge by one method, or None where the method refuses LoRAs of different ranks."""
+        """Draw with a merge by one method; None if the method refuses LoRAs of different ranks."""
         options: dict[str, Any] = dict(row.options)
         loras = [self.loras[name] for name in group.loras]
         weight = 1 / len(loras) if options.pop("average", False) else 1.0
@@ -84,7 +84,7 @@ class Studio:
 
 
 def measure(count: int, seed: int, rows: Sequence[Row] = ROWS) -> Result:
-    """Run everything; the weights of the base model are the same afterwards, bit for bit."""
+    """Run everything; afterwards the weights of the base model must be the same, bit for bit."""
     studio = Studio(count, seed)
     before = {name: value.clone() for name, value in studio.unet.state_dict().items()}
     asked = dict.fromkeys(prompt for group in MERGES for prompt in group.prompts)

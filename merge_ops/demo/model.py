@@ -1,7 +1,7 @@
 """The demo's diffusion model: a small class-conditional diffusers UNet and its sampler.
 
-A prompt is two tokens: which digit, and in which style. Images are RGB, 24 x 24; the UNet sees them as 12 x
-12 patches of 2 x 2 pixels (12 channels). It is trained by flow matching, and predicts the clean image.
+A prompt is two tokens: the digit and the style. Images are RGB, 24 x 24; the UNet sees them as 12 x 12
+patches of 2 x 2 pixels (12 channels). It is trained by flow matching and predicts the clean image.
 """
 
 import itertools
@@ -48,14 +48,14 @@ def prompt(tokens: Tensor, classes: Tensor, styles: Tensor) -> Tensor:
 
 
 def predict(unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-    """Predicted image for noisy images x (n, 3, 24, 24) at times t (n,), 0 = noise, 1 = image."""
+    """Predict the clean images for noisy images x (n, 3, 24, 24) at times t (n,), 0 = noise, 1 = image."""
     patches = F.pixel_unshuffle(x, 2)  # (n, 12, 12, 12)
     predicted: Tensor = unet(patches, t * 1000, context, return_dict=False)[0]
     return F.pixel_shuffle(predicted, 2)
 
 
 def new_unet(config: dict[str, Any]) -> nn.Module:
-    """An untrained diffusers ``UNet2DConditionModel``."""
+    """Create an untrained diffusers ``UNet2DConditionModel``."""
     import diffusers
 
     factory: Any = diffusers.UNet2DConditionModel
@@ -86,10 +86,10 @@ def sample(
     """Draw images with Euler steps of the flow.
 
     Args:
-        unet: the model, patched or not.
+        unet: the model, with or without a merge in its weights.
         tokens: token table, (15, 32).
         prompts: digit and style of each prompt.
-        count: images a prompt; image i starts from the same noise for every prompt and every model.
+        count: images per prompt; image i starts from the same noise for every prompt and every model.
         seed: seed of the noise.
         steps: number of Euler steps.
 

@@ -1,4 +1,4 @@
-"""The picture: what each LoRA does alone, and below it one row a method."""
+"""Drawing the picture: each LoRA alone, and below it one row per method."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ MEAN = 60  # width of the column with a group's mean
 ROW = TILE + 34
 PAGE, TEXT, QUIET, LINE = "#fcfcfa", "#22252b", "#6f747d", "#d9dbe0"
 SUBTITLE = (
-    "A small diffusion model can draw the digits 0 to 4. Six LoRAs each teach it one thing more: a new "
-    "digit or a new style. Merged into one, are they all still there?"
+    "A small diffusion model can draw the digits 0 to 4. Each of six LoRAs teaches it one more skill: a new "
+    "digit or a new style. Do all of them survive in a merge?"
 )
 GOOD, FAIR, POOR = "#2b8a6e", "#c98a1b", "#c2473d"
 
 
 def width() -> int:
-    """Of the whole picture, in pixels."""
+    """Return the width of the whole picture in pixels."""
     return group_left(len(MERGES)) - GROUP_GAP + MARGIN
 
 
 def group_left(index: int) -> int:
-    """Where the columns of a merge begin, in pixels."""
+    """Return the x position of a merge's columns in pixels."""
     x = MARGIN + LEFT
     for group in MERGES[:index]:
         x += len(group.prompts) * (TILE + GAP) + MEAN + GROUP_GAP
@@ -56,14 +56,14 @@ def draw_picture(result: Result) -> Image.Image:
 
 
 def _strip(page: Image.Image, pen: ImageDraw.ImageDraw, y: int, result: Result) -> None:
-    """Two rows: the base model asked for each skill, and the LoRA that teaches it."""
+    """Draw two rows: the base model given the prompt of each skill, and the LoRA that teaches it."""
     _text(pen, (MARGIN, y + 30 + 8), "base model", 23)
-    _wrapped(pen, (MARGIN, y + 66), "no LoRA: has never seen a 6, 7, 8 or these styles", LEFT - 24, 16)
+    _wrapped(pen, (MARGIN, y + 66), "no LoRA; it has never seen a 6, 7, 8 or these styles", LEFT - 24, 16)
     _text(pen, (MARGIN, y + 30 + ROW + 8), "each LoRA alone", 23)
     _wrapped(pen, (MARGIN, y + ROW + 66), "the skill that a merge should keep", LEFT - 24, 16)
     step = 2 * TILE + GAP + 18
     x = MARGIN + LEFT
-    _centred(pen, (x + TILE // 2, y), "asked for", 15, QUIET)
+    _centred(pen, (x + TILE // 2, y), "prompt", 15, QUIET)
     _centred(pen, (x + TILE // 2, y + 16), label(KNOWN), 17)
     _cell(page, pen, (x, y + 40), result.base[KNOWN])
     x += TILE + 28
@@ -81,9 +81,9 @@ def _strip(page: Image.Image, pen: ImageDraw.ImageDraw, y: int, result: Result) 
 def _legend(pen: ImageDraw.ImageDraw, y: int, result: Result) -> None:
     x = MARGIN + LEFT + TILE + 28 + len(LORAS) * (2 * TILE + GAP + 18) + 14
     lines = (
-        f"The number under a tile: percent of {result.count} drawings in which",
-        "a judge sees the right digit in the right style. The judge",
-        "is a small network trained on real handwritten digits,",
+        f"The number under a tile: percent of {result.count} drawings that show",
+        "the right digit in the right style, according to a judge:",
+        "a small network trained on real handwritten digits,",
         "not on these drawings.",
     )
     for index, line in enumerate(lines):
@@ -113,7 +113,7 @@ def _group(
 ) -> None:
     x, y = place
     if cells is None:
-        _text(pen, (x, y + 34), "refused: needs LoRAs of one rank, and these have 3, 4 and 8", 16, QUIET)
+        _text(pen, (x, y + 34), "refused: needs LoRAs of equal rank; these have 3, 4 and 8", 16, QUIET)
         return
     for index, prompt in enumerate(group.prompts):
         _cell(page, pen, (x + index * (TILE + GAP), y), cells[prompt])
@@ -126,7 +126,7 @@ def _cell(
     page: Image.Image, pen: ImageDraw.ImageDraw, place: tuple[int, int], cell: Cell, image: int = 0,
     bar: bool = True,
 ) -> None:  # fmt: skip
-    """One tile, and under it the fraction of right drawings as a bar and a number."""
+    """Draw one tile, and under it the fraction of right drawings as a bar and a number."""
     x, y = place
     page.paste(_tile(cell.images[image]), (x, y))
     if bar:
@@ -150,9 +150,9 @@ def _colour(right: float) -> str:
 
 def _caption(result: Result) -> str:
     return (
-        "All of this was computed in this run, from the model and the LoRAs (trained with PEFT) that ship "
-        f"with the project; seed {result.seed}. Each tile is the first drawing of its prompt.\n"
-        "A toy: it shows how the methods work, and does not rank them for large models."
+        "Everything was computed in this run, from the model and the LoRAs (trained with PEFT) that ship "
+        f"with the project; seed {result.seed}. Each tile is the first drawing for its prompt.\n"
+        "This is a toy: it shows how the methods work, but does not rank them for large models."
     )
 
 

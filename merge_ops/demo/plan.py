@@ -1,4 +1,4 @@
-"""What the demo merges, asks for and compares."""
+"""The plan of the demo: its LoRAs, prompts, merges and methods."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LORAS: dict[str, tuple[str, Prompt]] = {  # name: file, and a prompt that needs 
     "slant": ("slant.safetensors", (0, "slant")),
     "outline": ("outline.safetensors", (1, "outline")),
 }
-KNOWN: Prompt = (0, "plain")  # the base model can draw this; a good merge leaves it as it is
+KNOWN: Prompt = (0, "plain")  # the base model can draw this; a good merge keeps it
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Which LoRAs are merged at weight 1, and pairs of a subject and a style to draw together."""
+    """LoRAs to merge at weight 1, and prompts that need two of them together."""
 
     title: str
     loras: tuple[str, ...]
@@ -28,13 +28,13 @@ class Merge:
 
     @property
     def prompts(self) -> list[Prompt]:
-        """What is drawn with this merge: what the base knows, each LoRA's skill, skills together."""
+        """The prompts of this merge: what the base knows, each LoRA's skill, and combined skills."""
         return [KNOWN, *(LORAS[name][1] for name in self.loras), *self.together]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method: its name, what it does in a few words, and the keywords of ``merge_ops.merge``."""
+    """One method: its name, a short description, and the keywords of ``merge_ops.merge``."""
 
     title: str
     clause: str
@@ -48,27 +48,27 @@ MERGES = (
 )
 
 ROWS = (
-    Row("linear", "adds all changes up; the same as loading the LoRAs one after the other"),
+    Row("linear", "adds all changes; the same as loading the LoRAs one after another"),
     Row("average", "linear with every weight divided by the number of LoRAs", {"average": True}),
     Row("magnitude_prune", "drops the smaller half of each LoRA, then adds",
         {"method": "magnitude_prune", "density": 0.5}),
     Row("ties", "drops the smaller half, lets the LoRAs vote on each sign, averages those that agree",
         {"method": "ties", "density": 0.5}),
-    Row("ties x 1.5", "the same, times 1.5, to make up for the averaging",
+    Row("ties x 1.5", "ties times 1.5, to make up for the averaging",
         {"method": "ties", "density": 0.5, "scale": 1.5}),
-    Row("dare_linear", "drops a random 30 % of each LoRA, scales up the rest, then adds",
+    Row("dare_linear", "drops a random 30 % of each LoRA, rescales the rest, then adds",
         {"method": "dare_linear", "density": 0.7}),
     Row("dare_ties", "drops a random 30 %, then votes like ties",
         {"method": "dare_ties", "density": 0.7}),
-    Row("svd, rank 4", "linear, cut down to a LoRA of rank 4", {"method": "linear", "rank": 4}),
-    Row("PEFT linear", "adds the two factors of the LoRAs instead of the true changes",
+    Row("svd, rank 4", "linear, truncated to rank 4", {"method": "linear", "rank": 4}),
+    Row("PEFT linear", "adds the factors of the LoRAs instead of the true changes",
         {"combination_type": "linear"}),
-    Row("PEFT ties", "TIES on the two factors instead of the true changes",
+    Row("PEFT ties", "TIES on the factors instead of the true changes",
         {"combination_type": "ties", "density": 0.5}),
 )  # fmt: skip
 
 
 def label(prompt: Prompt) -> str:
-    """The words of a prompt: ``7``, ``slant 7``."""
+    """Return the words of a prompt: ``7``, ``slant 7``."""
     digit, style = prompt
     return str(digit) if style == "plain" else f"{style} {digit}"

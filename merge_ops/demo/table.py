@@ -1,4 +1,4 @@
-"""The figures as a text table, as Markdown and as data."""
+"""The scores as plain data, as Markdown and as a text table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .plan import LORAS, MERGES, Merge, label
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """All figures as plain data: fractions of drawings with the right digit and style."""
+    """Return all scores as plain data: fractions of drawings with the right digit and style."""
     return {
         "seed": result.seed,
         "drawings": result.count,
@@ -28,9 +28,9 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def markdown(result: Result) -> str:
-    """One Markdown table a merge."""
+    """Return one Markdown table per merge."""
     parts = [
-        f"Percent of {result.count} drawings with the right digit in the right style, seed {result.seed}.",
+        f"Percent of {result.count} drawings with the right digit in the right style; seed {result.seed}.",
     ]
     for group in MERGES:
         header, *body = _rows(result, group)
@@ -40,7 +40,7 @@ def markdown(result: Result) -> str:
 
 
 def text(result: Result) -> str:
-    """The same for a terminal."""
+    """Return the same tables for a terminal."""
     parts = []
     for group in MERGES:
         rows = _rows(result, group)
@@ -57,7 +57,7 @@ def text(result: Result) -> str:
 
 
 def _rows(result: Result, group: Merge) -> list[list[str]]:
-    """Header, the base, the LoRAs alone, and one row a method; cells are percentages."""
+    """Return the header, the base, the LoRAs alone, and one row per method; cells are percentages."""
     alone: Cells = {LORAS[name][1]: result.alone[name][LORAS[name][1]] for name in group.loras}
     named: list[tuple[str, Cells | None]] = [("base model", result.base), ("each LoRA alone", alone)]
     named += [(row.title, result.merged[row.title, group.title]) for row in result.rows]

@@ -1,4 +1,4 @@
-"""Opening a safetensors file with care: what is not one is named, and nothing is unpickled or mapped."""
+"""Reading a safetensors file with care: other files are named, and nothing is unpickled or memory-mapped."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _read_header(file: BufferedReader, name: str, size: int) -> tuple[list[Entry
     entries, metadata = parse_header(raw, name)
     needed = 8 + length + (entries[-1].end if entries else 0)
     if needed != size:
-        state = "is cut off" if needed > size else "has bytes behind its end"
+        state = "is cut off" if needed > size else "has extra bytes after its end"
         raise LoraFormatError(f"{name} {state}: it needs {needed} bytes and has {size}; download it again")
     refuse_by_keys(name, {entry.name for entry in entries})
     return entries, metadata

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read piece by piece, so that none is a memory bomb."""
+"""The header of a safetensors file, read piece by piece, so that no file can exhaust memory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _parse(text: str, file: str) -> tuple[list[Entry], dict[str, str]]:
         seen.add(name)
         if len(name) > _MAX_NAME or _CONTROL.search(name):
             raise LoraFormatError(
-                f"{file} is not a valid safetensors file: {shown(name)} is no name of a tensor"
+                f"{file} is not a valid safetensors file: {shown(name)} is not a valid tensor name"
             )
         if name == "__metadata__":
             metadata, place = _metadata(text, place, file)

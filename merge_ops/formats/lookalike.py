@@ -1,4 +1,4 @@
-"""Files that are taken for LoRAs and are something else: each is named, from its first bytes or its keys."""
+"""Files mistaken for LoRAs: each is named for what it is, by its first bytes or its keys."""
 
 from __future__ import annotations
 
@@ -53,16 +53,14 @@ def refuse_by_bytes(file: str, start: bytes, size: int) -> None:
 def refuse_by_keys(file: str, keys: Collection[str]) -> None:
     """Raise LoraFormatError if the keys are those of another kind of model, before its data is read."""
     if "lora_controlnet" in keys:
-        raise LoraFormatError(
-            f"{file} is a ControlNet-LoRA, which is a control model; load it as a ControlNet"
-        )
+        raise LoraFormatError(f"{file} is a ControlNet-LoRA, a control model; load it as a ControlNet")
     if any(key.startswith("image_proj.") for key in keys):
-        raise LoraFormatError(f"{file} is an IP-Adapter, which is no LoRA; load it with IP-Adapter's loader")
+        raise LoraFormatError(f"{file} is an IP-Adapter, not a LoRA; load it with IP-Adapter's loader")
     if any(".quant_state." in key or key.endswith(".absmax") for key in keys):
         raise LoraFormatError(f"{file} is quantised by bitsandbytes; quantised adapters are not supported")
     if keys and _EMBEDDINGS.issuperset(keys):
         raise LoraFormatError(
-            f"{file} is a textual-inversion embedding, which is no LoRA; put it into the embeddings folder"
+            f"{file} is a textual-inversion embedding, not a LoRA; put it into the embeddings folder"
         )
     named = sum(key.endswith((".weight", ".bias")) for key in keys)
     if (

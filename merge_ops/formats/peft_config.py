@@ -41,8 +41,8 @@ def read_config(path: Path) -> dict[str, Any]:
     kind = config.get("peft_type", "LORA")
     if kind not in _KINDS:
         raise LoraFormatError(
-            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which is not merged; "
-            f"{', '.join(_KINDS)} are"
+            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which cannot be merged; "
+            f"{', '.join(_KINDS)} can"
         )
     if not isinstance(config.get("auto_mapping") or {}, dict):
         raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")

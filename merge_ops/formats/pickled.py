@@ -49,8 +49,7 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
     if tensors and all(key.startswith("<") for key in tensors):
         raise LoraFormatError(
-            f"{path.name} is a textual-inversion embedding, which is no LoRA; put it into the embeddings "
-            "folder"
+            f"{path.name} is a textual-inversion embedding, not a LoRA; put it into the embeddings folder"
         )
     refuse_by_keys(path.name, tensors)
     return _checked(tensors, path), {}
@@ -69,7 +68,9 @@ def _check_archive(path: Path) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or size < sum(
         entry.file_size for entry in entries
     ):
-        raise LoraFormatError(f"{path.name} is compressed, which files of PyTorch are not; download it again")
+        raise LoraFormatError(
+            f"{path.name} is compressed, unlike files that PyTorch writes; download it again"
+        )
 
 
 def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ def load(path: str | os.PathLike[str], allow_pickle: bool = False) -> Lora:
 
 
 def read_back(path: Path) -> Lora:
-    """``load`` without checksum and search for NaN, for a file just written that is compared in full."""
+    """Load without checksum and search for NaN: a file just written, which is compared in full."""
     return _load(path, None)
 
 
@@ -67,7 +67,7 @@ def _located(lora: Lora, path: Path, digest: Digest, *source: Path) -> Lora:
 
 @contextmanager
 def _unchanged(*files: Path) -> Iterator[None]:
-    """Weights, configuration and checksum are read one by one: refuse if somebody writes meanwhile."""
+    """Refuse files that somebody writes while weights, configuration and checksum are read one by one."""
     before = [_state(file) for file in files]
     yield
     if [_state(file) for file in files] != before:

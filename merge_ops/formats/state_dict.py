@@ -74,7 +74,7 @@ def _dialect_of(key: str) -> str:
 
 
 def _embedded_config(metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Diffusers' ``lora_adapter_metadata``, one configuration a component (``""``: no prefix)."""
+    """Diffusers' ``lora_adapter_metadata``, one configuration per component (``""``: no prefix)."""
     raw = metadata.get(DIFFUSERS_METADATA)
     if raw is None:
         return {}

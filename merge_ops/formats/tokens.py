@@ -18,7 +18,7 @@ _KEYS = (KEY, ONLY_KEY)
 def token_rows(
     keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any]
 ) -> dict[str, tuple[str, WholeWeight]]:
-    """Of the keys that play no role in an adapter those of trained tokens: key to the stem of the module.
+    """Return, among keys that belong to no adapter, those of trained tokens: key to (stem, weight).
 
     Raises:
         LoraFormatError: if the configuration does not say which tokens they are.
@@ -39,7 +39,7 @@ def token_rows(
 
 
 def _indices(path: str, config: dict[str, Any]) -> tuple[int, ...]:
-    """The tokens of a module; none if the configuration does not say."""
+    """The tokens of a module; empty if the configuration does not list them."""
     said = config.get("trainable_token_indices") or config.get("token_indices")
     if isinstance(said, dict):
         said = next((own for name, own in said.items() if f".{path}".endswith(f".{name}")), None)

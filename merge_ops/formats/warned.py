@@ -1,4 +1,4 @@
-"""What is legal in a file and often a mistake: said once for all layers, with a count and an example."""
+"""Warnings about what is legal in a file and often a mistake, each with a count and an example."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ _MAX_PATTERNS = 1000  # that name no module as they stand, and so are matched wi
 def warnings_of_layers(
     layers: Mapping[str, Layer], base_dependent: Mapping[str, BaseDependent], has_more: bool
 ) -> list[str]:
-    """Alphas of 0 and below, and a file that changes nothing; ``has_more``: it holds whole weights too."""
+    """Return warnings about alphas of 0 and below, and about a file that changes nothing.
+
+    ``has_more`` is true if it also holds whole weights.
+    """
     adapters: dict[str, Layer | BaseDependent] = {**layers, **base_dependent}
     scales = {name: scale for name, adapter in adapters.items() if (scale := adapter.alpha_scale) is not None}
     warnings = []
     if none := [name for name, scale in scales.items() if scale == 0]:
         warnings.append(
-            f"alpha is 0 in {_counted(none)}, which gives them no effect; LyCORIS takes 0 for the rank, so a "
-            "file of it may mean that"
+            f"alpha is 0 in {_counted(none)}, which gives them no effect; LyCORIS takes 0 to mean "
+            "the rank, so a LyCORIS file may mean that"
         )
     if turned := [name for name, scale in scales.items() if scale < 0]:
-        warnings.append(f"alpha is negative in {_counted(turned)}, which turns what they learned round")
+        warnings.append(f"alpha is negative in {_counted(turned)}, which reverses what they learned")
     if layers and not base_dependent and not has_more and not any(map(_has_effect, layers.values())):
         warnings.append("no effect: all factors on one side are 0, as before training")
     return warnings
 
 
 def warnings_of_config(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> list[str]:
-    """Where a PEFT configuration contradicts the tensors; ``ranks`` by the paths of the modules."""
+    """Return where a PEFT configuration contradicts the tensors; ``ranks`` by the paths of the modules."""
     warnings = []
     for option in ("rank_pattern", "alpha_pattern"):
         given = list(config.get(option) or {})
@@ -54,7 +57,7 @@ def warnings_of_config(config: Mapping[str, Any], ranks: Mapping[str, int | None
 
 
 def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
-    """Of the layers in one part of the model (``""``: in all), by their names in it."""
+    """Return the ranks of the layers in one part of the model (``""``: in all), by their names in it."""
     start = f"{part}." if part else ""
     found = {name: layer.configured_rank for name, layer in lora.layers.items()}
     found |= {name: adapter.configured_rank for name, adapter in lora.base_dependent.items()}
@@ -62,21 +65,21 @@ def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
 
 
 def _other_ranks(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> list[str]:
-    """Modules whose tensors have another rank than the configuration says, where it gives all one rank."""
+    """Modules whose tensors have another rank than the single one that the configuration states."""
     said = config.get("r")
     if config.get("rank_pattern") or isinstance(said, bool) or not isinstance(said, int):
         return []
     others = [path for path, rank in ranks.items() if rank not in (None, said)]
     if not others:
         return []
-    return [f"the configuration says rank {shown(said)} and the tensors of {_counted(others)} have another; "
-            "that of the tensors is used"]  # fmt: skip
+    return [f"the configuration says rank {shown(said)} but the tensors of {_counted(others)} have another; "
+            "the rank of the tensors is used"]  # fmt: skip
 
 
 def _without_module(
     given: list[str], ranks: Mapping[str, int | None], whole: Callable[[str], str]
 ) -> list[str]:
-    """Of the patterns those that match no module; one that could be matched for ever is not tried."""
+    """The patterns that match no module; a pattern that could take forever is not tried."""
     ends = {path.split(".", i)[-1] for path in ranks for i in range(path.count(".") + 1)}
     stray = []
     for pattern in [each for each in given if each not in ends][:_MAX_PATTERNS]:

@@ -16,7 +16,7 @@ EMBEDDING = "an embedding that is saved whole"
 def whole_weights(
     keys: list[str], tensors: dict[str, Tensor], config: dict[str, Any]
 ) -> dict[str, tuple[str, WholeWeight]]:
-    """Of the keys that play no role in an adapter those of plain weights: key to the stem of the module.
+    """Return, among keys that belong to no adapter, those of plain weights: key to (stem, weight).
 
     The stem of a bias ends in ``.bias``, since it is a layer of its own.
     """

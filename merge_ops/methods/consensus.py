@@ -17,8 +17,10 @@ VOTES = {"weighting": "signs are voted on before the weights apply"}
 SignVote = Annotated[
     Literal["total", "frequency"],
     Param(
-        "Where LoRAs pull an entry up and down, one side wins. 'total': the side with the larger sum. "
-        "'frequency': the side with more LoRAs, which often does better.",
+        (
+            "Which sign wins where LoRAs disagree: 'total' follows the larger sum, 'frequency' the larger "
+            "number of LoRAs."
+        ),
         advanced=True,
     ),
 ]

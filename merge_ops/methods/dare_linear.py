@@ -17,8 +17,10 @@ def dare_linear(
     density: Annotated[
         float,
         Param(
-            "How much of each LoRA is kept: entries chosen at random, 0.7 is 70 %; they are scaled up to "
-            "make up for it. Lower means fewer conflicts, but noise; 1 keeps all.",
+            (
+                "Fraction of each LoRA that is kept, chosen at random and scaled up to compensate: 0.7 "
+                "keeps 70 %. Lower values give fewer conflicts and more noise; 1 keeps everything."
+            ),
             min=0,
             max=1,
             step=0.01,

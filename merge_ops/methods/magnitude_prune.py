@@ -17,8 +17,10 @@ def magnitude_prune(
     density: Annotated[
         float,
         Param(
-            "How much of each LoRA is kept: the largest entries, 0.7 is 70 % of them. 1 keeps all, which is "
-            "linear.",
+            (
+                "Fraction of each LoRA that is kept, largest entries first: 0.7 keeps 70 %. 1 keeps "
+                "everything, which is linear."
+            ),
             min=0,
             max=1,
             step=0.01,

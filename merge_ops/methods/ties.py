@@ -17,8 +17,10 @@ def ties(
     density: Annotated[
         float,
         Param(
-            "How much of each LoRA is kept: the largest entries, 0.5 is half of them. Lower means fewer "
-            "conflicts and a softer effect; 1 keeps all.",
+            (
+                "Fraction of each LoRA that is kept, largest entries first: 0.5 keeps half. Lower values "
+                "give fewer conflicts and a softer effect; 1 keeps everything."
+            ),
             min=0,
             max=1,
             step=0.01,

@@ -1,4 +1,4 @@
-"""Sinks that know a framework: where a merge is added to the weights of a model."""
+"""Adding a merge to the weights of a model: diffusers, transformers, and model folders on disk."""
 
 from .fusing import FuseReport, fuse
 

@@ -1,4 +1,4 @@
-"""A model in memory as the base of a merge."""
+"""Reading the base weights of a merge from a model in memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .parameters import parameter
 
 
 def weights_of(target: Any) -> BaseWeights:
-    """A function from a layer's name to its weight in a pipeline or a model of diffusers or transformers.
+    """Return a function that maps a layer name to its weight in a diffusers or transformers model.
 
-    Layers of a text model are named by their paths in it, as in a PEFT folder.
+    Layers of a text model are named by their module paths, as in a PEFT folder.
 
     Raises:
-        IncompatibleLoraError: if ``target`` is neither.
+        IncompatibleLoraError: if ``target`` is neither a pipeline nor a model.
     """
     find = finder(target)
 

@@ -3,7 +3,7 @@
     with patched(pipe, merged):
         image = pipe("a fox").images[0]
 
-No weight file is read, and stock diffusers does everything else.
+No weight file is read; stock diffusers does everything else.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from ..errors import IncompatibleLoraError
 from ..merging.merged import Merged
 from ..names.architectures import flat_name
 from ..names.spelling import DOTTED_COMPONENTS
-from .exchange import Modules
-from .weights import FindModule, Patch
+from .applied import AppliedMerge, FindModule
+from .modules import Modules
 
 
-def patched(target: Any, merged: Merged, strength: float = 1.0) -> Patch:
+def patched(target: Any, merged: Merged, strength: float = 1.0) -> AppliedMerge:
     """Add ``strength * merged`` to the weights of ``target``, in place.
 
     Args:
-        target: a diffusers pipeline (UNet or transformer and text encoders are patched), or one model of
-            it: a UNet, a transformer, or a text encoder.
+        target: a diffusers pipeline (its UNet or transformer and its text encoders are changed), or a single
+            UNet, transformer or text encoder.
         merged: what ``merge_ops.merge`` returned.
         strength: multiplies the merge.
 
     Returns:
-        A ``Patch``: a context manager that restores the weights at its end; ``replace`` switches to another
-        merge, ``restore`` takes it out.
+        An ``AppliedMerge``: a context manager that restores the weights on exit. Its ``replace`` switches to
+        another merge, and ``restore`` takes the merge out.
 
     Raises:
-        IncompatibleLoraError: if no layer fits, or shapes disagree.
+        IncompatibleLoraError: if no layer fits, or if shapes differ.
     """
-    return Patch(finder(target), merged, strength)
+    return AppliedMerge(finder(target), merged, strength)
 
 
 def _components(target: Any) -> dict[str, nn.Module]:
-    """The models of a target by the component names of layer names."""
+    """Return the models of a target by the component that layer names begin with."""
     parts = getattr(target, "components", None)
     if isinstance(parts, dict):
         return {name: part for name, part in parts.items() if name in DOTTED_COMPONENTS and part is not None}
@@ -57,9 +57,9 @@ def _components(target: Any) -> dict[str, nn.Module]:
 
 
 def finder(target: Any) -> FindModule:
-    """A function from a layer's name to its module in a pipeline or model; None where there is none."""
+    """Return a function that maps a layer name to its module, or to None if the target has none."""
     modules = {name: dict(component.named_modules()) for name, component in _components(target).items()}
-    # layers of a text model that is no part of a pipeline are named by their paths in it
+    # layers of a text model outside a pipeline are named by their module paths
     elsewhere = Modules(target).find if isinstance(target, nn.Module) else lambda _: None
     denoiser = modules.get("transformer") or modules.get("unet") or {}
     flat = {flat_name(f"unet.{path}"): module for path, module in denoiser.items()}
@@ -70,7 +70,7 @@ def finder(target: Any) -> FindModule:
             return flat.get(flat_name(layer)) or elsewhere(layer)
         own = modules.get(component, {})
         # transformers 5 dropped the level "text_model" that older versions and all files have
-        found = own.get(path) or own.get(path.removeprefix("text_model."))
-        return found or elsewhere(layer)
+        module = own.get(path) or own.get(path.removeprefix("text_model."))
+        return module or elsewhere(layer)
 
     return find

@@ -1,4 +1,4 @@
-"""A transformers folder as it lies on the disk: its shards, and where each tensor is, without reading any."""
+"""A transformers folder on disk: its shards and the location of each tensor, without reading any tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..formats.header import Entry, parse_header
 from ..formats.lookalike import refuse_by_bytes
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-RECIPE = "lora_alloy.json"  # what a fused model was made with
+RECIPE = "lora_alloy.json"  # the recipe that a fused model was made with
 _MAX_HEADER = 100 << 20  # the limit of the safetensors format itself
 _MAX_JSON = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
@@ -24,7 +24,7 @@ _ABOUT_THE_BASE = ("README.md", RECIPE)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file. ``header`` is all that lies before the data, with the length in front."""
+    """One safetensors file. ``header`` is everything before the data, including the length."""
 
     path: Path
     header: bytes
@@ -32,45 +32,46 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return len(self.header) + (self.entries[-1].end if self.entries else 0)
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A folder that ``from_pretrained`` of transformers takes."""
+    """A folder that transformers' ``from_pretrained`` can load."""
 
     path: Path
     config: dict[str, Any]
     shards: tuple[Shard, ...]
     files: tuple[Path, ...]  # the other files that belong to the model
-    left_out: tuple[str, ...]  # names of what does not: weights in other formats, folders, the model card
+    left_out: tuple[str, ...]  # names of the rest: weights in other formats, folders, the model card
 
     @cached_property
     def tensors(self) -> dict[str, Entry]:
-        """Every tensor of every shard by its name."""
+        """Every tensor of every shard, by name."""
         return {entry.name: entry for shard in self.shards for entry in shard.entries}
 
-    def first_of(self, shard: Shard) -> int:
-        """How many tensors the shards before this one hold."""
+    def tensors_before(self, shard: Shard) -> int:
+        """Return the number of tensors in the shards before this one."""
         return sum(len(s.entries) for s in self.shards[: self.shards.index(shard)])
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The size of all files in bytes."""
         return sum(s.size for s in self.shards) + sum(file.stat().st_size for file in self.files)
 
-    def said(self, key: str) -> Any:
-        """What the configuration says; else what that of the text part of a larger model says."""
+    def setting(self, key: str) -> Any:
+        """Return a value of the configuration, or of its text part in a larger model; None if missing."""
         inner = self.config.get("text_config")
         return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
 
 
 def read_base(path: str | os.PathLike[str]) -> BaseModel:
-    """Look at the headers of a folder with ``config.json`` and ``model.safetensors``, whole or in shards.
+    """Read the headers of a folder with ``config.json`` and ``model.safetensors``, in one file or in shards.
 
     Raises:
-        LoraFormatError: if it is not such a folder, or a shard is missing, damaged or cut off; names it.
+        LoraFormatError: if the folder is something else, or naming a shard that is missing, damaged or
+            truncated.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -80,7 +81,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
     config = _read_json(folder / CONFIG)
     names = _shard_names(folder)
     shards = tuple(read_shard(folder / name) for name in names)
-    _refuse_twice(shards)
+    _refuse_duplicates(shards)
     others = [file for file in sorted(folder.iterdir()) if file.name not in names]
     kept = tuple(file for file in others if _belongs(file, names))
     left_out = tuple(file.name for file in others if file not in kept)
@@ -88,7 +89,11 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
 
 
 def read_shard(path: Path) -> Shard:
-    """The header of one safetensors file, checked against the size of the file."""
+    """Read the header of one safetensors file, and check it against the size of the file.
+
+    Raises:
+        LoraFormatError: if the file cannot be read, or is damaged or truncated.
+    """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -109,7 +114,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def _shard_names(folder: Path) -> list[str]:
-    """The files that transformers would read, in order."""
+    """Return the files that transformers would read, in order."""
     if (folder / WHOLE).is_file():
         return [WHOLE]
     if not (folder / INDEX).is_file():
@@ -122,27 +127,29 @@ def _shard_names(folder: Path) -> list[str]:
     for name in listed.values():
         plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
         if not plain or "\\" in name:
-            raise LoraFormatError(f"{folder.name}/{INDEX} names {shown(name)}, which is no safetensors file")
+            raise LoraFormatError(
+                f"{folder.name}/{INDEX} names {shown(name)}, which is not a safetensors file"
+            )
         if not (folder / name).is_file():
-            raise LoraFormatError(f"{folder.name} has no {name}, which its index names; download it")
+            raise LoraFormatError(f"{folder.name} lacks {name}, which its index lists; download it")
         names.add(name)
     return sorted(names)
 
 
 def _belongs(file: Path, shards: list[str]) -> bool:
-    """True for what a fused model needs too: configuration, tokenizer, the index of its shards, code."""
+    """Return True for files that a fused model needs too: configuration, tokenizer, shard index, code."""
     if file.name.endswith(".index.json"):
         return file.name == INDEX and shards != [WHOLE]
     about_weights = file.suffix.lower() in _WEIGHTS or file.name in _ABOUT_THE_BASE
     return file.is_file() and not about_weights and not file.name.startswith(".")
 
 
-def _refuse_twice(shards: tuple[Shard, ...]) -> None:
+def _refuse_duplicates(shards: tuple[Shard, ...]) -> None:
     seen: dict[str, str] = {}
     for shard in shards:
         for entry in shard.entries:
             if entry.name in seen:
-                raise LoraFormatError(f"{entry.name} is in {seen[entry.name]} and in {shard.path.name}")
+                raise LoraFormatError(f"{entry.name} is in both {seen[entry.name]} and {shard.path.name}")
             seen[entry.name] = shard.path.name
 
 
@@ -151,11 +158,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MAX_JSON:
             raise LoraFormatError(f"{where} is too large")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise LoraFormatError(f"{where} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise LoraFormatError(f"{where} is not valid JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise LoraFormatError(f"{where} is not a JSON object")
-    return found
+    return value

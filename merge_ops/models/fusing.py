@@ -1,4 +1,4 @@
-"""Writing a base model with a merge in its weights, as a folder like the one it came in."""
+"""Writing a base model with a merge in its weights, as a folder like the original."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..merging.merged import Merged
 from ..recipes import Recipe
 from ..saving.verified import put_in_place, sync, sync_names
 from .folder import RECIPE, BaseModel, read_base
-from .placing import Target, find_targets
+from .places import Place, find_places
 from .streaming import FusedTensor, write_shard
 
 Progress = Callable[[int, int, str], None]
@@ -23,17 +23,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class FuseReport:
-    """What was written, or would be: the changed tensors of how many, files, and what was left out."""
+    """What was written, or would be in a dry run: changed tensors, files, and what was left out."""
 
     path: str
     fused: dict[str, str]  # tensor to layer
-    changes: tuple[FusedTensor, ...]  # empty where nothing was written
-    tensors: int
+    changes: tuple[FusedTensor, ...]  # empty if nothing was written
+    tensors: int  # of the whole model
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     size: int  # bytes
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
         return asdict(self)
 
 
@@ -46,10 +47,10 @@ def fuse(
 ) -> FuseReport:
     """Write ``base`` with the merge added to its weights, as a folder that transformers loads.
 
-    Shards, dtypes and names stay as they are; tensors are read, changed and written one at a time, so memory
-    holds one of them, the delta of one layer, and the LoRAs. The other files of the base are copied, and
-    ``lora_alloy.json`` holds the recipe of the merge. Every shard is read back and must be, byte for byte,
-    what was computed; only then does the folder get its name. Nothing is left behind on failure.
+    Shards, dtypes and names do not change. Tensors are read, changed and written one at a time, so memory
+    holds one tensor, the delta of one layer, and the LoRAs. The other files of the base are copied, and
+    ``lora_alloy.json`` holds the recipe of the merge. Every shard is read back and must match the computed
+    result byte for byte before the folder gets its final name. On failure nothing is left behind.
 
     Args:
         base: a folder with ``config.json`` and ``model.safetensors``, or shards and their index.
@@ -59,14 +60,14 @@ def fuse(
 
     Raises:
         LoraFormatError: if the base cannot be read.
-        IncompatibleLoraError: if a layer has no weight in the base, or one that it cannot be added to.
-        ParameterError: if ``out`` exists, or its parent does not.
-        MergeError: if a result does not fit into the dtype of the base, or the disk does not take it.
+        IncompatibleLoraError: if a layer has no weight in the base, or one that cannot take its delta.
+        ParameterError: if ``out`` exists, or its parent folder does not.
+        MergeError: if a result overflows the dtype of the base, or the folder cannot be written.
     """
     model = read_base(base)
-    targets = find_targets(model, merged)
-    changes = () if out is None else _write_folder(model, merged, targets, Path(out), progress)
-    fused = {name: target.layer for name, target in targets.items()}
+    places = find_places(model, merged)
+    changes = () if out is None else _write_folder(model, merged, places, Path(out), progress)
+    fused = {name: place.layer for name, place in places.items()}
     names = (*(shard.path.name for shard in model.shards), *(file.name for file in model.files), RECIPE)
     return FuseReport(
         "" if out is None else str(out), fused, changes, len(model.tensors), names, model.left_out,
@@ -75,17 +76,17 @@ def fuse(
 
 
 def _write_folder(
-    model: BaseModel, merged: Merged, targets: dict[str, Target], out: Path, progress: Progress | None
+    model: BaseModel, merged: Merged, places: dict[str, Place], out: Path, progress: Progress | None
 ) -> tuple[FusedTensor, ...]:
-    """Write beside the target, and rename when all is there and verified."""
-    _check_target(model, out)
+    """Write next to the final folder, and rename once everything is there and verified."""
+    _check_destination(model, out)
     changes: list[FusedTensor] = []
     temporary = out.with_name(f".{out.name[:80]}.{secrets.token_hex(4)}.part")
     try:
         temporary.mkdir()
         for shard in model.shards:
-            report = _counted(progress, len(model.tensors), model.first_of(shard))
-            changes += write_shard(shard, temporary / shard.path.name, targets, merged, report)
+            report = _counted(progress, len(model.tensors), model.tensors_before(shard))
+            changes += write_shard(shard, temporary / shard.path.name, places, merged, report)
         _copy_files(model, merged, temporary)
         put_in_place(temporary, out, overwrite=False)
         sync_names(out.parent)
@@ -99,15 +100,15 @@ def _write_folder(
     return tuple(changes)
 
 
-def _check_target(model: BaseModel, target: Path) -> None:
-    if target.exists() or target.is_symlink():
-        raise ParameterError(f"{target.name} exists already; choose another name")
-    if not target.parent.is_dir():
-        raise ParameterError(f"the folder {target.parent.name!r} does not exist; make it first")
-    free = shutil.disk_usage(target.parent).free
+def _check_destination(model: BaseModel, out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise ParameterError(f"{out.name} already exists; choose another name")
+    if not out.parent.is_dir():
+        raise ParameterError(f"the folder {out.parent.name!r} does not exist; create it first")
+    free = shutil.disk_usage(out.parent).free
     if free < model.size:
         raise MergeError(
-            f"{target.name} takes {model.size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there"
+            f"{out.name} needs {model.size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there"
         )
 
 

@@ -1,4 +1,4 @@
-"""One shard copied tensor by tensor, with deltas added on the way."""
+"""Copying a shard tensor by tensor, adding the deltas on the way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..formats.container import changed, file_digest, is_finite
 from ..formats.header import Entry, torch_dtype
 from ..merging.merged import Merged
 from .folder import Shard, read_shard
-from .placing import Target
+from .places import Place
 
 _BLOCK = 4 << 20
 
@@ -26,14 +26,14 @@ Piece = bytes | memoryview
 
 
 class Digest(Protocol):
-    """What ``hashlib`` gives."""
+    """A hash object of ``hashlib``."""
 
     def update(self, data: Piece, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FusedTensor:
-    """One changed tensor: Frobenius norms of the weight, of the delta, and of what rounding took from it."""
+    """One changed tensor, with the Frobenius norms of its weight, its delta and its rounding error."""
 
     name: str
     layer: str
@@ -44,18 +44,18 @@ class FusedTensor:
 
 
 def write_shard(
-    shard: Shard, out: Path, targets: dict[str, Target], merged: Merged, report: Callable[[int, str], None]
+    shard: Shard, out: Path, places: dict[str, Place], merged: Merged, report: Callable[[int, str], None]
 ) -> list[FusedTensor]:
-    """Write the shard with the merge in it, and read it back.
+    """Write a shard with the merge added, read it back, and return a line for each changed tensor.
 
     Raises:
-        LoraFormatError: if the shard changes meanwhile.
-        MergeError: if a result does not fit into its dtype, or the file read back differs.
+        LoraFormatError: if the source shard changes in the meantime.
+        MergeError: if a result overflows its dtype, or the file read back differs.
     """
     digest = hashlib.sha256(shard.header)
-    found: list[FusedTensor] = []
-    # one buffer for all tensors: pieces that are freed and taken again leave holes in the heap
-    buffer = bytearray(max((e.end - e.begin for e in shard.entries if e.name in targets), default=0))
+    changes: list[FusedTensor] = []
+    # one buffer for all tensors: allocating and freeing pieces would fragment the heap
+    buffer = bytearray(max((e.end - e.begin for e in shard.entries if e.name in places), default=0))
     with shard.path.open("rb") as source, out.open("xb") as file:
         before = os.fstat(source.fileno())
         file.write(shard.header)
@@ -63,9 +63,9 @@ def write_shard(
         for done, entry in enumerate(shard.entries):
             report(done, entry.name)
             pieces = _blocks(source, entry, shard)
-            if entry.name in targets:
+            if entry.name in places:
                 pieces = _fused(
-                    _read(source, entry, shard, buffer), entry, targets[entry.name], merged, shard, found
+                    _read(source, entry, shard, buffer), entry, places[entry.name], merged, shard, changes
                 )
             _write(pieces, file, digest)
         file.flush()
@@ -75,38 +75,38 @@ def write_shard(
         raise changed(shard.path.name)
     if read_shard(out).entries != shard.entries or file_digest(out) != digest.hexdigest():
         raise MergeError(f"{out.name} read back differs from what was computed; nothing was saved")
-    return found
+    return changes
 
 
 def _fused(
-    raw: memoryview, entry: Entry, target: Target, merged: Merged, shard: Shard, found: list[FusedTensor]
+    raw: memoryview, entry: Entry, place: Place, merged: Merged, shard: Shard, changes: list[FusedTensor]
 ) -> Iterator[Piece]:
-    """The bytes of the tensor with its delta added; its line goes to ``found``."""
+    """Yield the bytes of a tensor with its delta added, and append its line to ``changes``."""
     weight = torch.frombuffer(raw, dtype=torch_dtype(entry, shard.path.name)).view(entry.shape)
     size = _norm(weight)
     exact = weight if weight.dtype in (torch.float32, torch.float64) else weight.to(torch.float32)
-    delta = _change(exact, target.layer, merged)
+    delta = _change(exact, place.layer, merged)
     step = _norm(delta)
-    exact += delta.T if target.turned else delta
+    exact += delta.T if place.transposed else delta
     del delta, raw
     stored = weight if exact is weight else weight.copy_(exact)
     lost = 0.0 if exact is weight else _norm(exact.sub_(stored))
     del exact
     if not all(is_finite(part) for part in torch.split(stored.flatten(), _BLOCK)):
         raise MergeError(
-            f"{entry.name} with {target.layer} does not fit into {entry.dtype}, or is not finite before; "
+            f"{entry.name} with {place.layer} overflows {entry.dtype}, or the weight was not finite before; "
             "nothing was saved"
         )
-    found.append(FusedTensor(entry.name, target.layer, shard.path.name, size, step, lost))
+    changes.append(FusedTensor(entry.name, place.layer, shard.path.name, size, step, lost))
     yield stored.flatten().view(torch.uint8).numpy().data
 
 
 def _change(weight: Tensor, layer: str, merged: Merged) -> Tensor:
-    """What is added to a weight; a weight that the merge holds as a whole takes its place."""
-    replacement = merged.whole_weights.get(layer)
+    """Return what is added to a weight; a whole weight in the merge replaces it."""
+    whole = merged.whole_weights.get(layer)
     change = torch.zeros(()) if layer not in merged.layers else merged.delta(layer, dtype=torch.float32)
-    if replacement is not None:
-        change = change.to("cpu") + (replacement.value.to("cpu", weight.dtype) - weight)
+    if whole is not None:
+        change = change.to("cpu") + (whole.value.to("cpu", weight.dtype) - weight)
     return change.to("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Adding a merge to a text model of transformers, for one block of code or for one request after another.
+"""Adding a merge to a transformers text model, for one block of code or request by request.
 
     with patched(model, merged):
         model.generate(**inputs)
@@ -8,8 +8,8 @@
     with pool.merged({"ids": ["sql"], "weights": [1.0]}):
         model.generate(**inputs)
 
-The weights are exchanged as objects and never written to: a weight that two modules share, as an embedding
-and its output head may, changes only in the module that the adapter names.
+The weights are swapped as objects and never written to. So a weight that two modules share, such as a tied
+embedding and output head, changes only in the module that the adapter names.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..merging.merged import Merged
-from .exchange import Modules, as_parameter
+from .applied import AppliedMerge
+from .modules import Modules
 from .parameters import EXPERT, attribute_of, owner_of
 from .pool import AdapterPool
-from .weights import Patch
+from .swap import as_parameter
 
 __all__ = ["AdapterPool", "patched"]
 
 
-def patched(model: nn.Module, merged: Merged, strength: float = 1.0) -> Patch:
-    """Put ``weight + strength * merged`` into ``model`` in place of its weights.
+def patched(model: nn.Module, merged: Merged, strength: float = 1.0) -> AppliedMerge:
+    """Replace each adapted weight of ``model`` with ``weight + strength * merged``.
 
     Args:
-        model: a model of transformers, or a ``PeftModel`` around one; what PEFT has active stays active.
+        model: a transformers model, or a ``PeftModel`` around one; adapters active in PEFT stay active.
         merged: what ``merge_ops.merge`` returned.
         strength: multiplies the merge.
 
     Returns:
-        A ``Patch``: a context manager that puts the original weights back at its end; ``replace`` switches
-        to another merge, ``restore`` takes it out.
+        An ``AppliedMerge``: a context manager that puts the original weights back on exit. Its ``replace``
+        switches to another merge, and ``restore`` takes the merge out.
 
     Raises:
-        IncompatibleLoraError: if the model has no module for a layer, or shapes disagree.
+        IncompatibleLoraError: if the model has no module for a layer, or if shapes differ.
     """
-    return _Exchanged(Modules(model), merged, strength)
+    return _SwappedMerge(Modules(model), merged, strength)
 
 
-class _Exchanged(Patch):
-    """A patch that gives modules new parameters, which leaves those that share the old ones alone."""
+class _SwappedMerge(AppliedMerge):
+    """An applied merge that gives modules new parameters, so modules that share the old ones keep them."""
 
     def __init__(self, modules: Modules, merged: Merged, strength: float) -> None:
         self._modules = modules
@@ -63,7 +64,7 @@ class _Exchanged(Patch):
         super().restore()
 
     def _put(self, name: str, weight: Tensor, value: Tensor) -> None:
-        if EXPERT.fullmatch(name):  # one matrix of a larger parameter is written to
+        if EXPERT.fullmatch(name):  # one matrix of a larger parameter: written in place
             super()._put(name, weight, value)
             return
         self._originals[name] = weight
@@ -71,5 +72,5 @@ class _Exchanged(Patch):
 
     def _set(self, name: str, weight: Tensor) -> None:
         module = self._module(name)
-        assert module is not None  # it was found when the patch was made
+        assert module is not None  # it was found when the merge was applied
         setattr(owner_of(module), attribute_of(name), weight)

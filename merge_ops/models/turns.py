@@ -1,4 +1,4 @@
-"""Taking turns: threads that want a model in different states, each after the other."""
+"""Taking turns: threads that need one model in different states use it one after another."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..errors import MergeError
 
 
 class Turns:
-    """Lets threads in as they came; neighbours in the queue that name the same state are inside together.
+    """Admits threads in order of arrival; neighbours in the queue that need the same state run together.
 
-    So nobody waits for ever: who comes later than one with another state does not slip in before it.
+    No thread waits for ever, because none overtakes an earlier one that needs a different state.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class Turns:
 
     @contextmanager
     def turn(self, state: Hashable, begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
-        """Wait for a turn. The first one in calls ``begin``, the last one out calls ``end``.
+        """Wait for a turn. The first thread in calls ``begin``, the last one out calls ``end``.
 
         Raises:
-            MergeError: if this thread is inside already, since it would wait for itself.
+            MergeError: if this thread already has a turn, since it would wait for itself.
         """
         me = threading.get_ident()
         self._enter(me, state, begin)
@@ -45,7 +45,7 @@ class Turns:
         with self._changed:
             if me in self._inside:
                 raise MergeError(
-                    "this thread is within a merged request already; leave that block before the next one"
+                    "this thread is already inside a merged request; leave that block before entering another"
                 )
             self._queue.append(ticket)
             try:

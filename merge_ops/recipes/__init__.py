@@ -1,4 +1,4 @@
-"""Recipes: what a merge was made from and how, to be written, read, imported and run again."""
+"""Recipes: the sources and settings of a merge, to be written, read, imported and run again."""
 
 from .recipe import Recipe, recipe_of
 from .source import Source

@@ -1,6 +1,7 @@
-"""Values from outside (recipes, requests, YAML), each checked for its type before it is used.
+"""Checking the types of values from outside (recipes, requests, YAML) before they are used.
 
-``what`` names the value in messages. Nothing here prints a value longer than a line.
+``what`` names the value in messages, which never show more than a line of it. Every check raises
+``ParameterError``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KINDS = {dict: "an object", list: "a list", type(None): "nothing", bytes: "byte
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: short, on one line, and never what a list or an object holds."""
+    """Return a value as a message shows it: short, on one line, without the content of lists or objects."""
     if isinstance(value, str):
         return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}...")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**18:
@@ -27,27 +28,27 @@ def shown(value: Any) -> str:
 
 
 def text(value: Any, what: str) -> str:
-    """A string."""
+    """Return the value if it is text."""
     if not isinstance(value, str):
         raise ParameterError(f"{what} must be text, not {shown(value)}")
     return value
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number."""
+    """Return the value as a float if it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParameterError(f"{what} must be a number, not {shown(value)}")
     try:
-        found = float(value)
+        finite = float(value)
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+        finite = math.inf
+    if not math.isfinite(finite):
         raise ParameterError(f"{what} must be a finite number, not {shown(value)}")
-    return found
+    return finite
 
 
 def whole(value: Any, what: str, least: int, most: int) -> int:
-    """A whole number from ``least`` to ``most``."""
+    """Return the value if it is a whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ParameterError(f"{what} must be a whole number, not {shown(value)}")
     if value < least:
@@ -58,14 +59,14 @@ def whole(value: Any, what: str, least: int, most: int) -> int:
 
 
 def items(value: Any, what: str) -> list[Any]:
-    """A list."""
+    """Return the value as a list if it is one."""
     if not isinstance(value, list | tuple):
         raise ParameterError(f"{what} must be a list, not {shown(value)}")
     return list(value)
 
 
 def mapping(value: Any, what: str, known: Iterable[str] | None = None) -> dict[str, Any]:
-    """An object whose keys are text, and among ``known`` if that is given."""
+    """Return the value as a dictionary if its keys are text, and among ``known`` if that is given."""
     if not isinstance(value, dict):
         raise ParameterError(f"{what} must be an object, not {shown(value)}")
     names = None if known is None else list(known)
@@ -77,7 +78,7 @@ def mapping(value: Any, what: str, known: Iterable[str] | None = None) -> dict[s
 
 
 def is_plain_name(name: str) -> bool:
-    """True for a name below some folder: not absolute, no drive, no ``..``, no control characters."""
+    """Return True for a relative name: no drive, no ``..``, no control characters."""
     path = name.replace("\\", "/")
     return (
         0 < len(name) <= _MAX_NAME
@@ -90,7 +91,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def plain_name(value: Any, what: str) -> str:
-    """A name as ``is_plain_name`` wants it."""
+    """Return the value if ``is_plain_name`` accepts it."""
     if not is_plain_name(text(value, what)):
         raise ParameterError(
             f"{what} is {shown(value)}; give a plain name or a path below a folder, without '..'"
@@ -99,7 +100,7 @@ def plain_name(value: Any, what: str) -> str:
 
 
 def made_plain(name: str) -> str:
-    """The part of any name that may stand in a recipe: all of it, or what follows the last folder."""
+    """Return the part of a name that a recipe may hold: all of it, or only what follows the last folder."""
     if is_plain_name(name):
         return name
     last = re.split(r"[\\/]", name)[-1].rpartition(":")[2].lstrip("~")[:_MAX_NAME]

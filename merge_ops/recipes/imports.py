@@ -1,4 +1,4 @@
-"""Recipes as text, and LoRAX's request form, in the layout of our own recipes."""
+"""Reading recipes from text, and converting LoRAX's requests to the layout of our recipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _LORAX_VOTES = ("total", "frequency")
 
 
 def parsed_text(given: str) -> Any:
-    """The value of JSON text, or of YAML text if it does not begin with ``{``."""
+    """Parse JSON text, or YAML text if it does not begin with ``{``.
+
+    Raises:
+        ParameterError: if the text is too long or not valid, or if YAML is given without PyYAML.
+    """
     if len(given) > MAX_TEXT:
         raise ParameterError(f"a text of {len(given)} characters is too long for a recipe")
     if given.lstrip().startswith("{"):
@@ -29,18 +33,22 @@ def parsed_text(given: str) -> Any:
         yaml = importlib.import_module("yaml")
     except ModuleNotFoundError as error:
         raise ParameterError(
-            "a recipe in YAML needs PyYAML; 'pip install pyyaml', or give the recipe as JSON"
+            "a recipe in YAML needs PyYAML; run 'pip install pyyaml', or give the recipe as JSON"
         ) from error
     try:
         return yaml.safe_load(given)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # PyYAML's own errors and, for a value that is not what its tag says, those of Python
+        # PyYAML's own errors, and Python's for a value that does not match its tag
         first = " ".join(str(error).split())[:100]
         raise ParameterError(f"the recipe is not valid YAML: {first or 'it cannot be read'}") from error
 
 
 def own_layout(given: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The recipe in our own layout, and warnings about what an import could not keep."""
+    """Return the recipe in our own layout, and warnings about what an import could not keep.
+
+    Raises:
+        ParameterError: if the value is not a recipe of ours, of LoRAX or of mergekit.
+    """
     plain = checked.mapping(given, "the recipe")
     if "merge_method" in plain:
         return from_mergekit(plain)
@@ -54,14 +62,16 @@ def own_layout(given: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def from_lorax(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """LoRAX's ``merged_adapters``, checked as its client checks it; ``space`` is our addition.
+    """Convert LoRAX's ``merged_adapters``, with the checks of its client; ``space`` is our addition.
 
-    ``density`` may be missing for linear only: LoRAX's server then takes 0, which makes all else zero.
+    Only linear may omit ``density``: LoRAX's server then uses 0, which turns every other merge into zeros.
     """
     checked.mapping(given, "the LoRAX request", _LORAX_KEYS)
     ids, weights = (checked.items(given.get(key), f"LoRAX's {key}") for key in ("ids", "weights"))
     if not ids or len(ids) != len(weights):
-        raise ParameterError(f"LoRAX needs one weight an id, but there are {len(ids)} ids and {len(weights)}")
+        raise ParameterError(
+            f"LoRAX needs one weight per id, but got {len(ids)} ids and {len(weights)} weights"
+        )
     strategy = _choice(given, "merge_strategy", _LORAX_STRATEGIES)
     vote = _choice(given, "majority_sign_method", _LORAX_VOTES)
     params: dict[str, Any] = {}
@@ -70,7 +80,9 @@ def from_lorax(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         if not 0 <= params["density"] <= 1:
             raise ParameterError(f"density {params['density']} is outside [0, 1]")
     elif strategy != "linear":
-        raise ParameterError(f"{strategy} needs a density; LoRAX takes 0 without one, and merges to nothing")
+        raise ParameterError(
+            f"{strategy} needs a density; without one LoRAX uses 0, which gives an empty merge"
+        )
     if strategy == "linear":
         params = {}
     if strategy in ("ties", "dare_ties"):
@@ -84,22 +96,24 @@ def from_lorax(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _choice(given: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
-    """The value of a key, which is one of the choices; the first one if it is missing or null."""
+    """Return the value of a key, which must be one of the choices; the first one if it is missing or null."""
     value = given.get(key)
-    found = choices[0] if value is None else checked.text(value, f"LoRAX's {key}")
-    if found not in choices:
+    chosen = choices[0] if value is None else checked.text(value, f"LoRAX's {key}")
+    if chosen not in choices:
         raise ParameterError(
-            f"LoRAX's {key} {checked.shown(found)} is not a choice{did_you_mean(found[:60], choices)}"
+            f"LoRAX's {key} {checked.shown(chosen)} is not a choice{did_you_mean(chosen[:60], choices)}"
         )
-    return found
+    return chosen
 
 
 def _lorax_warnings(strategy: str, sources: list[dict[str, Any]]) -> tuple[str, ...]:
     warnings = []
     if any(source["weight"] not in (0, 1) for source in sources):
         warnings.append(
-            "LoRAX multiplies both factors by the weight, so that 0.5 counts 0.25; here a weight counts once"
+            "LoRAX multiplies both factors by the weight, so 0.5 acts as 0.25 there; here it acts as 0.5"
         )
     if strategy.startswith("dare"):
-        warnings.append("LoRAX does not rescale what DARE keeps; here it is divided by the density")
+        warnings.append(
+            "LoRAX does not rescale the entries that DARE keeps; here they are divided by the density"
+        )
     return tuple(warnings)

@@ -1,8 +1,9 @@
-"""mergekit's configuration of a LoRA merge in the layout of our own recipes, where both mean the same.
+"""Converting mergekit's configuration of a LoRA merge to our recipes, where both mean the same.
 
-mergekit lets the weights vote and divides by the sum of the weights that agree; ours, as PEFT, lets the LoRAs
-vote and divides by their number. The two are the same for equal weights, which then cancel. Without a vote
-``normalize`` divides by the sum of all weights, which is a scale.
+In mergekit the weights take part in the sign vote, and the sum is divided by the weights that agree. Here, as
+in PEFT, each LoRA has one vote, and the sum is divided by the number of LoRAs that agree. Both give the same
+result for equal weights, which then cancel. Without a vote ``normalize`` divides by the sum of all weights,
+which is a scale.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _ALMOST_ZERO = 1e-8
 
 
 def from_mergekit(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The recipe in our own layout, and warnings about what was ignored.
+    """Return the recipe in our own layout, and warnings about what was ignored.
 
     Raises:
-        ParameterError: for what is wrong, and for what cannot be expressed exactly, with the reason.
+        ParameterError: for an invalid value, and for one that a recipe cannot express exactly.
     """
     for key in ("slices", "modules"):
         if key in given:
@@ -45,12 +46,12 @@ def from_mergekit(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
         checked.mapping(model, "a model", ("model", "parameters"))
         for model in checked.items(given.get("models"), "models")
     ]
-    if name != "linear":  # all other methods look at changes of the base model, of which it has none itself
+    if name != "linear":  # all other methods merge changes of the base model, and the base itself has none
         models = [model for model in models if base is None or model.get("model") != base]
     if not models:
-        raise ParameterError("the mergekit configuration has no model besides the base; list the LoRAs")
+        raise ParameterError("the mergekit configuration lists no model other than the base; list the LoRAs")
     names = [_lora_name(model.get("model"), base) for model in models]
-    weights, densities = _of_each(names, models, shared)
+    weights, densities = _weights_and_densities(names, models, shared)
     density = _one_density(name, densities)
     scale = _scale(name, weights, shared)
     if name in ("ties", "dare_ties"):
@@ -62,32 +63,32 @@ def from_mergekit(given: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
 
 
 def _lora_name(value: Any, base: Any) -> str:
-    """``base+lora`` is mergekit's way to write a LoRA on a model; only the LoRA is merged here."""
+    """Return the LoRA of ``base+lora``, mergekit's notation for a LoRA on a model."""
     name = checked.text(value, "model")
     return name.removeprefix(f"{base}+") if isinstance(base, str) else name
 
 
-def _of_each(
+def _weights_and_densities(
     names: list[str], models: list[dict[str, Any]], shared: dict[str, Any]
 ) -> tuple[list[float], list[float]]:
-    """The weight and the density of each model: its own, or else that of all."""
+    """Return the weight and the density of each model: its own, or else the global one."""
     weights, densities = [], []
     for name, model in zip(names, models, strict=True):
         own = checked.mapping(
             model.get("parameters") or {}, f"parameters of {checked.shown(name)}", ("weight", "density")
         )
-        merged = {key: shared[key] for key in ("weight", "density") if key in shared} | own
-        if "weight" not in merged:
+        both = {key: shared[key] for key in ("weight", "density") if key in shared} | own
+        if "weight" not in both:
             raise ParameterError(f"{checked.shown(name)} has no weight, which mergekit needs for every model")
-        weights.append(_constant(merged["weight"], "weight"))
-        densities.append(_constant(merged.get("density", 1.0), "density"))
+        weights.append(_constant(both["weight"], "weight"))
+        densities.append(_constant(both.get("density", 1.0), "density"))
     return weights, densities
 
 
 def _constant(value: Any, what: str) -> float:
     if isinstance(value, list | dict):
         raise ParameterError(
-            f"{what} is a gradient over the layers, which a recipe cannot say; give one number"
+            f"{what} is a gradient over the layers, which a recipe cannot express; give one number"
         )
     return checked.number(value, what)
 
@@ -102,7 +103,7 @@ def _flag(shared: dict[str, Any], key: str, otherwise: bool) -> bool:
 def _one_density(name: str, densities: list[float]) -> float:
     if len(set(densities)) > 1:
         raise ParameterError(
-            "the models have different densities, which a recipe cannot say; give one density"
+            "the models have different densities, which a recipe cannot express; give one density"
         )
     density = densities[0]
     if not 0 <= density <= 1:
@@ -115,7 +116,7 @@ def _one_density(name: str, densities: list[float]) -> float:
 
 
 def _scale(name: str, weights: list[float], shared: dict[str, Any]) -> float:
-    """``lambda``, over the sum of the weights where mergekit normalizes without a vote."""
+    """Return ``lambda``, divided by the sum of the weights where mergekit normalizes without a vote."""
     scale = _constant(shared.get("lambda", 1.0), "lambda")
     if name == "linear" and scale != 1:
         raise ParameterError("mergekit's linear has no lambda; use task_arithmetic")
@@ -130,18 +131,18 @@ def _scale(name: str, weights: list[float], shared: dict[str, Any]) -> float:
 
 
 def _voting(name: str, weights: list[float], shared: dict[str, Any]) -> list[float]:
-    """The weights of a merge with a vote, if ours gives mergekit's result with them."""
+    """Return the weights of a merge with a vote, if our method gives mergekit's result with them."""
     normalized = _flag(shared, "normalize", name in _NORMALIZED)
     if len(weights) == 1:
         return [1.0] if normalized and weights[0] else weights
     if not normalized:
         raise ParameterError(
-            f"mergekit's {name} with normalize: false adds the LoRAs that agree, and here they are averaged; "
-            "a recipe cannot say that"
+            f"mergekit's {name} with normalize: false adds the LoRAs that agree, but here they are averaged; "
+            "a recipe cannot express that"
         )
     if len(set(weights)) > 1 or weights[0] <= 0:
         raise ParameterError(
-            f"mergekit's {name} lets the weights vote, and here each LoRA has one vote; the two are the same "
+            f"mergekit's {name} counts weights as votes, but here each LoRA has one vote; both are the same "
             "only for equal positive weights"
         )
     return [1.0] * len(weights)
@@ -149,13 +150,13 @@ def _voting(name: str, weights: list[float], shared: dict[str, Any]) -> list[flo
 
 def _warnings(given: dict[str, Any], name: str, density: float) -> tuple[str, ...]:
     warnings = [
-        f"mergekit's {key!r} is ignored: only LoRAs are merged, and the file is written as asked"
+        f"mergekit's {key!r} is ignored: only LoRAs are merged, and saved as you choose"
         for key in ("base_model", "dtype", "out_dtype", "name")
         if key in given
     ]
     if name.startswith("dare") and density < 1:
         warnings.append(
-            "mergekit draws other random masks and rescales to the same L1 norm; here the rest is divided by "
-            "the density, which is equal on average only"
+            "mergekit draws other random masks and rescales to the same L1 norm; here the kept entries are "
+            "divided by the density, which gives the same result only on average"
         )
     return tuple(warnings)

@@ -1,4 +1,4 @@
-"""The recipe of a merge: what it was made from and how, small enough for a file's metadata."""
+"""The recipe of a merge: its sources and settings, small enough for a file's metadata."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _MAX_SEED = 10**100
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which LoRAs a merge is made from, and every setting of it. Holds no path, and is always valid.
+    """The LoRAs of a merge and all its settings. A recipe holds no path, and is always valid.
 
-    ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` mean what they mean to ``merge``;
-    ``rank`` is the rank of the result, whether it was asked for when merging or when saving. ``warnings`` say
-    what an import from another program left out.
+    ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` have the same meaning as in ``merge``;
+    ``rank`` is the rank of the result, whether it was requested when merging or when saving. ``warnings``
+    list what an import from another program left out.
 
     Raises:
-        UnknownMethodError, ParameterError: when it is made, for a value that ``merge`` would refuse too.
+        UnknownMethodError, ParameterError: on creation, for a value that ``merge`` would refuse too.
     """
 
     sources: tuple[Source, ...]
@@ -104,17 +104,17 @@ class Recipe:
 
     @classmethod
     def parse(cls, given: dict[str, Any] | str) -> Recipe:
-        """A recipe from its own JSON, LoRAX's request form, or mergekit's YAML or JSON of a LoRA merge.
+        """Read a recipe from its own JSON, a LoRAX request, or mergekit's YAML or JSON of a LoRA merge.
 
         Raises:
-            ParameterError, UnknownMethodError: naming the key that is wrong, or what cannot be expressed.
+            ParameterError, UnknownMethodError: naming an invalid key, or what cannot be expressed.
         """
         plain, warnings = own_layout(parsed_text(given) if isinstance(given, str) else given)
         checked.mapping(plain, "the recipe", _KEYS)
         if (number := plain.get("recipe")) != RECIPE_VERSION or isinstance(number, bool):
             raise ParameterError(
-                f"the recipe is of version {checked.shown(number)}, and version {RECIPE_VERSION} is known "
-                "here; update LoRA Alloy, or check the key 'recipe'"
+                f"the recipe has version {checked.shown(number)}, but only version {RECIPE_VERSION} is "
+                "supported; update LoRA Alloy, or check the key 'recipe'"
             )
         listed = checked.items(plain.get("sources"), "sources")
         names = ("name", "sha256", "weight", "text_weight", "blocks")
@@ -123,7 +123,7 @@ class Recipe:
         return cls(sources, **rest, warnings=warnings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, in the layout that is written into files."""
+        """Return the recipe as plain values, in the layout that is written into files."""
         how: dict[str, Any] = (
             {"method": self.method, "space": self.space, "rank": self.rank}
             if self.combination_type is None
@@ -143,7 +143,7 @@ class Recipe:
         }
 
     def to_json(self, indent: int | None = None) -> str:
-        """``to_dict`` as JSON text."""
+        """Return ``to_dict`` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     @property
@@ -175,13 +175,13 @@ class Recipe:
         self, loras: Sequence[Lora], *, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None, progress: Progress | None = None, base: Any = None,
     ) -> Merged:  # fmt: skip
-        """Merge the LoRAs, which are in the order of ``sources``, as the recipe says.
+        """Merge LoRAs, given in the order of ``sources``, with the settings of the recipe.
 
         ``base`` is the base model, which some adapters need; see ``merge``.
 
         Raises:
-            ParameterError: if the number of LoRAs is not that of the sources.
-            IncompatibleLoraError: as ``merge``.
+            ParameterError: if there are more or fewer LoRAs than sources.
+            IncompatibleLoraError: as in ``merge``.
         """
         if len(loras) != len(self.sources):
             raise ParameterError(f"the recipe has {len(self.sources)} sources, but {len(loras)} were given")
@@ -208,7 +208,9 @@ class Recipe:
                 )
             return get_method(checked.text(self.method, "method"))
         if self.method is not None or self.space != "delta":
-            raise ParameterError("a recipe with combination_type has no method and no space; leave them out")
+            raise ParameterError(
+                "a recipe with combination_type cannot have a method or a space; leave them out"
+            )
         if self.svd_clamp is not None and not 0 <= checked.number(self.svd_clamp, "svd_clamp") <= 1:
             raise ParameterError(f"svd_clamp {self.svd_clamp} is outside [0, 1]")
         return get_method(
@@ -221,7 +223,7 @@ class Recipe:
         for name, value in given.items():
             if not isinstance(value, str | bool):
                 checked.number(value, name)
-        if self.combination_type is not None:  # as in PEFT, what a type has no use for is ignored
+        if self.combination_type is not None:  # as in PEFT, parameters that a type does not use are ignored
             given = {name: value for name, value in given.items() if name in known}
         return method.resolve(given)
 
@@ -231,5 +233,5 @@ def _text(blocks: BlockStrengths | None) -> str | None:
 
 
 def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:
-    """``Recipe.of`` as the plain values that are written into a file."""
+    """Return the recipe of a merge as the plain values that are written into a file."""
     return Recipe.of(merged, rank).to_dict()

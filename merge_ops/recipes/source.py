@@ -12,15 +12,15 @@ from . import checked
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One LoRA of a recipe: its name without folder, the SHA-256 of its file, and its weights.
+    """One LoRA of a recipe: its name without a folder, the SHA-256 of its file, and its weights.
 
-    ``blocks`` is the text of its block strengths, in the spelling that ``BlockStrengths`` writes.
+    ``blocks`` is the text of its block strengths, as ``BlockStrengths`` writes it.
     """
 
     name: str
     sha256: str | None = None
     weight: float = 1.0
-    text_weight: float | None = None  # None: as weight
+    text_weight: float | None = None  # None: the same as weight
     blocks: str | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +42,7 @@ class Source:
         object.__setattr__(self, "text_weight", None if text_weight == weight else text_weight)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the source as plain values, without what is not set."""
         own = {"name": self.name, "sha256": self.sha256, "weight": self.weight}
         more = {"text_weight": self.text_weight, "blocks": self.blocks}
         return own | {key: value for key, value in more.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Where recipes are, and where their sources are: in files, found by what is in them or by their names."""
+"""Reading recipes from files, and finding their sources by content or by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .imports import MAX_TEXT
 from .recipe import Recipe
 from .source import Source
 
-RECIPE_KEY = "lora_alloy"  # of a file's metadata; a PEFT folder has it in its safetensors file
+RECIPE_KEY = "lora_alloy"  # in a file's metadata; for a PEFT folder, that of its safetensors file
 TEXT_SUFFIXES = (".json", ".yaml", ".yml")
 _SUFFIX = ".safetensors"
 
@@ -28,19 +28,19 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A safetensors file in one of the folders. ``parts`` is its path, from the name of that folder on."""
+    """A safetensors file in one of the folders. ``parts`` is its path, starting with that folder's name."""
 
     path: Path
     parts: tuple[str, ...]
 
     @property
     def config(self) -> Path | None:
-        """The configuration beside it, if it lies in a PEFT folder."""
-        found = self.path.with_name(CONFIG_NAME)
-        return found if found.is_file() else None
+        """The configuration next to it, if it is part of a PEFT folder."""
+        config = self.path.with_name(CONFIG_NAME)
+        return config if config.is_file() else None
 
     def is_called(self, name: str) -> bool:
-        """True if the name, with or without folders and suffix, is that of the file or its PEFT folder."""
+        """Return True if a name, with or without folders and suffix, matches the file or its PEFT folder."""
         wanted = PurePosixPath(name.replace("\\", "/")).parts
         spelled = [self.parts, (*self.parts[:-1], self.path.name[: -len(_SUFFIX)])]
         if self.path.name == WEIGHTS_NAME and self.config:
@@ -48,24 +48,24 @@ class _File:
         return any(parts[-len(wanted) :] == wanted for parts in spelled)
 
     def digests(self) -> dict[str, Path]:
-        """SHA-256 to what ``load`` takes: of the file, and of the file with its PEFT configuration.
+        """Return the path to load by SHA-256: of the file, and of the file with its PEFT configuration.
 
-        Nothing if it cannot be read.
+        Empty if the file cannot be read.
         """
         try:
-            found = {file_digest(self.path): self.path}
+            paths = {file_digest(self.path): self.path}
             if self.config is not None:
                 whole = self.path.parent if self.path.name == WEIGHTS_NAME else self.path
-                found[file_digest(self.path, self.config)] = whole
-        except OSError:  # of no use as a source, and no reason to stop looking
+                paths[file_digest(self.path, self.config)] = whole
+        except OSError:  # no use as a source, but no reason to stop the search
             return {}
-        return found
+        return paths
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe of a saved ``.safetensors`` file or PEFT folder, or of a ``.json`` or ``.yaml`` file.
+    """Read the recipe of a saved ``.safetensors`` file or PEFT folder, or of a ``.json`` or ``.yaml`` file.
 
-    Only the header of a LoRA file is read.
+    Of a LoRA file only the header is read.
 
     >>> recipe = merge_ops.read_recipe("both.safetensors")
     >>> recipe.method, recipe.params["density"], [source.name for source in recipe.sources]
@@ -73,7 +73,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
     Raises:
         LoraFormatError: if the file holds no recipe, or cannot be read.
-        ParameterError: if the recipe in it is wrong.
+        ParameterError: if the recipe is invalid.
     """
     where = Path(path)
     file = where / WEIGHTS_NAME if where.is_dir() else where
@@ -86,8 +86,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     noted = _metadata_of(file).get(RECIPE_KEY)
     if noted is None:
         raise LoraFormatError(
-            f"{where.name} holds no recipe; only files that LoRA Alloy saved have one, in the metadata "
-            f"{RECIPE_KEY!r}"
+            f"{where.name} has no recipe; only files saved by LoRA Alloy have one, in their metadata "
+            f"({RECIPE_KEY!r})"
         )
     return Recipe.parse(noted)
 
@@ -95,11 +95,11 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 def find_sources(
     recipe: Recipe, folders: Iterable[str | os.PathLike[str]], *, progress: Progress | None = None
 ) -> list[Lora]:
-    """Read the LoRAs of a recipe, in its order, from the files and PEFT folders below the folders.
+    """Find the LoRAs of a recipe in folders and their subfolders, and read them in the recipe's order.
 
-    A source is found by its SHA-256: files of its name are hashed first, all others only if that does not
-    find it. Then it is found by its name alone, which is one of the ``warnings`` of the LoRA. Links that lead
-    out of a folder are not followed, and only safetensors files are opened.
+    A source is first looked up by its SHA-256: files of the same name are hashed first, all others only if
+    needed. If that fails it is looked up by name alone, which adds a warning to the LoRA's ``warnings``.
+    Links that lead out of a folder are not followed, and only safetensors files are opened.
 
     >>> recipe = merge_ops.read_recipe("both.safetensors")
     >>> loras = merge_ops.find_sources(recipe, ["."])
@@ -108,34 +108,34 @@ def find_sources(
     2
 
     Args:
-        recipe: what names the sources.
-        folders: where to look, with all that is below.
+        recipe: the recipe whose sources to find.
+        folders: where to look, including all subfolders.
         progress: called as ``progress(done, total, name)`` before a file is hashed.
 
     Raises:
-        ParameterError: if a folder or a source is missing, or a name fits several files; names them.
+        ParameterError: naming a folder or source that is missing, or the files that share a name.
         LoraFormatError: if a source cannot be read.
     """
     roots = [Path(folder) for folder in folders]
     files = list(_files_below(roots))
-    found = _found_by_digest(recipe.sources, files, progress or (lambda *_: None))
+    paths = _paths_by_digest(recipe.sources, files, progress or (lambda *_: None))
     missing: list[Source] = []
     for source in recipe.sources:
-        if (source.sha256 or "") not in found and source not in missing:
+        if (source.sha256 or "") not in paths and source not in missing:
             called = [file for file in files if file.is_called(source.name)]
             if not called:
                 missing.append(source)
             else:
-                found[_key(source)] = _only_one(source, called)
+                paths[_key(source)] = _only_one(source, called)
     if missing:
         raise ParameterError(_not_found(missing, roots, len(files)))
-    paths = [found.get(source.sha256 or "") or found[_key(source)] for source in recipe.sources]
-    read = {path: load(path) for path in dict.fromkeys(paths)}
-    return [_noted(read[path], source) for path, source in zip(paths, recipe.sources, strict=True)]
+    chosen = [paths.get(source.sha256 or "") or paths[_key(source)] for source in recipe.sources]
+    loras = {path: load(path) for path in dict.fromkeys(chosen)}
+    return [_with_warning(loras[path], source) for path, source in zip(chosen, recipe.sources, strict=True)]
 
 
 def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
-    """Every safetensors file once, in the order of the folders and of the alphabet."""
+    """Yield every safetensors file once, in the order of the folders, then alphabetically."""
     seen: set[Path] = set()
     for given in roots:
         if not given.is_dir():
@@ -145,7 +145,9 @@ def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
             below.sort()
             for name in sorted(names):
                 path = Path(here, name)
-                if not name.lower().endswith(_SUFFIX) or name.startswith("."):  # hidden: being written
+                if not name.lower().endswith(_SUFFIX) or name.startswith(
+                    "."
+                ):  # hidden files are still being written
                     continue
                 target = path.resolve()
                 if target in seen or not target.is_relative_to(root) or not target.is_file():
@@ -154,48 +156,48 @@ def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
                 yield _File(path, (root.name, *path.relative_to(root).parts))
 
 
-def _found_by_digest(
+def _paths_by_digest(
     sources: Sequence[Source], files: Sequence[_File], progress: Progress
 ) -> dict[str, Path]:
-    """SHA-256 to path, of the sources whose files are there; reads no more files than it needs."""
+    """Return the paths of the sources by SHA-256, reading no more files than needed."""
     wanted = {source.sha256 for source in sources if source.sha256 is not None}
     names = [source.name for source in sources if source.sha256 is not None]
     likely = [file for file in files if any(file.is_called(name) for name in names)]
     others = [file for file in files if file not in likely] if wanted else []
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for done, file in enumerate((*likely, *others)):
-        if wanted <= found.keys():
+        if wanted <= paths.keys():
             break
         progress(done, len(likely) + len(others), file.path.name)
-        found |= {digest: path for digest, path in file.digests().items() if digest in wanted - found.keys()}
-    return found
+        paths |= {digest: path for digest, path in file.digests().items() if digest in wanted - paths.keys()}
+    return paths
 
 
 def _only_one(source: Source, called: list[_File]) -> Path:
-    """The file of that name; several are one if their contents are the same."""
+    """Return the path of the only file of that name; files with equal contents count as one."""
     several = [file.digests() for file in called] if len(called) > 1 else []
     if several and len({tuple(digests) for digests in several}) > 1:
         places = ", ".join("/".join(file.parts) for file in called[:5])
         raise ParameterError(
-            f"several files are called {source.name!r}: {places}; give the folder of the right one only"
+            f"several files are named {source.name!r}: {places}; give only the folder of the right one"
         )
     file = called[0]
     return file.path.parent if file.path.name == WEIGHTS_NAME and file.config else file.path
 
 
-def _noted(lora: Lora, source: Source) -> Lora:
-    """The LoRA, with a warning if nothing but its name says that it is the source."""
+def _with_warning(lora: Lora, source: Source) -> Lora:
+    """Return the LoRA, with a warning if it was found by name alone."""
     if source.sha256 is None:
-        note = f"found by the name {source.name!r} only, since the recipe has no SHA-256 of it"
+        note = f"found only by its name {source.name!r}, since the recipe has no SHA-256 for it"
     elif lora.sha256 != source.sha256:
-        note = f"found by the name {source.name!r} only: it is not the file that the recipe was made from"
+        note = f"found only by its name {source.name!r}: it is not the file that the recipe was made from"
     else:
         return lora
     return replace(lora, warnings=(*lora.warnings, note))
 
 
 def _key(source: Source) -> str:
-    """What a source that is found by its name is kept under; no SHA-256 has a slash in front."""
+    """Return the key of a source that was found by name; the slash tells it from a SHA-256."""
     return f"/{source.name}"
 
 
@@ -213,7 +215,7 @@ def _not_found(missing: list[Source], roots: list[Path], count: int) -> str:
 
 
 def _metadata_of(file: Path) -> dict[str, str]:
-    """What the header of a safetensors file says; its tensors are not read."""
+    """Read the metadata in the header of a safetensors file; its tensors are not read."""
     try:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
@@ -222,7 +224,7 @@ def _metadata_of(file: Path) -> dict[str, str]:
 
 
 def _text_of(file: Path) -> str:
-    if file.stat().st_size > 4 * MAX_TEXT:  # bytes of a character, at most
+    if file.stat().st_size > 4 * MAX_TEXT:  # a character takes at most 4 bytes
         raise ParameterError(f"{file.name} is too large for a recipe")
     try:
         return file.read_text(encoding="utf-8-sig")

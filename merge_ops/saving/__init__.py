@@ -1,4 +1,4 @@
-"""From a merge to a file that other tools load, read back and compared before it gets its name."""
+"""Saving a merge as a file that other tools load, read back and compared before it gets its final name."""
 
 from .save import SaveReport, save
 from .tensors import FORMATS

@@ -1,4 +1,4 @@
-"""What a merged file says of its sources where it still holds, and hashes that are made anew."""
+"""Metadata that a merged file carries over from its sources, and new hashes."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from torch import Tensor
 
 from ..lora import Lora
 
-# about the base model: carried where those that say it agree, since others just do not say it
+# about the base model: carried over where all sources that state it agree
 _AGREED = (
     "modelspec.architecture", "modelspec.encoder_layer", "modelspec.implementation",
     "modelspec.prediction_type", "modelspec.resolution", "modelspec.timestep_range",
     "ss_base_model_version", "ss_clip_skip", "ss_new_sd_model_hash", "ss_new_vae_hash", "ss_resolution",
     "ss_sd_model_hash", "ss_v2", "ss_vae_hash",
 )  # fmt: skip
-_AGREED_NAMES = ("ss_sd_model_name", "ss_vae_name")  # the same, but trainers may write a path
-_SAID_BY_ALL = ("modelspec.license",)  # nobody may speak for a source that says nothing
-_UNITED = ("modelspec.trigger_phrase", "modelspec.tags", "trigger_words")  # words with commas between them
+_AGREED_NAMES = ("ss_sd_model_name", "ss_vae_name")  # likewise, but trainers may write a path here
+_STATED_BY_ALL = ("modelspec.license",)  # not carried over if any source is silent
+_UNITED = ("modelspec.trigger_phrase", "modelspec.tags", "trigger_words")  # comma-separated words
 _TAGS = "ss_tag_frequency"  # JSON: dataset to tag to count
-HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # of a model: anything else may be a folder of a machine
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # of a model; anything else may be a folder on some machine
 _MAX_VALUE = 500  # characters of a carried value
 _MAX_WORDS = 100
 _MAX_DATASETS = 32
-_MAX_TAGS = 100  # of a dataset, the most frequent
+_MAX_TAGS = 100  # per dataset, the most frequent
 _MAX_JSON = 1 << 22  # characters of a source's tags
 
-_LEGACY = (0x100000, 0x110000)  # bytes of a file that the old hash of sd-webui-additional-networks is of
+_LEGACY = (0x100000, 0x110000)  # the bytes of a file that the old hash of sd-webui-additional-networks covers
 
 
 def carried_over(loras: list[Lora]) -> dict[str, str]:
-    """Metadata of the sources that is true of their merge: facts that agree, and the words of all."""
-    said = [lora.metadata for lora in loras]
-    found: dict[str, str] = {}
-    for key in _AGREED + _AGREED_NAMES + _SAID_BY_ALL:
-        values = [own[key] for own in said if key in own]
+    """Return metadata of the sources that is true of their merge: facts that agree, and the words of all."""
+    sources = [lora.metadata for lora in loras]
+    carried: dict[str, str] = {}
+    for key in _AGREED + _AGREED_NAMES + _STATED_BY_ALL:
+        values = [own[key] for own in sources if key in own]
         if key in _AGREED_NAMES:
             values = [_without_folder(value) for value in values]
-        if key in _SAID_BY_ALL and len(values) < len(said):
+        if key in _STATED_BY_ALL and len(values) < len(sources):
             continue
         if len(set(values)) == 1 and len(values[0]) <= _MAX_VALUE:
-            found[key] = values[0]
+            carried[key] = values[0]
     for key in _UNITED:
-        words = _united(own[key] for own in said if key in own)
+        words = _united(own[key] for own in sources if key in own)
         if words:
-            found[key] = ", ".join(words)
-    tags = _united_tags([own[_TAGS] for own in said if _TAGS in own])
+            carried[key] = ", ".join(words)
+    tags = _united_tags([own[_TAGS] for own in sources if _TAGS in own])
     if tags:
-        found[_TAGS] = json.dumps(tags)
-    return found
+        carried[_TAGS] = json.dumps(tags)
+    return carried
 
 
 def hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str, str]:
-    """``(SHA-256 of the tensor data, the old hash)`` of a safetensors file, as kohya's trainer defines them.
+    """Return ``(SHA-256 of the tensor data, old hash)`` of a file, as kohya's trainer defines them.
 
-    The first does not depend on the metadata; the other is of 64 KiB at 1 MiB of a file with nothing but the
-    ``ss_`` keys of it.
+    The first does not depend on the metadata. The old hash covers 64 KiB at offset 1 MiB of the same file
+    with only the ``ss_`` keys as metadata.
     """
     header, order = _header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})
     data, legacy, place = hashlib.sha256(), hashlib.sha256(), 0
@@ -81,7 +81,7 @@ def _without_folder(name: str) -> str:
 
 
 def _united(values: Iterable[str]) -> list[str]:
-    """The words of all, each once, as many as there is room for."""
+    """Return the words of all values, each once, as many as there is room for."""
     words = dict.fromkeys(word.strip() for value in values for word in value[:_MAX_JSON].split(","))
     kept: list[str] = []
     for word in words:
@@ -91,9 +91,9 @@ def _united(values: Iterable[str]) -> list[str]:
 
 
 def _united_tags(values: list[str]) -> dict[str, dict[str, int]]:
-    """The most frequent tags of each dataset; those of a dataset that several sources have are added up."""
+    """Return the most frequent tags of each dataset, summed over sources that share a dataset."""
     datasets: dict[str, dict[str, int]] = {}
-    for value in dict.fromkeys(values):  # sources trained on the same images say the same
+    for value in dict.fromkeys(values):  # sources trained on the same images have the same tags
         for dataset, tags in _tags_of(value).items():
             if len(datasets) >= _MAX_DATASETS and dataset not in datasets:
                 continue
@@ -107,26 +107,26 @@ def _united_tags(values: list[str]) -> dict[str, dict[str, int]]:
 
 
 def _tags_of(value: str) -> dict[str, dict[str, int]]:
-    """What is well formed in one source's tags; the rest is left out, since nothing depends on it."""
+    """Return the well-formed part of one source's tags; the rest is dropped, since nothing depends on it."""
     try:
         read: Any = json.loads(value) if len(value) <= _MAX_JSON else {}
     except (ValueError, RecursionError):
         return {}
-    found: dict[str, dict[str, int]] = {}
+    valid: dict[str, dict[str, int]] = {}
     for dataset, tags in read.items() if isinstance(read, dict) else ():
         if isinstance(tags, dict):
-            found[_without_folder(dataset)[:_MAX_VALUE]] = {
+            valid[_without_folder(dataset)[:_MAX_VALUE]] = {
                 tag: count
                 for tag, count in tags.items()
                 if type(count) is int and 0 < count < 10**9 and len(tag) <= _MAX_VALUE
             }
-    return found
+    return valid
 
 
 def _header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
-    """What safetensors writes before the data, and the order of the data.
+    """Return what safetensors writes before the data, and the order of the tensors.
 
-    The order and the names of dtypes are asked of safetensors itself, by a file with one entry a tensor.
+    The order and the dtype names come from safetensors itself: it writes a file with one number per tensor.
     """
     small = safetensors_bytes({key: torch.zeros(1, dtype=tensor.dtype) for key, tensor in tensors.items()})
     entries = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])

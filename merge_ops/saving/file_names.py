@@ -1,4 +1,4 @@
-"""Names that a file may be saved under: those that every system can hold."""
+"""Where a file may be saved: under a name that every system can hold, in a folder that exists."""
 
 from __future__ import annotations
 
@@ -7,29 +7,55 @@ from pathlib import Path
 
 from ..errors import ParameterError, shown
 
+EXISTS = "{} already exists; choose another name, or ask to overwrite it"
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 _MAX_BYTES = 255
 
 
+def check_destination(target: Path, form: str, overwrite: bool) -> None:
+    """Refuse a path that a file or folder of this format cannot be written to.
+
+    Raises:
+        ParameterError: for a wrong suffix, a name that some system cannot hold, a missing folder, or a file
+            that exists and must not be replaced.
+    """
+    if form != "peft" and target.suffix != ".safetensors":
+        raise ParameterError(
+            f"{target.name!r} must end in .safetensors (or save a folder with format='peft')"
+        )
+    if form == "peft" and target.suffix == ".safetensors":
+        raise ParameterError(
+            f"format 'peft' writes a folder, so {target.name!r} must not end in .safetensors"
+        )
+    check_name(target.name)
+    if not is_folder(target.parent):
+        raise ParameterError(f"the folder {target.parent.name[:80]!r} does not exist; create it first")
+    if target.exists() and not overwrite:
+        raise ParameterError(EXISTS.format(target.name))
+    if target.exists() and target.is_dir() != (form == "peft"):
+        kind = "folder" if target.is_dir() else "file"
+        raise ParameterError(f"{target.name} is a {kind}, which format {form!r} cannot replace")
+
+
 def check_name(name: str) -> None:
-    """Refuse one part of a path that some system cannot hold as it is.
+    """Refuse one part of a path that some system cannot hold.
 
     Raises:
         ParameterError: for control characters, names that Windows reserves, and names that are too long.
     """
     if not name.isprintable():
-        raise ParameterError(f"the name {shown(name)} has a character in it that cannot be printed")
+        raise ParameterError(f"the name {shown(name)} contains a character that cannot be printed")
     if name.partition(".")[0].rstrip().upper() in _RESERVED:
         raise ParameterError(f"the name {shown(name)} is reserved by Windows; choose another one")
     if name != name.rstrip(" .") and name not in (".", ".."):
         raise ParameterError(f"the name {shown(name)} ends in a dot or a space, which Windows drops")
     size = len(os.fsencode(name))
     if size > _MAX_BYTES:
-        raise ParameterError(f"the name {shown(name)} takes {size} bytes, and {_MAX_BYTES} fit")
+        raise ParameterError(f"the name {shown(name)} is {size} bytes long, but at most {_MAX_BYTES} fit")
 
 
 def is_folder(path: Path) -> bool:
-    """False too for a name that no folder can have."""
+    """Return True for an existing folder, and False also for a name that no folder can have."""
     try:
         return path.is_dir()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""(IA)3 adapters as PEFT folders."""
+"""Writing (IA)3 adapters as PEFT folders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import MergeError
 _PREFIX = "base_model.model."
 
 
-def ia3_tensors(scaled: dict[str, Ia3], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors to write. PEFT applies the factors of a module's outputs to its bias by itself."""
+def ia3_tensors(ia3: dict[str, Ia3], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors to write. PEFT itself applies the factors of a module's outputs to its bias."""
     tensors = {}
-    for name, adapter in scaled.items():
+    for name, adapter in ia3.items():
         if not name.endswith(".bias"):
             shape = adapter.stored or ((1, -1) if adapter.by_input else (-1, 1))
             factors = (adapter.added.to(torch.float64) + 1).to(dtype).reshape(shape)
@@ -25,21 +25,21 @@ def ia3_tensors(scaled: dict[str, Ia3], dtype: torch.dtype) -> dict[str, Tensor]
     return tensors
 
 
-def ia3_errors(scaled: dict[str, Ia3], tensors: dict[str, Tensor]) -> Iterator[tuple[str, float, float]]:
-    """Of each layer its name, and the squared error and norm of what its factors add to 1."""
-    for name, adapter in scaled.items():
-        found = tensors.get(f"{_stem(name, adapter)}.ia3_l")
-        if found is not None and not name.endswith(".bias"):
+def ia3_errors(ia3: dict[str, Ia3], tensors: dict[str, Tensor]) -> Iterator[tuple[str, float, float]]:
+    """Yield each layer's name, and the squared error and squared norm of what its factors add to 1."""
+    for name, adapter in ia3.items():
+        stored = tensors.get(f"{_stem(name, adapter)}.ia3_l")
+        if stored is not None and not name.endswith(".bias"):
             exact = adapter.added.to("cpu", torch.float64)
-            rounded = found.flatten().to(torch.float64) - 1
+            rounded = stored.flatten().to(torch.float64) - 1
             yield name, float((rounded - exact).square().sum()), float(exact.square().sum())
 
 
-def ia3_config(scaled: dict[str, Ia3]) -> dict[str, Any]:
-    """What is special to (IA)3 in ``adapter_config.json``."""
+def ia3_config(ia3: dict[str, Ia3]) -> dict[str, Any]:
+    """Return the part of ``adapter_config.json`` that is specific to (IA)3."""
     modules = {
         _stem(name, adapter).removeprefix(_PREFIX): adapter
-        for name, adapter in scaled.items()
+        for name, adapter in ia3.items()
         if not name.endswith(".bias")
     }
     return {
@@ -52,15 +52,19 @@ def ia3_config(scaled: dict[str, Ia3]) -> dict[str, Any]:
     }
 
 
-def check_alone(scaled: dict[str, Ia3], others: int, form: str) -> None:
-    """Refuse what no file can hold beside (IA)3."""
-    if scaled and form != "peft":
+def check_alone(ia3: dict[str, Ia3], others: int, form: str) -> None:
+    """Refuse a format, or other layers, that cannot be combined with (IA)3 in one file.
+
+    Raises:
+        MergeError: saying what to do instead.
+    """
+    if ia3 and form != "peft":
         raise MergeError(
             f"a merge of (IA)3 adapters is written as a PEFT folder, not as {form}; use format='peft'"
         )
-    if scaled and others:
+    if ia3 and others:
         raise MergeError(
-            f"the merge holds {len(scaled)} scaled layers of (IA)3 and {others} others, which one PEFT "
+            f"the merge holds {len(ia3)} scaled layers of (IA)3 and {others} others, which one PEFT "
             "folder cannot hold; give the base model as base= to the merge"
         )
 

@@ -1,4 +1,4 @@
-"""What a written file says of itself: its metadata, and a PEFT folder's configuration."""
+"""The metadata of a written file, and the configuration of a PEFT folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file_metadata(
     title: str,
     tensors: dict[str, Tensor],
 ) -> dict[str, str]:
-    """The file's metadata: what still holds of the sources, ranks, recipe and hashes. Never a folder."""
+    """Return the file's metadata: carried facts, ranks, recipe and hashes, but never a folder name."""
     metadata = {"format": "pt", "lora_alloy": json.dumps(recipe), **carried_over(loras)}
     matrices = matrices_of(layers)
     if form == "kohya" and matrices:
@@ -52,10 +52,10 @@ def file_metadata(
 
 
 def peft_config(
-    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora], replaced: dict[str, WholeWeight],
-    scaled: dict[str, Ia3],
+    layers: dict[str, LowRank], stems: dict[str, str], loras: list[Lora],
+    whole_weights: dict[str, WholeWeight], ia3: dict[str, Ia3],
 ) -> dict[str, Any]:  # fmt: skip
-    """``adapter_config.json``: one rank and alpha, patterns where layers differ, the union of targets."""
+    """Return ``adapter_config.json``: one rank and alpha, patterns where layers differ, and all targets."""
     matrices = matrices_of(layers)
     by_path = {stems[name].removeprefix("base_model.model."): layer for name, layer in matrices.items()}
     targets = [path for path in sorted(by_path) if not expert_of(path)]
@@ -63,25 +63,25 @@ def peft_config(
     inherited = next((lora.config for lora in loras if lora.config), {})
     kept = {key: inherited[key] for key in ("task_type", "auto_mapping", "revision") if inherited.get(key)}
     base = inherited.get("base_model_name_or_path")
-    if isinstance(base, str) and HUB_NAME.fullmatch(base):  # a folder of somebody's machine stays there
+    if isinstance(base, str) and HUB_NAME.fullmatch(base):  # never a folder on somebody's machine
         kept["base_model_name_or_path"] = base
-    if scaled:
+    if ia3:
         return {
             **kept,
-            **ia3_config(scaled),
-            "modules_to_save": _whole_config(replaced, loras)["modules_to_save"],
+            **ia3_config(ia3),
+            "modules_to_save": _whole_config(whole_weights, loras)["modules_to_save"],
         }
-    if not layers and replaced and all(weight.rows for weight in replaced.values()):
-        return {**kept, **tokens_only_config(replaced, stems)}
+    if not layers and whole_weights and all(weight.rows for weight in whole_weights.values()):
+        return {**kept, **tokens_only_config(whole_weights, stems)}
     return {
         "peft_type": "LORA",
         **kept,
         **_rank_config(by_path),
         "target_modules": targets,
         "target_parameters": sorted(by_path.keys() - set(targets)) or None,
-        "trainable_token_indices": tokens_config(replaced, stems),
+        "trainable_token_indices": tokens_config(whole_weights, stems),
         "fan_in_fan_out": any(layer.layout == "fan_in_fan_out" for layer in layers.values()),
-        **_whole_config(replaced, loras),
+        **_whole_config(whole_weights, loras),
         "lora_bias": len(matrices) < len(layers),
         "use_rslora": False,
         "use_dora": False,
@@ -89,13 +89,13 @@ def peft_config(
     }
 
 
-def _whole_config(replaced: dict[str, WholeWeight], loras: list[Lora]) -> dict[str, Any]:
-    """What makes PEFT expect trained biases and heads."""
-    biases = any(weight.why == BIAS for weight in replaced.values())
+def _whole_config(whole_weights: dict[str, WholeWeight], loras: list[Lora]) -> dict[str, Any]:
+    """Return the settings that make PEFT expect trained biases and heads."""
+    biases = any(weight.why == BIAS for weight in whole_weights.values())
     known = [str(m) for lora in loras for m in (lora.config or {}).get("modules_to_save") or []]
     heads = [
         name.removesuffix(".bias")
-        for name, weight in replaced.items()
+        for name, weight in whole_weights.items()
         if weight.why not in (BIAS, TOKENS) and (weight.why != EMBEDDING or name.endswith(tuple(known)))
     ]
     ends = {next((m for m in known if head.endswith(m)), head) for head in heads}
@@ -103,7 +103,7 @@ def _whole_config(replaced: dict[str, WholeWeight], loras: list[Lora]) -> dict[s
 
 
 def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
-    """One LoRA configuration a component, flattened with the component as prefix, as diffusers writes it."""
+    """Return one configuration per component, flattened with the component as prefix, as in diffusers."""
     flat: dict[str, Any] = {}
     for component in sorted({component_of(name) for name in layers}):
         # without "text_model.", which transformers 5 dropped, the names fit the modules of every version
@@ -120,7 +120,10 @@ def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
 
 
 def _rank_config(layers: dict[str, LowRank]) -> dict[str, Any]:
-    """``r`` is the most common rank; in a pattern longer names come first, since PEFT takes the first fit."""
+    """Return ranks and alphas: ``r`` is the most common rank, and patterns hold the others.
+
+    Longer names come first in a pattern, since PEFT uses the first match.
+    """
     common = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0] if layers else 1
     differing = [name for name in layers if layers[name].rank != common]
     listed = [n for n in layers if n in differing or n.endswith(tuple(f".{d}" for d in differing))]

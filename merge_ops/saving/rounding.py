@@ -1,4 +1,4 @@
-"""How far what is stored is from what was merged: squared Frobenius norms, on the factors where possible."""
+"""The difference between stored and merged deltas: squared Frobenius norms, from factors where possible."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from torch import Tensor
 from ..lora import LowRank
 from ..merging.svd import product_inner
 
-_SMALL, _LARGE = 2.0**-10, 2.0**6  # between these half precision has room for the entries around a mean size
-_CANCELLED = 1e-6  # a squared norm below this share of its terms is known too badly in float32
+_SMALL, _LARGE = 2.0**-10, 2.0**6  # between these mean sizes, entries fit into half precision
+_CANCELLED = 1e-6  # below this share of its terms, a squared norm is too inaccurate in float32
 
 
 def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, float, float]:
-    """The factors in another dtype, and the squared norms of (stored - given) and of given ``up @ down``.
+    """Return the factors in another dtype, and the squared norms of (stored - exact) and exact ``up @ down``.
 
-    Columns of ``up`` and rows of ``down`` whose entries are very small or large are evened out by powers of
-    two, which keeps half precision away from its limits. The difference of the products is made of
-    differences of the factors, which are known exactly, so Gram matrices in float32 are enough.
+    Columns of ``up`` and rows of ``down`` with very small or large entries are balanced by powers of two,
+    which keeps half precision away from its limits. The difference of the products follows from the
+    differences of the factors, which are known exactly, so Gram matrices in float32 are accurate enough.
+
+    Args:
+        up: (out, r), in float32 or float64.
+        down: (r, in).
+        dtype: of the stored factors.
     """
     over, under = up.T @ up, down @ down.T
     terms = (over.diagonal() * under.diagonal()).clamp(min=0).sqrt().sum()
@@ -32,7 +37,7 @@ def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     if norm <= _CANCELLED * float(terms) ** 2:
         return *stored, *truncation_error((up, down), LowRank(*stored))
     lost = stored[0].to(up) - up, stored[1].to(down) - down
-    if not lost[1].any():  # so it is where the scale is on ``up`` and ``down`` is as some LoRA holds it
+    if not lost[1].any():  # usual for a single LoRA: the scale is on ``up``, and ``down`` is stored unchanged
         error = float((lost[0].T @ lost[0]).to(torch.float64).mul_(under).sum())
         return *stored, max(error, 0.0), norm
     mixing = _mixing(down.shape[0])
@@ -41,7 +46,7 @@ def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def _evening(over: Tensor, under: Tensor, rows: int, columns: int) -> Tensor | None:
-    """The power of two for each column of ``up``, from the squared norms of columns and rows; None: all 1."""
+    """Return a power of two for each column of ``up``, from squared norms; None if all would be 1."""
     usual = (rows * _SMALL**2 <= over) & (over <= rows * _LARGE**2)
     usual &= (columns * _SMALL**2 <= under) & (under <= columns * _LARGE**2)
     usual |= (over == 0) | (under == 0)
@@ -53,24 +58,27 @@ def _evening(over: Tensor, under: Tensor, rows: int, columns: int) -> Tensor | N
 
 @cache
 def _mixing(rank: int) -> Tensor:
-    """(up + d_up) @ (down + d_down) - up @ down is [up, d_up] @ this @ [down, d_down]."""
+    """Return M with (up + d_up) @ (down + d_down) - up @ down = [up, d_up] @ M @ [down; d_down]."""
     return torch.kron(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.eye(rank)).to(torch.float64)
 
 
 def _gram(first: Tensor, second: Tensor) -> Tensor:
-    """Of the columns of two tall matrices side by side, ``(2 r, 2 r)`` in float64."""
+    """Return the Gram matrix of two tall matrices side by side, (2 r, 2 r) in float64."""
     mixed = first.T @ second
     blocks = torch.cat((first.T @ first, mixed), dim=1), torch.cat((mixed.T, second.T @ second), dim=1)
     return torch.cat(blocks).to(torch.float64)
 
 
 def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> tuple[float, float]:
-    """Squared norms of (stored - merged) and of merged, in float64; a matrix is used up."""
+    """Return the squared norms of (stored - merged) and of merged, in float64.
+
+    A full matrix given as ``exact`` is overwritten.
+    """
     pair = stored.up.float(), stored.down.float()
     if isinstance(exact, tuple):
         norm = product_inner(exact, exact)
         if norm <= 1e-15 * product_inner((exact[0].abs(), exact[1].abs()), (exact[0].abs(), exact[1].abs())):
-            return 0.0, 0.0  # the parts cancel, and what is left is rounding
+            return 0.0, 0.0  # the parts cancel, and the rest is rounding
         up = torch.cat((exact[0].double(), -stored.scale * pair[0].double()), dim=1)
         difference = up, torch.cat((exact[1], pair[1]))
         return max(product_inner(difference, difference), 0.0), norm

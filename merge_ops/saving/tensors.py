@@ -1,9 +1,9 @@
-"""The tensors of a file in one of the formats that we write, and what they are called.
+"""The tensors of a file in one of the formats that we write, and their keys.
 
-Every scale is folded into the factors before this point, so each format says "scale 1" in its own way: kohya
-and generic keys carry ``alpha = rank``, a PEFT configuration ``lora_alpha = r`` with patterns where ranks
-differ. Where ranks differ kohya's files have one alpha for all layers, with the rest of the scale in the
-factors: diffusers takes the most common alpha for attention layers, whatever theirs is.
+Every scale is folded into the factors before this point, so each format expresses "scale 1" in its own way:
+kohya and generic keys carry ``alpha = rank``; a PEFT configuration has ``lora_alpha = r``, with patterns
+where ranks differ. Kohya files then have one alpha for all layers and the rest of the scale in the factors,
+because diffusers applies the most common alpha to all attention layers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
 
 
 def resolve_format(asked: str, first: Lora) -> str:
-    """The format to write; ``auto`` is that of the first LoRA, or kohya where we only read that one.
+    """Return the format to write; ``auto`` is that of the first LoRA, or kohya if that one is read-only.
 
-    Generic names of an LDM UNet are among those: as layers of a diffusers UNet, ComfyUI would not find them.
+    Generic names of an LDM UNet count as read-only, since ComfyUI would not find them in a diffusers UNet.
     """
     if asked == "auto" and first.dialect == "generic":
         return "diffusers" if any(map(_is_generic, first.layers)) else "kohya"
@@ -42,7 +42,11 @@ def resolve_format(asked: str, first: Lora) -> str:
 
 
 def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[str, str]:
-    """Layer name to the stem of its module's keys in the file; a bias is written under its module."""
+    """Return the stem of each layer's keys in the file; a bias is written under its module.
+
+    Raises:
+        MergeError: if the format cannot hold the layers of these models together.
+    """
     names = list(layers)
     modules = list(dict.fromkeys(name.removesuffix(".bias") for name in names))
     stems = _stems(modules, form, loras)
@@ -56,7 +60,7 @@ def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
         if len(components) > 1:
             parts = ", ".join(sorted(part or "a text model" for part in components))
             raise MergeError(
-                f"a PEFT folder is for one model, but there are layers of {parts}; use format='kohya'"
+                f"a PEFT folder is for one model, but the merge has layers of {parts}; use format='kohya'"
             )
         return {
             name: spelled.get(name, f"base_model.model.{without_component(name, component_of(name))}")
@@ -80,14 +84,21 @@ def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
 
 
 def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -> dict[str, Tensor]:
-    """The tensors to write. ``layers`` have scale 1, or in kohya's format one alpha over their rank."""
+    """Return the tensors to write, by key.
+
+    Layers have scale 1, or in the kohya format one common alpha divided by their rank.
+
+    Raises:
+        MergeError: if the format has no key for one of the layers.
+    """
     down, up = (
         (".lora_down.weight", ".lora_up.weight") if form == "kohya" else (".lora_A.weight", ".lora_B.weight")
     )
     experts = {stems[name]: layer for name, layer in layers.items() if expert_of(name)}
     if experts and form != "peft":
         raise MergeError(
-            f"{next(iter(experts))} is an expert's, which {form} files cannot hold; use format='peft'"
+            f"{next(iter(experts))} is a layer of an expert, which {form} files cannot hold; "
+            "use format='peft'"
         )
     tensors = stacked(experts)
     for name, layer in layers.items():
@@ -101,11 +112,15 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
             tensors[f"{stem}.lora_embedding_A"], tensors[f"{stem}.lora_embedding_B"] = layer.down, layer.up
             continue
         if layer.layout == "fan_in_fan_out" and form != "peft":
-            raise MergeError(f"{name} is stored transposed, which {form} files cannot say; use format='peft'")
+            raise MergeError(
+                f"{name} is stored transposed, which {form} files cannot express; use format='peft'"
+            )
         tensors[stem + down], tensors[stem + up] = _file_shapes(layer)
         if layer.padded_to:
             if form != "kohya":
-                raise MergeError(f"{name} widens the base model's weight; only format='kohya' can say that")
+                raise MergeError(
+                    f"{name} widens the base model's weight, which only format='kohya' can express"
+                )
             tensors[f"{stem}.reshape_weight"] = torch.tensor(layer.padded_to)
         if form == "kohya" or _is_generic(name):
             tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank, dtype=torch.float32)
@@ -113,15 +128,15 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
 
 
 def whole_weight_tensors(
-    whole: dict[str, WholeWeight], stems: dict[str, str], form: str, layers: Container[str] = ()
+    whole_weights: dict[str, WholeWeight], stems: dict[str, str], form: str, layers: Container[str] = ()
 ) -> dict[str, Tensor]:
-    """The tensors of weights that are held whole.
+    """Return the tensors of whole weights, by key.
 
     Raises:
         MergeError: if the format has no key for one of them.
     """
     tensors = {}
-    for name, weight in whole.items():
+    for name, weight in whole_weights.items():
         last = "bias" if name.endswith(".bias") else "weight"
         if weight.rows and form != "peft":
             raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
@@ -142,7 +157,7 @@ def whole_weight_tensors(
 
 
 def matrices_of(layers: dict[str, LowRank]) -> dict[str, LowRank]:
-    """The layers that are pairs of factors in a file; the others are biases and weights of norms."""
+    """Return the layers that a file holds as pairs of factors; the others are biases and norm weights."""
     return {name: layer for name, layer in layers.items() if layer.layout != "vector"}
 
 
@@ -157,7 +172,7 @@ def _key_of_vector(name: str, stem: str, form: str, layers: dict[str, LowRank]) 
 
 
 def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
-    """``(down, up)`` in the shapes that trainers write: with kernel dimensions for a convolution."""
+    """Return ``(down, up)`` in the shapes that trainers write, with kernel dimensions for a convolution."""
     if not layer.kernel:
         return layer.down, layer.up
     ones = (1,) * len(layer.kernel)
@@ -165,27 +180,27 @@ def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
 
 
 def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
-    """Layer name to the stem of its keys, as the first PEFT folder that has it spells them."""
+    """Return the stem of each layer's keys as the first PEFT folder with that layer spells it."""
     folders = [lora for lora in reversed(loras) if lora.dialect == "peft"]
-    found = {}
+    stems = {}
     for lora in folders:
         for name, weight in lora.whole_weights.items():
             stem = weight.key if weight.rows else weight.key.rpartition(".")[0]
-            found[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
-        found |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
-    return found
+            stems[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
+        stems |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
+    return stems
 
 
 def _component_in(name: str, spelled: dict[str, str]) -> str:
-    """The component of a layer; none if all of its name is a path in the model of a PEFT folder.
+    """Return the component of a layer; empty if its whole name is a module path in a PEFT folder's model.
 
-    ``transformer.h.0.attn.c_attn`` is GPT-2's, not of a pipeline's transformer.
+    So ``transformer.h.0.attn.c_attn`` is a layer of GPT-2, not of a pipeline's transformer.
     """
     return "" if spelled.get(name) == f"base_model.model.{name}" else component_of(name)
 
 
 def component_of(name: str) -> str:
-    """The part of a pipeline that a layer is in; empty for a text model's."""
+    """Return the part of a pipeline that a layer belongs to; empty for a layer of a text model."""
     head = name.partition(".")[0]
     return head if head in DOTTED_COMPONENTS else ""
 
@@ -195,5 +210,5 @@ def _is_generic(name: str) -> bool:
 
 
 def without_component(name: str, component: str) -> str:
-    """The path of a layer within its component."""
+    """Return the path of a layer inside its component."""
     return name.removeprefix(f"{component}.") if component else name

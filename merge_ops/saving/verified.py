@@ -1,4 +1,4 @@
-"""Writing that proves itself: beside the target, read back with our own reader, compared, then renamed."""
+"""Verified writing: write next to the target, read back with our own reader, compare, then rename."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,45 @@ from ..formats.peft_config import CONFIG_NAME
 from ..formats.peft_folder import WEIGHTS_NAME
 from ..formats.read import read_back
 from ..lora import Lora, LowRank, WholeWeight
+from .file_names import EXISTS
 
-EXISTS = "{} exists already; choose another name, or ask to overwrite it"
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file is made of, and the layers and weights that it must hold when it is read back."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    config: dict[str, Any] | None  # ``adapter_config.json`` of a PEFT folder; None for a single file
+    layers: dict[str, LowRank]
+    stems: dict[str, str]  # layer name to what its keys begin with
+    whole_weights: dict[str, WholeWeight]
 
 
-def write_verified(
-    target: Path, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any] | None,
-    layers: dict[str, LowRank], stems: dict[str, str], replaced: dict[str, WholeWeight], overwrite: bool,
-) -> int:  # fmt: skip
-    """Write next to the target, verify, rename; return the size in bytes.
+def write_verified(target: Path, content: Content, overwrite: bool) -> int:
+    """Write next to the target, verify and rename; return the size of the weights file in bytes.
 
-    Everything is made inside one hidden folder beside the target, since safetensors writes through a file of
-    its own with a random name. So a process that is killed leaves ``.NAME.XXXXXXXX.part`` or nothing.
+    Everything is written inside one hidden folder next to the target, since safetensors writes through a
+    temporary file of its own with a random name. So a killed process leaves ``.NAME.XXXXXXXX.part`` or
+    nothing.
+
+    Raises:
+        ParameterError: if the target exists by now and must not be replaced.
+        MergeError: if the file cannot be written, or differs when it is read back.
     """
     target = target.resolve() if target.is_dir() else target
     temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(4)}.part")
     try:
         temporary.mkdir()
-        # a file in the making is not called .safetensors, so that ComfyUI does not list it
-        file = temporary / ("weights" if config is None else WEIGHTS_NAME)
-        file.touch()
-        mode = file.stat().st_mode
-        save_file(tensors, file, metadata)
-        file.chmod(mode)  # safetensors lets only the owner read what it writes
-        sort_metadata(file)
-        sync(file)
-        if config is not None:
-            text = json.dumps(config, indent=2) + "\n"
-            (temporary / CONFIG_NAME).write_text(text, encoding="utf-8")
-            sync(temporary / CONFIG_NAME)
-            sync_names(temporary)
-        whole = file if config is None else temporary
-        _verify(whole, layers, stems, replaced, tensors)
+        # an unfinished file does not end in .safetensors, so that ComfyUI does not list it
+        file = temporary / ("weights" if content.config is None else WEIGHTS_NAME)
+        _write_tensors(file, content)
+        if content.config is not None:
+            _write_config(temporary, content.config)
+        finished = file if content.config is None else temporary
+        _verify(finished, content)
         size = file.stat().st_size
-        put_in_place(whole, target, overwrite)
+        put_in_place(finished, target, overwrite)
         sync_names(target.parent)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -66,47 +72,67 @@ def write_verified(
     return size
 
 
-def _verify_factors(whole: Lora, tensors: dict[str, Tensor]) -> None:
-    """The same for the factors of (IA)3, which are no layers."""
-    for key, wanted in tensors.items():
-        if key.endswith(".ia3_l"):
-            alike = (found for found in whole.base_dependent.values() if f"{found.key}.ia3_l" == key)
-            expected = wanted.flatten().to(torch.float32) - 1
-            if not any(torch.equal(found.tensors[0], expected) for found in alike):
-                raise MergeError(f"{key} read back differs from what was merged; nothing was saved")
+def _write_tensors(file: Path, content: Content) -> None:
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(content.tensors, file, content.metadata)
+    file.chmod(mode)  # safetensors makes its files readable by the owner only
+    sort_metadata(file)
+    sync(file)
 
 
-def _verify(
-    path: Path, layers: dict[str, LowRank], stems: dict[str, str], replaced: dict[str, WholeWeight],
-    tensors: dict[str, Tensor],
-) -> None:  # fmt: skip
-    """Read the file as anybody would, and require every layer, its bits and its scale."""
-    whole = read_back(path)
-    _verify_factors(whole, tensors)
-    read = {
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    sync(folder / CONFIG_NAME)
+    sync_names(folder)
+
+
+def _verify(path: Path, content: Content) -> None:
+    """Read the file as any program would, and require every layer with its bits and its scale."""
+    lora = read_back(path)
+    layers = {
         (layer.key, _is_bias(name)): layer
-        for name, layer in whole.layers.items()
+        for name, layer in lora.layers.items()
         if isinstance(layer, LowRank)
     }
-    if len(read) != len(layers) or len(whole.whole_weights) != len(replaced):
+    if len(layers) != len(content.layers) or len(lora.whole_weights) != len(content.whole_weights):
         raise MergeError(
-            f"the file read back has {len(read)} layers instead of {len(layers)}; nothing was saved"
+            f"the file read back has {len(layers)} layers instead of {len(content.layers)}; nothing was saved"
         )
-    for name, weight in replaced.items():
-        alike = (other for other in whole.whole_weights.values() if other.rows == weight.rows)
+    _verify_ia3(lora, content.tensors)
+    for name, weight in content.whole_weights.items():
+        alike = (other for other in lora.whole_weights.values() if other.rows == weight.rows)
         if not any(_same_bits(other.value, weight.value.cpu()) for other in alike):
-            raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
-    for name, layer in layers.items():
-        found = read.get((stems[name], _is_bias(name)))
-        if found is None:
-            raise MergeError(f"{name} is not in the file read back; nothing was saved")
-        same = _same_bits(found.up, layer.up.cpu()) and _same_bits(found.down, layer.down.cpu())
-        if (
-            not same
-            or not math.isclose(found.scale, layer.scale, rel_tol=1e-6)
-            or found.weight_shape != layer.weight_shape
-        ):
-            raise MergeError(f"{name} read back differs from what was merged; nothing was saved")
+            raise _differs(name)
+    for name, layer in content.layers.items():
+        read = layers.get((content.stems[name], _is_bias(name)))
+        if read is None:
+            raise MergeError(f"{name} is missing from the file read back; nothing was saved")
+        if not _same_layer(read, layer):
+            raise _differs(name)
+
+
+def _verify_ia3(lora: Lora, tensors: dict[str, Tensor]) -> None:
+    """Require the factors of (IA)3, which are not among the layers of a file."""
+    for key, written in tensors.items():
+        if key.endswith(".ia3_l"):
+            alike = (adapter for adapter in lora.base_dependent.values() if f"{adapter.key}.ia3_l" == key)
+            expected = written.flatten().to(torch.float32) - 1
+            if not any(torch.equal(adapter.tensors[0], expected) for adapter in alike):
+                raise _differs(key)
+
+
+def _differs(name: str) -> MergeError:
+    return MergeError(f"{name} read back differs from what was merged; nothing was saved")
+
+
+def _same_layer(read: LowRank, written: LowRank) -> bool:
+    return (
+        _same_bits(read.up, written.up.cpu())
+        and _same_bits(read.down, written.down.cpu())
+        and math.isclose(read.scale, written.scale, rel_tol=1e-6)
+        and read.weight_shape == written.weight_shape
+    )
 
 
 def _is_bias(name: str) -> bool:
@@ -114,44 +140,48 @@ def _is_bias(name: str) -> bool:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Compared as bytes, which is many times faster than as half precision numbers."""
+    """Compare as bytes, which is many times faster than comparing half-precision numbers."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     one, other = (t.contiguous().flatten().view(torch.uint8).numpy() for t in (a, b))
     return np.array_equal(one, other)
 
 
-def put_in_place(whole: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished file its name in one step; without ``overwrite`` a file that appeared is kept."""
-    if whole.is_dir():
+def put_in_place(finished: Path, target: Path, overwrite: bool) -> None:
+    """Give a finished file or folder its final name in one step.
+
+    Raises:
+        ParameterError: if the target has appeared in the meantime and ``overwrite`` is off; it is kept.
+    """
+    if finished.is_dir():
         if not target.is_dir():
-            whole.rename(target)
+            finished.rename(target)
         elif overwrite:
-            _replace_folder(whole, target)
+            _replace_folder(finished, target)
         else:
             raise ParameterError(EXISTS.format(target.name))
     elif overwrite:
-        whole.replace(target)
+        finished.replace(target)
     else:
         try:
-            os.link(whole, target)
+            os.link(finished, target)
         except FileExistsError as error:
             raise ParameterError(EXISTS.format(target.name)) from error
         except OSError:  # a file system without hard links
-            whole.rename(target)
+            finished.rename(target)
 
 
-def _replace_folder(whole: Path, target: Path) -> None:
-    """Change folders, not files: new weights beside an old configuration would be read at a wrong scale.
+def _replace_folder(finished: Path, target: Path) -> None:
+    """Swap the folders, not their files: new weights with an old configuration would have a wrong scale.
 
-    Whatever else is in the old folder moves into the new one.
+    Any other files in the old folder move into the new one.
     """
-    aside = whole.with_name(f"{whole.stem}.old.part")
+    aside = finished.with_name(f"{finished.stem}.old.part")
     target.rename(aside)
     try:
-        whole.rename(target)
+        finished.rename(target)
     finally:
-        if target.is_dir():  # ours, or that of another process that was quicker
+        if target.is_dir():  # ours, or that of another process that was faster
             for other in aside.iterdir():
                 if other.name not in (WEIGHTS_NAME, CONFIG_NAME):
                     other.rename(target / other.name)
@@ -161,14 +191,14 @@ def _replace_folder(whole: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file before the next step relies on it."""
+    """Flush a file to disk before the next step relies on it."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_names(folder: Path) -> None:
-    """The same for the names in a folder, where the system can: a new name outlives a power cut."""
-    with suppress(OSError):  # Windows opens no folders, and some network file systems sync none
+    """Flush the names in a folder to disk where the system can, so that a new name survives a power cut."""
+    with suppress(OSError):  # Windows cannot open folders, and some network file systems cannot sync them
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -64,8 +64,8 @@ def list_left_out(merged: Merged, fitted: FittedLoras | None = None) -> list[str
     )
     if unnamed := list_unnamed_weights(merged):
         lines.append(
-            f"{len(unnamed)} whole weights, such as {unnamed[0]}, are for this pack's own nodes only: a "
-            "LORA_MODEL has no names for them"
+            f"{len(unnamed)} whole weights, such as {unnamed[0]}, work with the nodes of this pack only: "
+            "LORA_MODEL has no key names for them"
         )
     for name, layers in fitted.missing if fitted else ():
         lines.append(f"{name}: {len(layers)} layers are not in this model or CLIP, such as {layers[0]}")
@@ -78,9 +78,9 @@ def list_not_applied(merged: Merged, model: Any | None, clip: Any | None) -> lis
     text = sum(map(is_text, names))
     lines = []
     if clip is None and text:
-        lines.append(f"CLIP is not connected: {text} layers of text encoders are merged but not applied")
+        lines.append(f"CLIP is not connected: {text} text encoder layers are merged but not applied")
     if model is None and (count := len(names) - text):
-        lines.append(f"MODEL is not connected: {count} layers of the model are merged but not applied")
+        lines.append(f"MODEL is not connected: {count} model layers are merged but not applied")
     return lines
 
 

@@ -12,19 +12,22 @@ PEFT_OPTION = "peft"
 ONE_STRENGTH = "strength "  # prefix of a sweep of one LoRA, before its number or name
 PEFT_PARAMS = (
     Param(
-        "How much of each LoRA is kept by the ties, dare and magnitude_prune types: 0.5 is half.",
+        "Fraction of each LoRA that the ties, dare and magnitude_prune types keep: 0.5 keeps half.",
         0, 1, 0.01, name="density", default=0.5,
     ),
     Param(
-        "How the ties types settle a sign: 'total' by the larger sum, 'frequency' by more LoRAs.",
+        (
+            "How the ties types choose a sign where LoRAs disagree: 'total' follows the larger sum, "
+            "'frequency' the larger number of LoRAs."
+        ),
         name="majority_sign_method", default="total", choices=("total", "frequency"), type=str, advanced=True,
     ),
     Param(
-        "Rank of the result of the types that end in svd; 0 takes the largest rank of the LoRAs.",
+        "Rank of the result for types ending in svd. 0 uses the largest rank among the LoRAs.",
         0, 4096, 1, True, "svd_rank", int, 0,
     ),
     Param(
-        "The types that end in svd cut off values beyond this quantile; 0 is off.",
+        "Types ending in svd clamp values beyond this quantile. 0 turns it off.",
         0, 1, 0.01, True, "svd_clamp", float, 0.0,
     ),
 )  # fmt: skip

@@ -61,6 +61,6 @@ def test_merging_against_a_base(reader, files, capsys):
 
 def test_what_is_missing_is_said(files, capsys):
     loras = [str(files / f"{name}.safetensors") for name in ("ink", "mia")]
-    assert "give it as base=" in run_here(capsys, "merge", *loras, "--dry-run")[2]
+    assert "give it as --base" in run_here(capsys, "merge", *loras, "--dry-run")[2]
     base = str(files / "base.safetensors")
-    assert "keep='ink'" in run_here(capsys, "merge", *loras, "--base", base, "--dry-run")[2]
+    assert "--keep ink" in run_here(capsys, "merge", *loras, "--base", base, "--dry-run")[2]

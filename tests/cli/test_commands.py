@@ -131,7 +131,7 @@ def test_methods_lists_the_registry(folder):
     [
         (["merge", "ink.safetensors"], 1, "-o FILE"),
         (["merge", "gone.safetensors", "-o", "x.safetensors"], 1, "gone.safetensors"),
-        (["merge", "ink.safetensors", "-o", "mia.safetensors"], 1, "exists already"),
+        (["merge", "ink.safetensors", "-o", "mia.safetensors"], 1, "already exists"),
         (
             ["merge", "ink.safetensors", "--method", "ties", "--density", "1.5", "--dry-run"],
             1,
@@ -140,7 +140,7 @@ def test_methods_lists_the_registry(folder):
         (
             ["merge", "ink.safetensors", "mia.safetensors", "--space", "factors", "--dry-run"],
             1,
-            "space='delta'",
+            "use --space delta",
         ),
         (["merge", "ink.safetensors", "--device", "gpu9", "--dry-run"], 1, "gpu9"),
         (["merge", "ink.safetensors", "--method", "tise"], 2, "did you mean 'ties'"),

@@ -96,7 +96,7 @@ def test_run_takes_the_options_of_merge(folder, capsys):
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize(("file", "says"), [("lorax.json", "0.5 counts 0.25"), ("kit.yaml", "base_model")])
+@pytest.mark.parametrize(("file", "says"), [("lorax.json", "0.5 acts as 0.25"), ("kit.yaml", "base_model")])
 def test_run_recipes_of_other_programs(folder, capsys, file, says):
     """What an import leaves out is on standard error, and what is found by name is in the report."""
     code, out, error = run_here(capsys, "run", file, "--folder", "loras", "-o", "x.safetensors", "--json")
@@ -123,7 +123,7 @@ def test_run_recipes_of_other_programs(folder, capsys, file, says):
         (["run", "both.safetensors", "--folder", "gone", "--dry-run"], 1, "no folder 'gone'"),
         (["run", "both.safetensors", "--folder", "empty", "--dry-run"], 1, "'ink'"),
         (["run", "both.safetensors", "--folder", "loras", "--rank", "0", "--dry-run"], 1, "1 or more"),
-        (["run", "both.safetensors", "--folder", "loras", "-o", "both.safetensors"], 1, "exists already"),
+        (["run", "both.safetensors", "--folder", "loras", "-o", "both.safetensors"], 1, "already exists"),
         (["run", "kit.txt", "--dry-run"], 1, "kit.txt"),
         (["run", "both.safetensors", "--foldre", "loras", "--dry-run"], 2, "did you mean '--folder'"),
         (["replay", "both.safetensors"], 2, "replay"),

@@ -113,7 +113,7 @@ def test_truncated_and_trailing_bytes(tmp_path):
     path.write_bytes(raw[:-3])
     refuse(path, "is cut off", f"needs {len(raw)} bytes", f"has {len(raw) - 3}", "download it again")
     path.write_bytes(raw + b"x")
-    refuse(path, "bytes behind its end")
+    refuse(path, "extra bytes after its end")
     path.write_bytes(raw[:30])
     refuse(path, "cut off")
 
@@ -151,11 +151,11 @@ def test_other_kinds_alone_are_refused_and_beside_layers_listed(kind, write):
     ("tensors", "says"),
     [
         ({"a1.weight": (5, 2), "a2.weight": (2, 5), "b1.weight": (6, 2)}, "no b2"),
-        ({"a1.weight": (5,), "a2.weight": (2, 5), "b1.weight": (6, 2), "b2.weight": (2, 5)}, "no matrix"),
+        ({"a1.weight": (5,), "a2.weight": (2, 5), "b1.weight": (6, 2), "b2.weight": (2, 5)}, "not a matrix"),
         ({"oft_blocks": (3, 2)}, "not square blocks"),
         ({"oft_blocks": (3, 2, 4)}, "not square blocks"),
         ({"rescale": (3,)}, "no oft_blocks"),
-        ({"diff_b": (3, 2)}, "no vector"),
+        ({"diff_b": (3, 2)}, "not a vector"),
         ({"diff_b": (3,), "b_norm": (3,)}, "changes its bias twice"),
         ({"lora_up.weight": (6, 2), "lora_down.weight": (2, 5), "dora_scale": (6, 5)}, "not one axis"),
         ({"lora_up.weight": (6, 2), "lora_down.weight": (2, 5), "oft_blocks": (3, 2, 2)}, "two kinds"),

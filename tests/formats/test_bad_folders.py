@@ -52,7 +52,7 @@ def test_without_weights(folder):
 @pytest.mark.parametrize("kind", ["VERA", "PROMPT_TUNING", None, 7])
 def test_other_kinds_of_adapters(kind, folder):
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"peft_type": kind}))
-    refuse(folder, str(kind), "is not merged")
+    refuse(folder, str(kind), "cannot be merged")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ LORA = Lora("a", {"unet.conv_in": LowRank(torch.ones(3, 2), torch.ones(2, 4))})
         ("con.safetensors", "reserved by Windows"),
         ("LPT1.x.safetensors", "reserved by Windows"),
         ("NUL .safetensors", "reserved by Windows"),
-        ("x" * 244 + ".safetensors", "takes 256 bytes, and 255 fit"),
-        ("\u00e4" * 200 + ".safetensors", "takes 412 bytes"),
+        ("x" * 244 + ".safetensors", "is 256 bytes long, but at most 255 fit"),
+        ("\u00e4" * 200 + ".safetensors", "is 412 bytes long"),
     ],
 )
 def test_names_that_cannot_be_saved(name, message, tmp_path):

@@ -160,7 +160,7 @@ def test_a_full_difference(tmp_path):
         ({"hada_w1_a": (4, 2), "hada_w1_b": (3, 5), "hada_w2_a": (4, 2), "hada_w2_b": (2, 5)}, "do not fit"),
         ({"lokr_w1": (2, 2)}, "lokr_w2_a"),
         ({"lokr_w1": (2, 2), "lokr_w2_a": (2, 3), "lokr_w2_b": (4, 2)}, "do not fit"),
-        ({"lokr_w1": (2,), "lokr_w2": (2, 2)}, "no matrix"),
+        ({"lokr_w1": (2,), "lokr_w2": (2, 2)}, "not a matrix"),
         ({"lokr_w1": (2, 2), "lokr_w2": (2, 2), "lora_up.weight": (4, 1)}, "two kinds"),
     ],
 )

@@ -58,7 +58,7 @@ def test_requests_that_are_refused(name, options, message, merged, folder):
 def test_an_existing_file_is_kept_unless_asked(merged, folder):
     path = folder / "x.safetensors"
     path.write_bytes(b"precious")
-    with pytest.raises(ParameterError, match=r"x.safetensors exists already"):
+    with pytest.raises(ParameterError, match=r"x.safetensors already exists"):
         merge_ops.save(merged, path)
     assert path.read_bytes() == b"precious"
     merge_ops.save(merged, path, overwrite=True)
@@ -69,7 +69,7 @@ def test_an_existing_file_is_kept_unless_asked(merged, folder):
 def test_an_existing_folder_keeps_its_other_files(merged, folder):
     (folder / "x").mkdir()
     (folder / "x" / "tokenizer.json").write_text("precious")
-    with pytest.raises(ParameterError, match="x exists already"):
+    with pytest.raises(ParameterError, match="x already exists"):
         merge_ops.save(merged, folder / "x", format="peft")
     merge_ops.save(merged, folder / "x", format="peft", overwrite=True)
     merge_ops.save(merged, folder / "x", format="peft", overwrite=True)
@@ -99,7 +99,7 @@ def test_a_file_that_appears_meanwhile_is_kept(form, merged, folder):
             path.mkdir()
             (path / "adapter_config.json").write_text("precious")
 
-    with pytest.raises(ParameterError, match="exists already"):
+    with pytest.raises(ParameterError, match="already exists"):
         merge_ops.save(merged, path, format=form, progress=intrude)
     kept = path if form == "kohya" else path / "adapter_config.json"
     assert kept.read_bytes() == b"precious"

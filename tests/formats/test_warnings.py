@@ -47,7 +47,7 @@ def test_odd_files(changed, message, write):
         ({"r": 4, "target_modules": ["q", "v"], "alpha_pattern": {"q": 1}}, None),
         ({"r": 4, "target_modules": r".*\.(q|v)", "rank_pattern": {"layers.0.v": 4}}, None),
         ({"target_modules": "all-linear"}, None),
-        ({"r": 64}, "the configuration says rank 64 and the tensors of 2 layers, such as layers.0.q"),
+        ({"r": 64}, "the configuration says rank 64 but the tensors of 2 layers, such as layers.0.q"),
         ({"alpha_pattern": {"q": 1, "k": 2}}, "alpha_pattern names 'k', which no module in the file matches"),
         ({"rank_pattern": {"layers.1.q": 2}}, "rank_pattern names 'layers.1.q'"),
         ({"target_modules": ["q", "v", *"abcde"]}, "target_modules names 'a', 'b', 'c' and 2 more"),

@@ -215,7 +215,7 @@ def whole_weights_are_kept_or_named():
     status = NODES["LoraAlloyLoader"].execute(
         model=model, loras="<lora:whole.safetensors:1>", method={"method": "linear"}
     )
-    assert "1 layers of text encoders are merged but not applied" in str(status.ui.as_dict())
+    assert "1 text encoder layers are merged but not applied" in str(status.ui.as_dict())
     lora, text = run("LoraAlloyMerge", stack=stack, model=model)
     assert len(lora.merged.whole_weights) == 1, list(lora.merged.whole_weights)
     assert "1 layers are not in this model or CLIP, such as strange.norm" in text, text

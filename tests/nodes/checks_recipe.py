@@ -116,7 +116,7 @@ def recipes_that_are_refused():
     outside = {"recipe": 1, "sources": [{"name": "../../etc/passwd"}]}
     cases = [
         ({}, "there is no recipe"),
-        ({"lora_name": plain}, "holds no recipe"),
+        ({"lora_name": plain}, "has no recipe"),
         ({"lora_name": "gone.safetensors"}, "no LoRA file"),
         ({"recipe_json": "{broken"}, "not valid JSON"),
         ({"recipe_json": json.dumps(outside)}, "'..'"),

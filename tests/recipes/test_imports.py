@@ -43,7 +43,7 @@ def test_lorax_requests(strategy, make_lora):
     found = recipe.run(loras)
     assert all(torch.equal(found.delta(name), wanted.delta(name)) for name in wanted.layers)
     assert [source.name for source in recipe.sources] == ["a", "b"]
-    assert "0.5 counts 0.25" in recipe.warnings[0]
+    assert "0.5 acts as 0.25" in recipe.warnings[0]
     assert len(recipe.warnings) == 1 + (strategy or "").startswith("dare")
 
 
@@ -57,9 +57,9 @@ def test_lorax_in_delta_space():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"ids": []}, "one weight an id"),
-        ({"weights": []}, "one weight an id"),
-        ({"weights": [1]}, "one weight an id"),
+        ({"ids": []}, "one weight per id"),
+        ({"weights": []}, "one weight per id"),
+        ({"weights": [1]}, "one weight per id"),
         ({"weights": None}, "must be a list"),
         ({"weights": ["1", "2"]}, "must be a number"),
         ({"ids": ["a", 1]}, "must be text"),
@@ -160,8 +160,8 @@ def test_dare_says_that_masks_are_others(method):
         ({"models": [{"model": "a", "parameters": {"weight": [{"filter": "mlp", "value": 1}]}}]}, "gradient"),
         ({"models": [{"model": "a", "parameters": {"weight": 1, "gamma": 1}}]}, "no key 'gamma'"),
         ({"models": [{"model": {"model": "a"}, "parameters": {"weight": 1}}]}, "must be text"),
-        ({"models": [MODELS[0], {"model": "b", "parameters": {"weight": 0.9}}]}, "weights vote"),
-        ({"models": [{"model": n, "parameters": {"weight": -1}} for n in "ab"]}, "weights vote"),
+        ({"models": [MODELS[0], {"model": "b", "parameters": {"weight": 0.9}}]}, "weights as votes"),
+        ({"models": [{"model": n, "parameters": {"weight": -1}} for n in "ab"]}, "weights as votes"),
         (
             {"models": [MODELS[0], {"model": "b", "parameters": {"weight": 0.5, "density": 0.1}}]},
             "different densities",

@@ -191,7 +191,7 @@ def test_a_recipe_holds_no_path(name, make_lora):
         ({"scale": float("inf")}, "finite"),
         ({"seed": 10**200}, "too large"),
         ({"svd_rank": 3}, "combination_type"),
-        ({"combination_type": "cat"}, "no method"),
+        ({"combination_type": "cat"}, "cannot have a method"),
         ({"combination_type": "caat", "method": None, "params": {}}, "did you mean 'cat'"),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ def test_by_name_with_a_warning(folder, pair):
     shutil.copy(folder / "mia.safetensors", folder / "ink.safetensors")
     ink, mia = merge_ops.find_sources(recipe, [folder])
     assert "not the file that the recipe was made from" in ink.warnings[0] and not mia.warnings
-    assert "ink: found by the name 'ink' only" in recipe.run([ink, mia]).report.warnings[0]
+    assert "ink: found only by its name 'ink'" in recipe.run([ink, mia]).report.warnings[0]
     unknown = replace(recipe, sources=(Source("ink"), Source("loras/mia.safetensors")))
     assert all("no SHA-256" in lora.warnings[0] for lora in merge_ops.find_sources(unknown, [folder]))
 

@@ -126,7 +126,7 @@ def test_names_with_and_without_the_prefix(tmp_path, make_lora):
     llama = save_base("llama", tmp_path / "llama")
     names_ = ("layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj")
     both = merge_ops.merge([make_lora(shapes=dict.fromkeys(names_, (48, 32)))])
-    with pytest.raises(IncompatibleLoraError, match="are both for"):
+    with pytest.raises(IncompatibleLoraError, match="both match"):
         fuse(llama, both, tmp_path / "out")
 
 
@@ -134,10 +134,10 @@ def test_names_with_and_without_the_prefix(tmp_path, make_lora):
     ("kind_", "shapes", "says"),
     [
         ("llama", {"model.layers.0.mlp.up": (48, 32)}, "no weight for the layer model.layers.0.mlp.up;"),
-        ("llama", {"model.layers.0.mlp.up_proj": (32, 48)}, "has the shape (32, 48)"),
+        ("llama", {"model.layers.0.mlp.up_proj": (32, 48)}, "has shape (32, 48)"),
         ("llama", {"x.y.model.layers.0.mlp.up_proj": (48, 32)}, "no weight for the layer x.y"),
         ("gpt2", {"transformer.wte": ("embedding", 32, 96, ())}, "embedding and output head"),
-        ("gpt2", {"lm_head": (96, 32)}, "of its own: it is tied"),
+        ("gpt2", {"lm_head": (96, 32)}, "of its own, because it is tied"),
     ],
 )
 def test_layers_that_do_not_fit_are_named(kind_, shapes, says, tmp_path, make_lora):
@@ -153,7 +153,7 @@ def test_folders_that_are_refused(tmp_path, make_lora):
     merged = merge_ops.merge([make_lora(shapes={"model.layers.0.mlp.up_proj": (48, 32)})])
     base = save_base("llama", tmp_path / "base")
     (tmp_path / "there").mkdir()
-    for target, says in ((tmp_path / "there", "exists already"), (tmp_path / "no" / "out", "make it first")):
+    for target, says in ((tmp_path / "there", "already exists"), (tmp_path / "no" / "out", "create it")):
         with pytest.raises(ParameterError, match=says):
             fuse(base, merged, target)
     index = base / "model.safetensors.index.json"
@@ -168,10 +168,10 @@ def test_folders_that_are_refused(tmp_path, make_lora):
     shard.write_bytes(whole[:-3])
     refused("download it again")
     shard.unlink()
-    refused("has no " + re.escape(shard.name))
+    refused("lacks " + re.escape(shard.name))
     shard.write_bytes(whole)
     index.write_text(json.dumps({"weight_map": listed["weight_map"] | {"x": "../x.safetensors"}}))
-    refused("which is no safetensors file")
+    refused("which is not a safetensors file")
     index.unlink()
     refused("convert them")
     (base / "config.json").unlink()
@@ -185,7 +185,7 @@ def test_a_failure_leaves_nothing(tmp_path, make_lora):
     """A result that float16 cannot hold, met in the middle of writing."""
     base = save_base("llama", tmp_path / "base", dtype=torch.float16)
     merged = merge_ops.merge([make_lora(shapes={"model.layers.1.mlp.down_proj": (32, 48)})], [1e6])
-    with pytest.raises(MergeError, match="does not fit into F16"):
+    with pytest.raises(MergeError, match="overflows F16"):
         fuse(base, merged, tmp_path / "out")
     assert names(tmp_path) == ["base"]
 
@@ -216,7 +216,7 @@ def test_the_command(tmp_path):
     with patched(model, merge_ops.merge(loras, [0.5, 1.0], "ties", density=0.4)):
         assert torch.allclose(logits(loaded("llama", tmp_path / "out")), logits(model), atol=1e-5)
     again = run(*given, "-o", "out", cwd=tmp_path)
-    assert again.returncode == 1 and "exists already" in again.stderr
+    assert again.returncode == 1 and "already exists" in again.stderr
     assert run(*given, cwd=tmp_path).returncode == 1
     assert run(*given, "-o", "x", "--rnak", "3", cwd=tmp_path).returncode == 2
     text = run("base", "a", "-o", "two", cwd=tmp_path)

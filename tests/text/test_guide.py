@@ -41,7 +41,7 @@ def test_every_block_runs(tmp_path, monkeypatch, capsys):
     names = {"prompt": TOKENS}
     for block in blocks("python"):
         exec(compile(block, "text-models.md", "exec"), names)  # noqa: S102
-    assert "0.5 counts 0.25" in capsys.readouterr().out
+    assert "0.5 acts as 0.25" in capsys.readouterr().out
     assert names["report"].path == "TinyLlama-fused"
     base = make_model("llama")
     with merge_ops.models.transformers.patched(base, names["exact"]):

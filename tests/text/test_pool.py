@@ -75,7 +75,7 @@ def test_exceptions_restore(pool, model):
     ("request_", "says"),
     [
         (LORAX | {"ids": ["a", "bb"]}, "did you mean 'b'"),
-        (LORAX | {"weights": [1]}, "one weight an id"),
+        (LORAX | {"weights": [1]}, "one weight per id"),
         (LORAX | {"density": 2}, "outside [0, 1]"),
         (LORAX | {"density": None}, "needs a density"),
         (LORAX | {"merge_strategy": "tise"}, "did you mean 'ties'"),

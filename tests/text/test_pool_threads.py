@@ -15,7 +15,7 @@ OURS = {"recipe": 1, "sources": [{"name": "a", "weight": 0.7}, {"name": "c"}], "
 
 def test_blocks_are_not_nested(pool):
     """A thread that waits for itself would wait for ever."""
-    with pool.merged(LORAX), pytest.raises(MergeError, match="within a merged request"), pool.merged(OURS):
+    with pool.merged(LORAX), pytest.raises(MergeError, match="inside a merged request"), pool.merged(OURS):
         pytest.fail("the block ran")
     with pool.merged(OURS):
         pass

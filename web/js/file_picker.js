@@ -32,9 +32,9 @@ export function pickFile({ anchor, files, current, onPick, onClose }) {
       list.append(option(file, marks, search.value.trim() ? 0 : cut));
     }
     const rest = found.length - SHOWN;
-    const note = files.length === 0 ? say("There are no files in the loras folders.")
-      : found.length === 0 ? say("No LoRA fits.")
-      : rest > 0 ? say("{count} more: type to search", { count: rest }) : "";
+    const note = files.length === 0 ? say("The loras folders are empty.")
+      : found.length === 0 ? say("No matching LoRAs.")
+      : rest > 0 ? say("{count} more; type to search", { count: rest }) : "";
     if (note) list.append(make("div", { class: "note", role: "presentation" }, note));
     const at = search.value.trim() ? 0 : options().findIndex((item) => item.dataset.file === current);
     activate(Math.max(0, at));

@@ -39,7 +39,7 @@ export function makeRow(view, entry) {
 function handle(view, entry, at, name) {
   const grip = make("div", {
     class: "handle", "data-part": `handle:${at}`, "aria-hidden": "true",
-    title: say("Drag to move {name}; or Alt+Up, Alt+Down", { name }), onpointerdown: (event) => {
+    title: say("Drag to move {name}, or press Alt+Up or Alt+Down", { name }), onpointerdown: (event) => {
       if (event.button === 0) dragRow(view, entry, at, grip, event);
     },
   });
@@ -81,8 +81,8 @@ function dragRow(view, entry, at, grip, down) {
 
 function nameButton(view, entry, at, shown, found) {
   const cut = shown.lastIndexOf("/") + 1;
-  const problem = found.length === 0 ? say("There is no such file in the loras folders.")
-    : found.length > 1 ? say("Several files are called so: {files}. Choose one.", { files: found.join(", ") })
+  const problem = found.length === 0 ? say("This file is not in the loras folders.")
+    : found.length > 1 ? say("Several files have this name: {files}. Choose one.", { files: found.join(", ") })
       : null;
   return make("button", {
     type: "button", class: "name", "data-part": `name:${at}`, "aria-haspopup": "listbox",
@@ -120,7 +120,7 @@ function removeButton(view, entry, part, name) {
 function unreadable(view, entry) {
   return make("div", { class: "row unreadable", role: "listitem" }, make("div", { class: "line" },
     make("span", { class: "name", title: say("Write <lora:name:strength>") },
-      say("Cannot be read: {text}", { text: entry.unreadable })),
+      say("Cannot read: {text}", { text: entry.unreadable })),
     removeButton(view, entry, null, entry.unreadable),
   ));
 }

@@ -78,7 +78,8 @@ export class ListView {
       type: "button", class: "add", "data-part": "add", "aria-haspopup": "listbox",
       onclick: (event) => this.addRow(event.currentTarget),
     }, say("+ Add LoRA"));
-    const hint = make("span", { class: "hint" }, say("One <lora:name:strength> a line; # is off"));
+    const hint = make("span", { class: "hint" },
+      say("One <lora:name:strength> per line; # switches a line off"));
     this.foot.replaceChildren(this.textarea ? hint : add);
     this.root.classList.toggle("narrow", this.narrow);
     this.root.classList.toggle("two-lines", this.narrow && this.hasClip);
@@ -102,9 +103,9 @@ export class ListView {
       make("span", { class: "count", "aria-live": "polite" },
         say("{on} of {all} on", { on, all: rows.length })),
       this.tab("CLIP", this.hasClip, say(fixed
-        ? "A strength of its own for the text encoder; shown while a LoRA has one"
-        : "A strength of its own for the text encoder"), () => { this.showClip = !this.showClip; }),
-      this.tab("Blocks", this.showBlocks, say("Strengths block by block, such as down:0.5 mid:1"),
+        ? "Set a separate strength for the text encoder; shown while any LoRA has one"
+        : "Set a separate strength for the text encoder"), () => { this.showClip = !this.showClip; }),
+      this.tab("Blocks", this.showBlocks, say("Set strengths block by block, such as down:0.5 mid:1"),
         () => { this.showBlocks = !this.showBlocks; }),
       this.tab("Text", Boolean(this.textarea), say("Edit the list as text"), () => this.toggleText()),
     );

@@ -15,8 +15,8 @@ export function numberField({ label, value, inherited = null, part, onCommit }) 
     "data-part": part,
     "aria-label": label, "aria-valuenow": start, "aria-valuemin": -MAX_STRENGTH,
     "aria-valuemax": MAX_STRENGTH,
-    title: `${label}\n${say("drag or arrow keys to change, Shift for fine steps, click to type")}`
-      + (inherited === null ? "" : `\n${say("empty: as the strength")}`),
+    title: `${label}\n${say("Drag or press the arrow keys to change it, hold Shift for fine steps, click to type.")}`
+      + (inherited === null ? "" : `\n${say("Leave it empty to use the model's strength.")}`),
     onkeydown: onKey, onpointerdown: onDown,
   }, show(start));
 

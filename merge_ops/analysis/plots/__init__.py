@@ -1,4 +1,4 @@
-"""Pictures of what ``inspect`` finds. Needs Pillow, which ComfyUI brings; import it where it is used."""
+"""Pictures of a study. They need Pillow, which ComfyUI includes; import this package where it is used."""
 
 from .views import draw
 

@@ -1,4 +1,4 @@
-"""Curves of the energy that each rank keeps."""
+"""Drawing curves of the energy that each rank keeps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..spectrum import LoraSpectrum
 from .page import LEFT, LINE, PAPER, QUIET, RIGHT, SERIES, Page, scale_of
 
 _LINES = (0.0, 0.5, 0.9, 0.99)
-_FINE = 3  # curves are drawn at this many times their size, for smooth edges
+_FINE = 3  # curves are drawn at this multiple of their size, for smooth edges
 
 
 def draw_curves(page: Page, spectra: Sequence[LoraSpectrum], last: int, height: int = 250) -> None:
-    """One curve a LoRA, from rank 0 to ``last``, with lines at 50, 90 and 99 %."""
+    """Draw one curve per LoRA from rank 0 to ``last``, with lines at 50, 90 and 99 %."""
     top, bottom = page.y + 18, page.y + 18 + height
     up, along = scale_of(0, 1, top, bottom), scale_of(0, last, RIGHT, LEFT)
     size = (RIGHT - LEFT + 8, height + 8)

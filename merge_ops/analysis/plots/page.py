@@ -1,4 +1,4 @@
-"""A light page that grows downwards, and text on it."""
+"""A page that is drawn from top to bottom, and its text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, MARGIN = 960, 36
-LEFT, RIGHT = MARGIN + 54, WIDTH - MARGIN  # of what is plotted; the labels of its axis lie left of it
+LEFT, RIGHT = MARGIN + 54, WIDTH - MARGIN  # of the plot area; the labels of the axis are to its left
 PAPER, BAND, LINE, QUIET, TEXT = "#fbfbf9", "#f1f2ef", "#d3d6d9", "#666c75", "#20242a"
 BLUE, ORANGE, GREY = "#3b78b5", "#d3622a", "#9aa3ad"
 SERIES = (
@@ -17,12 +17,12 @@ SERIES = (
     "#cc79a7",
     "#56b4e9",
     "#d55e00",
-)  # Okabe and Ito: safe for all eyes
+)  # Okabe and Ito, safe for colour-blind readers
 _TALL = 1 << 12
 
 
 class Page:
-    """Draws from top to bottom; ``y`` is where the next thing goes."""
+    """Draws from top to bottom; ``y`` is the position of the next item, in pixels."""
 
     def __init__(self) -> None:
         self.image = Image.new("RGB", (WIDTH, _TALL), PAPER)
@@ -30,17 +30,17 @@ class Page:
         self.y = 26
 
     def text(self, x: float, y: float, words: str, size: int, colour: str = TEXT, anchor: str = "la") -> None:
-        """One line; ``anchor`` as Pillow has it: left, middle or right, and ascender, middle or baseline."""
+        """Draw one line; ``anchor`` is Pillow's: left, middle or right, then ascender, middle or baseline."""
         self.pen.text((x, y), words, fill=colour, font=_font(size), anchor=anchor)
 
     def lines(self, words: str, size: int, colour: str = TEXT, indent: int = 0) -> None:
-        """A paragraph, wrapped."""
+        """Draw a paragraph, wrapped."""
         for line in wrapped(words, RIGHT - MARGIN - 2 * indent, size):
             self.text(MARGIN + indent, self.y, line, size, colour)
             self.y += round(size * 1.4)
 
     def box(self, sentences: Sequence[str], size: int = 19) -> None:
-        """What is meant to be read, on a tint; each sentence begins a line."""
+        """Draw the main message on a tinted box; each sentence begins a line."""
         count = sum(len(wrapped(words, RIGHT - MARGIN - 36, size)) for words in sentences)
         height = count * round(size * 1.4) + 22
         self.pen.rounded_rectangle((MARGIN, self.y, RIGHT, self.y + height), 8, fill="#e8eef4")
@@ -51,22 +51,22 @@ class Page:
         self.y += 22
 
     def dashed(self, y: float, colour: str = QUIET) -> None:
-        """A dashed line across the plot."""
+        """Draw a dashed line across the plot."""
         for x in range(LEFT, RIGHT, 9):
             self.pen.line((x, y, min(x + 4, RIGHT), y), colour)
 
     def finished(self) -> Image.Image:
-        """The page, cut where its content ends."""
+        """Return the page, cropped where its content ends."""
         return self.image.crop((0, 0, WIDTH, min(self.y + 20, _TALL)))
 
 
 def width_of(words: str, size: int) -> float:
-    """Of one line, in pixels."""
+    """Return the width of one line in pixels."""
     return float(_font(size).getlength(words))
 
 
 def shortened(words: str, room: float, size: int) -> str:
-    """``words`` with its middle left out where it would be wider than ``room`` pixels."""
+    """Return ``words``, with the middle left out if they are wider than ``room`` pixels."""
     if width_of(words, size) <= room:
         return words
     kept = len(words)
@@ -76,7 +76,7 @@ def shortened(words: str, room: float, size: int) -> str:
 
 
 def wrapped(words: str, room: float, size: int) -> list[str]:
-    """Lines that are no wider than ``room`` pixels."""
+    """Wrap words into lines that are at most ``room`` pixels wide."""
     lines = [""]
     for word in words.split():
         fitting = shortened(word, room, size)
@@ -89,7 +89,7 @@ def wrapped(words: str, room: float, size: int) -> list[str]:
 
 
 def nice_top(value: float, steps: Sequence[float] = (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10)) -> float:
-    """The first round number that is not below ``value``."""
+    """Return the first round number that is not below ``value``."""
     if value <= 0:
         return 1.0
     power = 10.0 ** (len(f"{int(value)}") - 1) if value >= 1 else 1.0
@@ -99,7 +99,7 @@ def nice_top(value: float, steps: Sequence[float] = (1, 1.2, 1.6, 2, 3, 4, 5, 6,
 
 
 def scale_of(low: float, high: float, top: float, bottom: float) -> Callable[[float], float]:
-    """From values to heights on the page."""
+    """Return a function that maps values to positions on the page."""
     return lambda value: bottom + (top - bottom) * (min(max(value, low), high) - low) / (high - low)
 
 
@@ -109,5 +109,5 @@ def _without_middle(words: str, kept: int) -> str:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # with a size it is always this kind of font, which Pillow's own types do not say
+    # given a size, Pillow always returns this kind of font, which its type hints do not say
     return ImageFont.load_default(size=size)  # type: ignore[return-value]

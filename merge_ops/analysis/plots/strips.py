@@ -1,4 +1,4 @@
-"""Strips of bars, one bar a block of the model, with the blocks named below."""
+"""Drawing strips of bars, one bar per block of the model, with the block names below."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from itertools import groupby
 from ...blocks.order import section_of
 from .page import BAND, LEFT, LINE, QUIET, RIGHT, Page, scale_of, shortened, width_of
 
-_WIDEST, _GAP = 90, 8  # of the room of one bar, and between sections, in pixels
+_WIDEST, _GAP = 90, 8  # widest room for a bar, and gap between sections, in pixels
 _ROOM_FOR_VALUE = 42
 _LABEL, _SECTION, _VALUE, _TITLE, _FIGURE = 13, 16, 13, 20, 22
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The room of one block's bar."""
+    """The horizontal room for the bar of one block, in pixels."""
 
     block: str
     section: str
     label: str
     left: float
     width: float
-    bar_width: float  # the same for all
+    bar_width: float  # the same for all blocks
 
     @property
     def middle(self) -> float:
@@ -31,14 +31,14 @@ class Slot:
 
     @property
     def bar(self) -> tuple[float, float]:
-        """Left and right edge of the bar."""
+        """The left and right edge of the bar."""
         half = self.bar_width / 2
         return self.middle - half, self.middle + half
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One row: a title, its figure for the whole, and a value a block."""
+    """One row: a title, the overall figure, and a value per block."""
 
     title: str
     figure: str
@@ -55,7 +55,7 @@ class Axis:
     high: float
     show: Callable[[float], str]
     ticks: tuple[float, ...]
-    base: float = 0.0  # where bars begin
+    base: float = 0.0  # the value where bars begin
     dashed: float | None = None
     show_tick: Callable[[float], str] | None = None
 
@@ -66,7 +66,7 @@ def lay_out(blocks: Sequence[str]) -> list[Slot]:
     room = RIGHT - LEFT - _GAP * (len(runs) - 1)
     width = min(room / max(len(blocks), 1), _WIDEST)
     least = [width_of(title, _SECTION) + 6 for title, _ in runs]
-    for _ in range(8):  # sections whose title needs more than their bars take it from the others
+    for _ in range(8):  # sections whose title is wider than their bars take room from the others
         wide = [len(run) * width < need for (_, run), need in zip(runs, least, strict=True)]
         free = room - sum(need for need, is_wide in zip(least, wide, strict=True) if is_wide)
         bars = sum(len(run) for (_, run), is_wide in zip(runs, wide, strict=True) if not is_wide)
@@ -93,7 +93,7 @@ def _placed(runs: list[tuple[str, list[str]]], widths: list[float]) -> list[Slot
 
 
 def draw_strips(page: Page, strips: Sequence[Strip], axis: Axis, slots: Sequence[Slot], height: int) -> None:
-    """All strips, one below the other, then the names of the blocks."""
+    """Draw all strips, one below the other, and then the block names."""
     for strip in strips:
         _draw_strip(page, strip, axis, slots, height)
     _draw_names(page, slots)
@@ -142,7 +142,7 @@ def _draw_bands(page: Page, slots: Sequence[Slot], top: float, bottom: float) ->
 
 
 def _draw_names(page: Page, slots: Sequence[Slot]) -> None:
-    """Labels of the blocks, every second or fifth where there is no room for all, and titles of sections."""
+    """Draw section titles and block labels, only every second or fifth label if there is no room for all."""
     y = page.y - 14
     for left, right, run in _sections(slots):
         widest = max(width_of(slot.label, _LABEL) for slot in run) + 5
@@ -156,9 +156,9 @@ def _draw_names(page: Page, slots: Sequence[Slot]) -> None:
 
 
 def _sections(slots: Sequence[Slot]) -> list[tuple[float, float, list[Slot]]]:
-    """Left and right edge and the slots of each section."""
-    found = []
+    """Return the left edge, right edge and slots of each section."""
+    sections = []
     for _, group in groupby(slots, key=lambda slot: slot.section):
         run = list(group)
-        found.append((run[0].left, run[-1].left + run[-1].width, run))
-    return found
+        sections.append((run[0].left, run[-1].left + run[-1].width, run))
+    return sections

@@ -1,4 +1,4 @@
-"""The four pictures: similarity, sign conflict, norms, spectrum."""
+"""Drawing the four views: similarity, sign conflict, norms, spectrum."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from .curves import draw_curves
 from .page import BLUE, GREY, ORANGE, QUIET, SERIES, Page, nice_top, shortened
 from .strips import Axis, Strip, draw_strips, lay_out
 
-_MOST = 10  # strips on a picture
-_EVEN = 0.52  # share of opposite signs from which it is more than chance and sampling explain
+_MOST = 10  # strips per picture
+_EVEN = 0.52  # share of opposite signs above which chance and sampling do not explain it
 
 
 def draw(study: Study, view: str | None = None, energy: float = 0.95) -> Image.Image:
-    """The picture of a view, 960 pixels wide; what it leaves out for want of room is said on it.
+    """Draw a view, 960 pixels wide; the picture states what it leaves out for lack of room.
 
     Args:
-        study: what to show.
-        view: a name of ``VIEWS``; of one LoRA the spectrum is shown instead of a comparison.
-        energy: the share that the ranks of the spectrum's bars keep.
+        study: the study to show.
+        view: a name in ``VIEWS``; for one LoRA the spectrum replaces a comparison.
+        energy: the share of energy that the ranks in the spectrum's bars keep.
     """
     page, chosen = Page(), study.view(view)
     page.lines(_heading(study, chosen), 28)
     page.y += 8
     _VIEWS[chosen](page, study, energy)
     if chosen != (view or chosen):
-        page.lines(f"One LoRA has nothing to be compared with: its spectrum instead of {view}.", 15, QUIET)
+        page.lines(
+            f"A single LoRA cannot be compared, so this shows its spectrum instead of {view}.", 15, QUIET
+        )
     return page.finished()
 
 
@@ -50,17 +52,17 @@ def _heading(study: Study, view: str) -> str:
 
 
 def _short(study: Study, sentences: Sequence[str]) -> list[str]:
-    """The sentences with long names shortened; the report has them in full."""
-    found = list(sentences)
+    """Return the sentences with long names shortened; the report has them in full."""
+    shown = list(sentences)
     for name in sorted(study.names, key=len, reverse=True):
-        found = [words.replace(name, shortened(name, 300, 19)) for words in found]
-    return found
+        shown = [words.replace(name, shortened(name, 300, 19)) for words in shown]
+    return shown
 
 
 def _similarity(page: Page, study: Study, _energy: float) -> None:
     page.box(_short(study, study.advice[:1]))
     page.lines(
-        "Cosine of the changes in each block: +1 is the same change, 0 unrelated, -1 opposite.", 16, QUIET
+        "Cosine of the changes in each block: +1 the same change, 0 unrelated, -1 opposite.", 16, QUIET
     )
     relations = _chosen(page, study.relations, lambda r: -abs(r.cosine))
     largest = max((abs(b.cosine) for r in relations for b in r.blocks), default=0.0)
@@ -73,8 +75,8 @@ def _similarity(page: Page, study: Study, _energy: float) -> None:
 def _sign_conflict(page: Page, study: Study, _energy: float) -> None:
     page.box(_short(study, study.advice[:1]))
     page.lines(
-        "Share of the shared weights where one adds and the other subtracts, from some rows of each layer. "
-        "Unrelated LoRAs have 50 %: only what is above the dashed line is conflict.",
+        "Share of the common weights that one LoRA increases and the other decreases, sampled from some "
+        "rows of each layer. Unrelated LoRAs have 50 %, so only what is above the dashed line is conflict.",
         16,
         QUIET,
     )
@@ -88,7 +90,7 @@ def _norms(page: Page, study: Study, _energy: float) -> None:
     page.box(_short(study, study.advice[:1]))
     page.lines("Size of the change in each block at strength 1 (Frobenius norm), on one scale.", 16, QUIET)
     order = sorted(range(len(study.norms)), key=lambda i: -study.facts[i]["norm"])[:_MOST]
-    _say_left_out(page, len(order), len(study.norms), "LoRAs, the strongest ones")
+    _say_left_out(page, len(order), len(study.norms), "LoRAs shown, the strongest ones")
     shown = sorted(order)
     top = nice_top(max((v for i in shown for v in study.norms[i].values()), default=0.0))
     axis = Axis(0, top, lambda value: f"{value:.3g}", (0.0, top / 2, top))
@@ -102,16 +104,16 @@ def _norms(page: Page, study: Study, _energy: float) -> None:
 def _spectrum(page: Page, study: Study, energy: float) -> None:
     page.box(_short(study, study.rank_advice[:3]))
     page.lines(
-        "Above, the energy (squared norm) that is left when every layer is cut to a rank. Below, the rank "
-        f"that keeps {100 * energy:g} % of each block.",
+        "Above: the energy (squared norm) that remains when every layer is truncated to a rank. Below: the "
+        f"rank that keeps {100 * energy:g} % of each block.",
         16,
         QUIET,
     )
     shown = list(study.spectra)[:_MOST]
-    _say_left_out(page, len(shown), len(study.spectra), "LoRAs, the first ones")
+    _say_left_out(page, len(shown), len(study.spectra), "LoRAs shown, the first ones")
     needed = max((s.whole.rank_for(0.995) for s in shown), default=1)
     draw_curves(page, shown, max(4, min(max(s.rank for s in shown), 2 * needed)))
-    ranks = [{block: float(found.rank_for(energy)) for block, found in s.blocks.items()} for s in shown]
+    ranks = [{block: float(part.rank_for(energy)) for block, part in s.blocks.items()} for s in shown]
     top = nice_top(
         max((rank for values in ranks for rank in values.values()), default=1.0), (1, 2, 4, 6, 8, 10)
     )
@@ -123,7 +125,7 @@ def _spectrum(page: Page, study: Study, energy: float) -> None:
     _strips(page, strips, axis, [block for s in shown for block in s.blocks])
     for s in shown:
         if s.unmeasured:
-            page.lines(f"{s.name}: {s.unmeasured} full-rank layers were left out to save time.", 15, QUIET)
+            page.lines(f"{s.name}: {s.unmeasured} full-rank layers were skipped to save time.", 15, QUIET)
 
 
 def _pairs(
@@ -152,15 +154,15 @@ def _strips(page: Page, strips: Sequence[Strip], axis: Axis, blocks: Sequence[st
 
 
 def _chosen(page: Page, relations: Sequence[Relation], key: Callable[[Relation], float]) -> list[Relation]:
-    """As many pairs as have room, those that matter most, in their own order."""
+    """Return the most important pairs, as many as there is room for, in their original order."""
     chosen = sorted(sorted(relations, key=key)[:_MOST], key=relations.index)
-    _say_left_out(page, len(chosen), len(relations), "pairs, those with the largest values")
+    _say_left_out(page, len(chosen), len(relations), "pairs shown, those with the largest values")
     return chosen
 
 
 def _say_left_out(page: Page, shown: int, total: int, what: str) -> None:
     if shown < total:
-        page.lines(f"{shown} of {total} {what}; the JSON has all.", 16, QUIET)
+        page.lines(f"{shown} of {total} {what}; the JSON lists all.", 16, QUIET)
 
 
 def _two_colours(first: Callable[[float], bool], yes: str, no: str) -> Callable[[float], str]:

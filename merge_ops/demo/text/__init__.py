@@ -12,12 +12,12 @@ __all__ = ["run"]
 
 
 def run(out_dir: Path | str, seed: int = 5, methods: Sequence[str] | None = None) -> dict[str, Any]:
-    """Merge and score; write the tables, and print the figures.
+    """Merge and score; write the tables, and print the scores.
 
     Args:
         out_dir: folder for ``text.md`` and ``text.json``; made if it is missing.
-        seed: of DARE's masks.
-        methods: titles of the rows to compute; all by default.
+        seed: seed of DARE's masks.
+        methods: titles of the rows to compute; None for all.
 
     Returns:
         The content of ``text.json``.

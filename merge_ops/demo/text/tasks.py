@@ -1,4 +1,4 @@
-"""The three tasks: which labels, and in which words the encoder is told them."""
+"""The three tasks, their labels, and the descriptions of the labels for the encoder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task: the label of a text is the one whose description lies nearest to it.
+    """One task: a text gets the label whose description is nearest to it.
 
-    The descriptions are embedded by the base model, once; they are the frozen head of the task.
+    The base model embeds the descriptions once; they are the frozen head of the task.
     """
 
     name: str
@@ -37,7 +37,7 @@ TASKS = {
 
 
 def texts(task: str, split: str) -> tuple[list[str], list[int]]:
-    """The texts of a split (train, dev or test) and the numbers of their labels."""
+    """Return the texts of a split (train, dev or test) and the numbers of their labels."""
     numbers = {label: number for number, label in enumerate(TASKS[task].labels)}
     lines = (ASSETS / f"{task}.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = [line.split("\t") for line in lines]

@@ -1,4 +1,4 @@
-"""Adding a merge to weights in place, with exact restore."""
+"""Adding a merge to the weights of a model in place, and restoring them exactly."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ..merging.merged import Merged
-from .fits import check_fits
+from .check_fit import check_fit
 from .parameters import has_bias, merged_weight, module_of, parameter
 
 FindModule = Callable[[str], nn.Module | None]
 
 
-class Patch:
+class AppliedMerge:
     """A merge that has been added to a model's weights. Use it as a context manager, or call ``restore``.
 
-    The original weights are kept in CPU memory and put back bit for bit. ``matched`` and ``unmatched`` name
-    the layers of the merge that the model has and has not.
+    The original weights are kept in CPU memory and restored bit for bit. ``matched`` and ``unmatched`` name
+    the layers of the merge that the model has and does not have.
     """
 
     def __init__(self, find: FindModule, merged: Merged, strength: float = 1.0) -> None:
@@ -30,21 +30,20 @@ class Patch:
         self.replace(merged, strength)
 
     def replace(self, merged: Merged, strength: float = 1.0) -> None:
-        """Take the present merge out and add another one, without reading any file again.
+        """Take the current merge out and add another one, without reading any file again.
 
-        Weights that the merge holds whole (heads, set weights) are put in place of the model's, whatever the
-        strength.
+        Whole weights in the merge (heads, set weights) replace those of the model, whatever the strength.
 
         Raises:
-            IncompatibleLoraError: if no layer, or a layer of another shape, is found; the weights are then as
+            IncompatibleLoraError: if no layer fits, or one has a different shape; the weights then stay as
                 they were before the call.
         """
         names = dict.fromkeys((*merged.whole_weights, *merged.layers, *merged.ia3))
-        modules = {name: found for name in names if (found := self._module(name)) is not None}
+        modules = {name: module for name in names if (module := self._module(name)) is not None}
         for name in [name for name in merged.ia3 if name.endswith(".bias")]:
-            if name in modules and not has_bias(modules[name]):  # PEFT's factors are those of a bias too
+            if name in modules and not has_bias(modules[name]):  # PEFT scales a bias only where there is one
                 del names[name], modules[name]
-        check_fits(merged, modules)
+        check_fit(merged, modules)
         self.restore()
         self.matched = tuple(name for name in (*merged.layers, *merged.ia3) if name in modules)
         self.unmatched = tuple(name for name in names if name not in modules)
@@ -57,7 +56,7 @@ class Patch:
             raise
 
     def restore(self) -> None:
-        """Put the original weights back; calling it again does nothing."""
+        """Restore the original weights; calling it again does nothing."""
         with torch.no_grad():
             for name, original in reversed(self._originals.items()):
                 module = self._module(name)
@@ -73,7 +72,7 @@ class Patch:
             self._originals[name] = weight.to("cpu", copy=True)
             weight.copy_(value)
 
-    def __enter__(self) -> Patch:
+    def __enter__(self) -> AppliedMerge:
         return self
 
     def __exit__(

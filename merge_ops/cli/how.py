@@ -1,0 +1,161 @@
+"""The options that say which LoRAs to merge, and how; ``merge`` and ``fuse`` share them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import ParameterError, UnknownMethodError, did_you_mean
+from ..lora import READERS, Lora
+from ..methods.peft_names import COMBINATION_TYPES, SPACES, get_combination_type
+from ..methods.registry import METHODS, Param, get_method
+from .options import add_param, add_reading
+
+_PEFT_PARAMS = ("density", "majority_sign_method")
+
+
+def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Add the LoRAs and the options of a merge; those of the chosen method come from its signature."""
+    parser.add_argument(
+        "loras",
+        nargs="+",
+        metavar="LORA[:WEIGHT]",
+        help="a LoRA file or PEFT folder, and its weight (default: 1)",
+    )
+    how = parser.add_argument_group("how to merge")
+    _add_method(how)
+    how.add_argument(
+        "--space",
+        choices=SPACES,
+        default="delta",
+        help="merge the exact weight changes (delta) or the LoRA factors (factors) (default: delta)",
+    )
+    how.add_argument(
+        "--rank",
+        type=int,
+        help="truncate the result to this rank (default: keep it exact, or the sum of the ranks)",
+    )
+    how.add_argument(
+        "--blocks",
+        action="append",
+        default=[],
+        metavar="[LORA=]TEXT",
+        help="strengths per block and type of layer, such as 'down:0.5 mid:1 attn:0.8', a preset, or an "
+        "A1111 vector; applies to all LoRAs, or to one given by name or position (1, 2, ...); repeatable",
+    )
+    how.add_argument("--scale", type=float, default=1.0, help="multiply the whole result (default: 1)")
+    how.add_argument("--seed", type=int, default=0, help="seed of the random masks of DARE (default: 0)")
+    how.add_argument(
+        "--keep", metavar="NAME", help="the LoRA whose heads and other whole weights are kept in a conflict"
+    )
+    how.add_argument(
+        "--reader",
+        choices=READERS,
+        default="peft",
+        help="compute DoRA and OFT as this program does, where programs differ (default: peft)",
+    )
+    for param in _params_of(argv).values():
+        add_param(how, param)
+    add_reading(parser)
+
+
+def _add_method(how: argparse._ArgumentGroup) -> None:
+    choice = how.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--method",
+        type=_method_name,
+        metavar="METHOD",
+        help="the merge method, listed below (default: linear)",
+    )
+    choice.add_argument(
+        "--combination-type",
+        type=_combination_name,
+        metavar="TYPE",
+        help=f"merge exactly as PEFT does: {', '.join(COMBINATION_TYPES)}",
+    )
+    how.add_argument("--svd-rank", type=int, help="rank of PEFT's *svd types (default: the largest rank)")
+    how.add_argument(
+        "--svd-clamp", type=float, help="quantile at which PEFT's *svd types clamp their factors"
+    )
+
+
+def method_params(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the method that the command line sets, by name."""
+    given = vars(args)
+    names = {param.name for method in METHODS.values() for param in method.params}
+    return {name: given[name] for name in names if name in given}
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """Split ``path:0.7`` into path and weight; without a number after the last colon the weight is 1."""
+    path, colon, number = spec.rpartition(":")
+    try:
+        return (path, float(number)) if colon and path else (spec, 1.0)
+    except ValueError:
+        return spec, 1.0
+
+
+def blocks_of(given: list[str], paths: list[str], loras: list[Lora]) -> list[str | None]:
+    """Return the block strengths of each LoRA, from the values ``TEXT`` and ``LORA=TEXT`` of ``--blocks``.
+
+    Raises:
+        ParameterError: if a name matches no LoRA, or a LoRA is given two texts.
+    """
+    own: dict[int, str] = {}
+    shared = None
+    for option in given:
+        name, equals, text = option.rpartition("=")
+        if not equals:
+            if shared is not None:
+                raise ParameterError("--blocks is given twice for all LoRAs; name the LoRA, as in a=down:0.5")
+            shared = text
+            continue
+        matches = [i for i, path in enumerate(paths) if name in (path, Path(path).name, loras[i].name)]
+        if not matches and name.isdigit() and 0 < int(name) <= len(paths):
+            matches = [int(name) - 1]
+        if not matches:
+            hint = did_you_mean(name, [lora.name for lora in loras])
+            raise ParameterError(f"--blocks names no LoRA of this merge: {name!r}{hint}")
+        for i in matches:
+            if i in own:
+                raise ParameterError(f"--blocks is given twice for {loras[i].name}; write one text")
+            own[i] = text
+    return [own.get(i, shared) for i in range(len(paths))]
+
+
+def method_help() -> str:
+    """Return the list of methods and their parameters for ``--help``."""
+    lines = ["methods and their parameters:"]
+    for method in METHODS.values():
+        flags = [f"--{p.name.replace('_', '-')} (default: {p.default})" for p in method.params]
+        lines.append(f"  {method.name:<16} {', '.join(flags) or 'none'}")
+    return "\n".join(lines) + "\n\n"
+
+
+def _method_name(name: str) -> str:
+    try:
+        return get_method(name).name
+    except UnknownMethodError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _combination_name(name: str) -> str:
+    try:
+        get_combination_type(name)
+    except UnknownMethodError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
+
+
+def _params_of(argv: list[str]) -> dict[str, Param]:
+    """Return the parameters of the method that the arguments name, before they are fully parsed."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--method", default="linear")
+    early.add_argument("--combination-type")
+    chosen = early.parse_known_args(argv)[0]
+    row = COMBINATION_TYPES.get(chosen.combination_type or "")
+    if row is not None:  # PEFT accepts density and the sign vote for every type
+        return {p.name: p for method in METHODS.values() for p in method.params if p.name in _PEFT_PARAMS}
+    method = METHODS.get(chosen.method)
+    return {p.name: p for p in method.params} if method else {}

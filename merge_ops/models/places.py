@@ -1,0 +1,123 @@
+"""Finding the place of each merged layer: which tensor of a base model its delta is added to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import IncompatibleLoraError
+from ..formats.header import Entry
+from ..merging.merged import Merged
+from .folder import BaseModel
+
+_SUFFIX = ".weight"
+_DTYPES = ("F32", "F16", "BF16", "F64")
+# transformers' Conv1D stores its weight as (in, out); these model types use it, in modules of these names
+_CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+_CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
+_WITH_HEAD = ("LM", "ForConditionalGeneration", "ForPreTraining")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The layer whose delta is added to a tensor, and whether the tensor stores it transposed."""
+
+    layer: str
+    transposed: bool
+
+
+def find_places(base: BaseModel, merged: Merged) -> dict[str, Place]:
+    """Return the place of every merged layer, by tensor name.
+
+    A layer name may have one leading component (``model.``, ``transformer.``) that the tensor name lacks,
+    or the other way round.
+
+    Raises:
+        IncompatibleLoraError: naming a layer that matches no tensor or several, a tensor of another shape or
+            of an unsupported dtype, or one that the model uses as embedding and output head at once.
+    """
+    # a layer has the name of its module; a bias has the name of its tensor
+    stems = [name.removesuffix(_SUFFIX) for name in base.tensors if name.endswith((_SUFFIX, ".bias"))]
+    places: dict[str, Place] = {}
+    layers = dict.fromkeys((*merged.whole_weights, *merged.layers))
+    for layer, stem in _matched(base, layers, stems).items():
+        name = stem if stem.endswith(".bias") else stem + _SUFFIX
+        if name in places:
+            raise IncompatibleLoraError(f"{places[name].layer} and {layer} both match {name} of the base")
+        places[name] = Place(layer, _is_transposed(base, merged, layer, stem))
+        _check(base, merged, places[name], base.tensors[name])
+    return places
+
+
+def _matched(base: BaseModel, layers: Iterable[str], stems: list[str]) -> dict[str, str]:
+    """Return the stem of the one tensor that each layer matches."""
+    known, by_tail = set(stems), defaultdict(list)
+    for stem in stems:
+        by_tail[_tail(stem)].append(stem)
+    matched = {}
+    for layer in layers:
+        candidates = (
+            [layer] if layer in known else by_tail[layer] or [s for s in [_tail(layer)] if s in known]
+        )
+        if not candidates:
+            raise IncompatibleLoraError(
+                f"{base.path.name} has no weight for the layer {layer}{_why(base, layer)}"
+            )
+        if len(candidates) > 1:
+            raise IncompatibleLoraError(f"{layer} could be {' or '.join(candidates[:3])} of {base.path.name}")
+        matched[layer] = candidates[0]
+    return matched
+
+
+def _tail(name: str) -> str:
+    """Return a name without its first component."""
+    return name.partition(".")[2]
+
+
+def _why(base: BaseModel, layer: str) -> str:
+    if layer.endswith("lm_head") and _is_tied(base):
+        return " of its own, because it is tied to the embedding; leave it out of the LoRA"
+    return "; the LoRA is for another base model"
+
+
+def _is_transposed(base: BaseModel, merged: Merged, layer: str, stem: str) -> bool:
+    """Return True if the tensor stores its weight transposed relative to the adapter's file.
+
+    PEFT has one ``fan_in_fan_out`` for all layers, which is wrong where Conv1D and linear layers mix.
+    """
+    layout = merged.layer(layer).template.layout if layer in merged.layers else ""
+    if layout not in ("linear", "fan_in_fan_out") or base.setting("model_type") not in _CONV1D_TYPES:
+        return False
+    return (layout == "fan_in_fan_out") != (stem.rpartition(".")[2] in _CONV1D_NAMES)
+
+
+def _check(base: BaseModel, merged: Merged, place: Place, entry: Entry) -> None:
+    whole = merged.whole_weights.get(place.layer)
+    shape = merged.layer(place.layer).template.weight_shape if whole is None else tuple(whole.value.shape)
+    expected = shape[::-1] if place.transposed else shape
+    if entry.shape != expected:
+        raise IncompatibleLoraError(
+            f"{place.layer} has shape {expected} in the LoRA and {entry.shape} in {base.path.name}; "
+            "the LoRA is for another base model"
+        )
+    if entry.dtype not in _DTYPES:
+        raise IncompatibleLoraError(
+            f"{entry.name} of {base.path.name} is quantised ({entry.dtype}); fuse into the original weights"
+        )
+    if _is_tied(base) and entry.shape[0] == base.setting("vocab_size"):
+        raise IncompatibleLoraError(
+            f"{entry.name} is both embedding and output head of {base.path.name} (tie_word_embeddings), "
+            f"so fusing {place.layer} would change both; leave it out of the LoRA, or apply the merge at "
+            "run time"
+        )
+
+
+def _is_tied(base: BaseModel) -> bool:
+    """Return True if the model is loaded with one weight for its embedding and its output head.
+
+    Before version 5, transformers omitted the key from the configuration where it is true.
+    """
+    names = base.setting("architectures") or [""]
+    tied = base.setting("tie_word_embeddings")
+    return any(part in str(names[0]) for part in _WITH_HEAD) and (tied is None or bool(tied))
