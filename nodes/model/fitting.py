@@ -25,7 +25,7 @@ T = TypeVar("T", Layer, WholeWeight)
 
 @dataclass(frozen=True, slots=True)
 class FittedLoras:
-    """LoRAs whose layers have one name wherever they belong to one weight."""
+    """LoRAs that use one name for each weight of the model."""
 
     loras: list[Lora]  # with the layers of a part that is not connected, under their own names
     unet: dict[str, Target]  # layer name -> weight of the diffusion model
@@ -42,18 +42,18 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
         IncompatibleLoraError: if a LoRA has no layer in common with the model, or one of another shape.
     """
     maps = read_key_maps(model, clip)
-    found = [_find_targets(lora, maps) for lora in bind_to_model(loras, maps, model, clip)]
-    refuse_misfits(loras, found, maps, model)
-    found = [_turn_conv1d(one) for one in found]
-    unconnected = [_keep_unconnected(one, model, clip) for one in found]
-    alike, apart = _cut_alike(found, maps)
+    targets = [_find_targets(lora, maps) for lora in bind_to_model(loras, maps, model, clip)]
+    refuse_misfits(loras, targets, maps, model)
+    targets = [_turn_conv1d(one) for one in targets]
+    unconnected = [_keep_unconnected(one, model, clip) for one in targets]
+    alike, apart = _cut_alike(targets, maps)
     spellings = list_spellings(maps.both)
     names = name_weights(alike, spellings)
     renamed = [
         _rename(one, rest, names, before.lora)
-        for one, rest, before in zip(alike, unconnected, found, strict=True)
+        for one, rest, before in zip(alike, unconnected, targets, strict=True)
     ]
-    missing = [_list_missing(one, rest) for one, rest in zip(found, unconnected, strict=True)]
+    missing = [_list_missing(one, rest) for one, rest in zip(targets, unconnected, strict=True)]
     return FittedLoras(
         renamed,
         unet={name: target for target, name in names.items() if target.is_denoiser},

@@ -37,19 +37,12 @@ def run_merge(
     Raises:
         MergeError: if the LoRAs cannot be merged so.
     """
-    needing = next((lora for lora in loras if lora.base_dependent), None)
-    if needing is not None:
-        kinds = " and ".join(sorted({adapter.kind for adapter in needing.base_dependent.values()}))
-        raise IncompatibleLoraError(
-            f"{needing.name} holds {kinds}: what it changes depends on the base model; connect model and clip"
-        )
+    _refuse_unbound(loras)
     device = comfy.model_management.get_torch_device()
     if on_cpu or device.type == "mps":  # MPS shares the CPU's memory and lacks what decompositions need
         device = torch.device("cpu")
     if device.type != "cpu":
         comfy.model_management.free_memory(_estimate_memory(loras), device)
-    report = _progress_reporter(f"{_name_method(keywords)} of {count_loras(len(loras))}", show_progress)
-
     request = Request.of(
         loras,
         weights=[entry.strength for entry in entries],
@@ -58,6 +51,7 @@ def run_merge(
         scale=scale,
         **{name: value for name, value in keywords.items() if name != "dtype"},
     )
+    report = _progress_reporter(f"{request.method_name} of {count_loras(len(loras))}", show_progress)
 
     def compute(where: torch.device, sparing: bool) -> Merged:
         dtype = keywords.get("dtype")
@@ -67,6 +61,15 @@ def run_merge(
         return compute_with_less_memory(compute, device)
     finally:
         comfy.model_management.soft_empty_cache()
+
+
+def _refuse_unbound(loras: list[Lora]) -> None:
+    needing = next((lora for lora in loras if lora.base_dependent), None)
+    if needing is not None:
+        kinds = " and ".join(sorted({adapter.kind for adapter in needing.base_dependent.values()}))
+        raise IncompatibleLoraError(
+            f"{needing.name} holds {kinds}: what it changes depends on the base model; connect model and clip"
+        )
 
 
 def _progress_reporter(
@@ -82,10 +85,6 @@ def _progress_reporter(
             show_progress(f"{what}: {done} of {total} layers")
 
     return report
-
-
-def _name_method(keywords: dict[str, Any]) -> str:
-    return str(keywords.get("combination_type") or keywords.get("method"))
 
 
 def _estimate_memory(loras: list[Lora]) -> int:

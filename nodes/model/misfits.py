@@ -7,7 +7,7 @@ import math
 from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.errors import IncompatibleLoraError
-from ...merge_ops.lora import Lora, LowRank
+from ...merge_ops.lora import Lora
 from ...merge_ops.names.architectures import guess, is_text
 from .key_maps import KeyMaps
 from .target import LoraTargets, Shapes, Target
@@ -16,7 +16,7 @@ _OTHER_BASE = "the LoRA was made for another base model"
 
 
 def refuse_misfits(
-    given: list[Lora], found: list[LoraTargets], maps: KeyMaps, model: ModelPatcher | None
+    given: list[Lora], targets: list[LoraTargets], maps: KeyMaps, model: ModelPatcher | None
 ) -> None:
     """Refuse LoRAs that the model cannot take; ``given`` is what they were before they were bound to it.
 
@@ -24,7 +24,7 @@ def refuse_misfits(
         IncompatibleLoraError: if a LoRA has no layer in common with the model, one of another shape, two for
             one weight, or a whole weight that ComfyUI cannot apply.
     """
-    for lora, one in zip(given, found, strict=True):
+    for lora, one in zip(given, targets, strict=True):
         has_something = lora.layers or lora.base_dependent or lora.whole_weights
         if has_something and not (one.layers or one.whole_weights):
             raise IncompatibleLoraError(_explain_stranger(lora, model, maps))
@@ -34,14 +34,14 @@ def refuse_misfits(
             )
         for name, target in one.layers.items():
             _refuse_other_shape(one.lora, name, target.shape(maps.shapes))
-    for one in found:
+    for one in targets:
         for name, target in one.whole_weights.items():
             _refuse_whole_weight(one.lora, name, target, maps.shapes)
 
 
 def _refuse_other_shape(lora: Lora, name: str, shape: tuple[int, ...]) -> None:
     layer = lora.layers[name]
-    if isinstance(layer, LowRank) and layer.padded_to:
+    if layer.padded_to:
         return  # the weight is widened to the LoRA's shape
     if layer.weight_shape != shape and layer.matrix_shape != (shape[0], math.prod(shape[1:])):
         raise IncompatibleLoraError(

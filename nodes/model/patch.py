@@ -101,14 +101,19 @@ class MergedAdapter(WeightAdapterBase):
 
 
 def _pack(value: Any) -> Any:
-    """Write a layer as a tuple of its kind and its fields; its base weight is left out, ComfyUI brings it."""
+    """Write a layer as a tuple of its kind and its fields, without the base weight, which ComfyUI passes in.
+
+    ComfyUI rebuilds the patch from this, so whatever it could not copy must not get in.
+    """
     kind = type(value).__name__
     if _RECORDS.get(kind) is type(value):
         return (kind, *(None if f.name == "base" else _pack(getattr(value, f.name)) for f in fields(value)))
     if isinstance(value, tuple) and all(isinstance(item, _PLAIN) for item in value):
         return value
     if not isinstance(value, _PLAIN):
-        raise TypeError(f"a patch cannot hold a {kind}, which is in no row of merge_ops.adapters.KINDS")
+        raise TypeError(
+            f"a patch cannot hold a {kind}: it is neither plain data nor a record of merge_ops.adapters.KINDS"
+        )
     return value
 
 

@@ -65,9 +65,9 @@ def format_rows(rows: list[LoraRow]) -> str:
 
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
     """Strengths are read from the right, since a name may contain colons."""
-    found = _BLOCKS.search(tag)
-    blocks = found[1].strip() if found else ""
-    parts = (tag[: found.start()] if found else tag).split(":")
+    end = _BLOCKS.search(tag)
+    blocks = end[1].strip() if end else ""
+    parts = (tag[: end.start()] if end else tag).split(":")
     strengths: list[float] = []
     while len(parts) > 1 and len(strengths) < 2 and (value := _number(parts[-1])) is not None:
         strengths.insert(0, value)

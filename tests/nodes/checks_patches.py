@@ -173,7 +173,7 @@ def files_by_index_on_sd15():
     model = comfy.model_patcher.ModelPatcher(config.get_model({}, device="meta"), device, device)
     shapes = {key: weight.shape for key, weight in model.model.state_dict().items()}
     names = comfy.utils.unet_to_diffusers(config.unet_config)
-    layers = merge_ops.formats.pti.pti_layers("unet", {}, "pti")
+    layers = merge_ops.formats.pti.pti_layers("unet", {})
     tensors, random = {}, torch.Generator().manual_seed(5)
     for i, layer in enumerate(layers):
         rows, columns = shapes["diffusion_model." + names[layer.removeprefix("unet.") + ".weight"]][:2]
