@@ -12,7 +12,8 @@ import torch
 from ..errors import MergeError
 from ..formats.container import is_finite
 from ..lora import LowRank
-from ..merging.merged import Merged, MergedLayer
+from ..merging.merged import Merged
+from ..merging.merged_layer import MergedLayer
 from ..merging.scratch import Scratch
 from .rounding import rounded, truncation_error
 
