@@ -11,7 +11,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
-from ..merge_ops.names.architectures import is_language_model
+from ..merge_ops.names.parts import is_language_model
 from ..merge_ops.saving import save
 from ..merge_ops.saving.file_names import check_name
 from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL

@@ -1,7 +1,7 @@
-"""What the name of a layer says: in which block it is, and what sort of layer it is.
+"""What the name of a layer says: which block the layer is in, and what sort of layer it is.
 
 All spellings of a layer say the same: diffusers' names and those of LDM and SGM, dotted or flat, of UNets and
-of transformers. A fused weight is of no sort that only a part of it has.
+of transformers. A fused weight is not of a sort that only a part of it has.
 """
 
 from __future__ import annotations
@@ -9,26 +9,18 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from ..names.architectures import is_language_model
+from ..names.architectures import BLOCK_KINDS
+from ..names.parts import DENOISERS, is_language_model
 
-Facts = dict[str, int | None]  # word -> number of the block, None where the word has none
+Facts = dict[str, int | None]  # word of a selector -> number of the block, None if the word has no number
 
 _TEXT = {"text_encoder": 1, "text_encoder_2": 2, "text_encoder_3": 3}
 _COMFYUI_TEXT = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
-_MAIN = ("unet", "transformer", "diffusion_model")
 
-_SEQUENCES = {
-    name: kind
-    for kind, names in {
-        "double": "double_blocks double_stream_blocks double_layers joint_blocks joint_transformer_blocks "
-        "transformer_blocks",
-        "single": "single_blocks single_stream_blocks single_layers single_transformer_blocks",
-        "blocks": "blocks layers h",
-    }.items()
-    for name in names.split()
-}
+_LANGUAGE_MODELS = ("layers", "h")  # sequences of blocks in decoders, such as Llama's and GPT-2's
+_KINDS: dict[str, str] = dict.fromkeys(_LANGUAGE_MODELS, "blocks") | BLOCK_KINDS
 _SEQUENCE = re.compile(
-    rf"(?:base_model_|language_model_|model_|transformer_|decoder_)*?({'|'.join(_SEQUENCES)})_(\d+)(?:_|$)"
+    rf"(?:base_model_|language_model_|model_|transformer_|decoder_)*?({'|'.join(_KINDS)})_(\d+)(?:_|$)"
 )
 _REFINER = re.compile(r"refiner(?:_[a-z]+)*?_(\d+)(?:_|$)")
 _TEXT_LAYER = re.compile(r"_(?:layers|block|h)_(\d+)_")
@@ -36,7 +28,7 @@ _DIFFUSERS = re.compile(
     r"(down|up)_blocks_(\d+)_(?:(?:resnets|attentions|motion_modules)_(\d+)|(?:down|up)samplers)(?:_|$)"
 )
 _LDM = re.compile(r"(input|output)_blocks_(\d+)(?:_|$)")
-_PER_LEVEL = 3  # blocks of the LDM numbering at each resolution
+_PER_LEVEL = 3  # blocks at each resolution, as LDM numbers them
 
 _FF = {"ff", "ffn", "mlp", "feedforward", "densereludense"}
 _ATTENTION = {"attn", "attn1", "attn2", "attention", "selfattention", "encdecattention"}
@@ -61,17 +53,16 @@ _FUSED = re.compile(
 
 @lru_cache(maxsize=1 << 15)
 def facts_of(name: str) -> Facts:
-    """The words that select a layer; the name is canonical, or has another dotted or flat spelling."""
+    """Return the words that select a layer, from its name in any dotted or flat spelling."""
     component, _, path = name.partition(".")
     if component == "text_encoders" or component in _TEXT:
         return _text_facts(component, path) | _sorts(_flat(path))
-    flat = _flat(path if component in _MAIN else name)
+    flat = _flat(path if component in DENOISERS else name)
     flat = flat.removeprefix("diffusion_model_")
-    found = {"unet": None} | _places(flat) | _sorts(flat)
-    if is_language_model(name):  # a text encoder where an image model uses it, else the model itself
-        layer = _TEXT_LAYER.search(f"_{flat}_")
-        found["te"] = int(layer[1]) if layer else None
-    return found
+    facts = {"unet": None} | _places(flat) | _sorts(flat)
+    if is_language_model(name):  # a text encoder where an image model uses it, otherwise the model itself
+        facts["te"] = _text_block(flat)
+    return facts
 
 
 def _flat(path: str) -> str:
@@ -80,58 +71,63 @@ def _flat(path: str) -> str:
 
 def _text_facts(component: str, path: str) -> Facts:
     number = _TEXT.get(component) or _COMFYUI_TEXT.get(path.partition(".")[0])
-    layer = _TEXT_LAYER.search(f"_{_flat(path)}_")
-    place = int(layer[1]) if layer else None
-    found: Facts = {"te": place}
+    block = _text_block(_flat(path))
+    facts: Facts = {"te": block}
     if number:
-        found[f"te{number}"] = place
-    return found
+        facts[f"te{number}"] = block
+    return facts
+
+
+def _text_block(flat: str) -> int | None:
+    match = _TEXT_LAYER.search(f"_{flat}_")
+    return int(match[1]) if match else None
 
 
 def _places(flat: str) -> Facts:
-    """Section and number of a UNet's block, in both numberings, or of a transformer's block."""
+    """The section and number of a UNet's block, in both numberings, or of a transformer's block."""
     if flat.startswith(("mid_block", "middle_block")):
         return {"mid": None}
     if flat.startswith("conv_in"):
         return {"IN": 0}
-    if (found := _DIFFUSERS.match(flat)) is not None:
-        side, level, inner = found[1], int(found[2]), found[3]
-        behind = int(inner) if inner else _PER_LEVEL - 1  # a sampler is the last of its level
-        first = _PER_LEVEL * level + behind
-        return {"down": level, "IN": first + 1} if side == "down" else {"up": level, "OUT": first}
-    if (found := _LDM.match(flat)) is not None:
-        number = int(found[2])
-        if found[1] == "output":
+    if (match := _DIFFUSERS.match(flat)) is not None:
+        side, level, inner = match[1], int(match[2]), match[3]
+        place = int(inner) if inner else _PER_LEVEL - 1  # a sampler is the last of its level
+        number = _PER_LEVEL * level + place
+        return {"down": level, "IN": number + 1} if side == "down" else {"up": level, "OUT": number}
+    if (match := _LDM.match(flat)) is not None:
+        number = int(match[2])
+        if match[1] == "output":
             return {"up": number // _PER_LEVEL, "OUT": number}
         return {"IN": number, "down": (number - 1) // _PER_LEVEL} if number else {"IN": 0}
-    if (found := re.match(r"(down|up)_blocks_(\d+)", flat)) is not None:
-        return {found[1]: int(found[2])}
+    if (match := re.match(r"(down|up)_blocks_(\d+)", flat)) is not None:
+        return {match[1]: int(match[2])}
     if "refiner" in flat:
-        found = _REFINER.search(flat)
-        return {"refiner": int(found[1]) if found else None}
-    if (found := _SEQUENCE.match(flat)) is not None:
-        return {"blocks": int(found[2]), _SEQUENCES[found[1]]: int(found[2])}
+        match = _REFINER.search(flat)
+        return {"refiner": int(match[1]) if match else None}
+    if (match := _SEQUENCE.match(flat)) is not None:
+        return {"blocks": int(match[2]), _KINDS[match[1]]: int(match[2])}
     return {}
 
 
 def _sorts(flat: str) -> Facts:
     words: set[str] = set() if _FUSED.search(flat) else set(flat.split("_"))
-    found = {
+    sorts = {
         "time": bool(_TIME.search(flat)),
         "conv": bool(_CONV.search(flat)) and "norm" not in words,
         "resnet": bool(_RESNET.search(flat)),
         "norm": bool(words & _NORM or _LDM_NORM.search(flat)),
         "proj": bool(_PROJ.search(flat)),
     }
-    found["ff"] = bool(words & _FF or "feed_forward" in flat) and not found["time"]
-    found["attn"] = bool(words & _ATTENTION) and not found["norm"]
-    if found["attn"]:
-        found |= _attention(flat, words)
-    return {word: None for word, holds in found.items() if holds}
+    sorts["ff"] = bool(words & _FF or "feed_forward" in flat) and not sorts["time"]
+    sorts["attn"] = bool(words & _ATTENTION) and not sorts["norm"]
+    if sorts["attn"]:
+        sorts |= _attention(flat, words)
+    return {word: None for word, applies in sorts.items() if applies}
 
 
 def _attention(flat: str, words: set[str]) -> dict[str, bool]:
-    found = {
+    """Self- or cross-attention, and which of q, k, v and the output projection a layer of it is."""
+    attention = {
         "self_attn": bool(words & {"attn1", "selfattention"}) or "self_attn" in flat,
         "cross_attn": bool(words & {"attn2", "encdecattention"}) or "cross_attn" in flat,
     }
@@ -139,4 +135,4 @@ def _attention(flat: str, words: set[str]) -> dict[str, bool]:
     letters = {letter: bool(last & spellings) for letter, spellings in _LETTERS.items()}
     fused = any(letters.values()) or any("qkv" in word or word == "kv" for word in last)
     out = not fused and bool(last & {"out", "o", "wo", "proj"})
-    return found | letters | {"out": out}
+    return attention | letters | {"out": out}

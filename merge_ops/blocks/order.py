@@ -1,36 +1,33 @@
-"""Blocks of a model: which block a layer belongs to, in what order blocks come, and what to call them."""
+"""Blocks of a model: which one a layer belongs to, in what order they come, and what they are called."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+from ..names.architectures import STAGES
+
 _UNET_BLOCK = re.compile(r"^(unet\.(?:mid_block|(?:down|up)_blocks\.\d+\.\w+\.\d+))(?:\.|$)")
 _NUMBERED = re.compile(r"^(.*?\.\d+)(?:\.|$)")
-_FLAT = re.compile(r"^(.*?_\d+)(?:_|$)")  # kohya's underscores, where the model's words are not known
+_FLAT = re.compile(r"^(.*?_\d+)(?:_|$)")  # with kohya's underscores, if the words of the model are unknown
 _PLACES = {
     "text_encoder": 0,
     "text_encoder_2": 1,
     "text_encoder_3": 2,
     "text_encoders": 3,
 }
-_STAGES = {
-    "down_blocks": 1, "mid_block": 2, "up_blocks": 3, "conv_norm_out": 4, "conv_out": 4,
-    "double_blocks": 1, "transformer_blocks": 1, "joint_blocks": 1,
-    "single_blocks": 2, "single_transformer_blocks": 2, "final_layer": 4, "norm_out": 4, "proj_out": 4,
-}  # fmt: skip
 _UNET_TITLES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
 def block_of(layer: str) -> str:
-    """The part of the model that a layer belongs to.
+    """Return the block of the model that a layer belongs to.
 
-    Of a UNet that is one attention or residual module of a level, or the whole middle block; of other models
-    the path up to the first number.
+    In a UNet this is one attention or residual module of a level, or the whole middle block; in other models
+    it is the path up to the first number.
     """
-    found = _UNET_BLOCK.match(layer) or _NUMBERED.match(layer)
-    if found:
-        return found[1]
+    match = _UNET_BLOCK.match(layer) or _NUMBERED.match(layer)
+    if match:
+        return match[1]
     component, _, path = layer.partition(".")
     flat = _FLAT.match(path)
     if flat and "." not in path:
@@ -39,22 +36,22 @@ def block_of(layer: str) -> str:
 
 
 def in_model_order(blocks: Iterable[str]) -> list[str]:
-    """Each block once: text encoders first, then from the input of the model to its output."""
+    """Sort blocks, each once: text encoders first, then from the input of the model to its output."""
     return sorted(set(blocks), key=_place)
 
 
 def section_of(block: str) -> tuple[str, str]:
-    """What a heading over neighbouring blocks says, and what is left to say of this one."""
+    """Return the heading over a block and its neighbours, and the label of this one under it."""
     component, _, path = block.partition(".")
     head = _head(path)
     if component == "unet" and head in _UNET_TITLES:
         return _UNET_TITLES[head], _unet_label(path)
-    found = re.match(r"^(.*?)[._](\d+)$", path)
+    numbered = re.match(r"^(.*?)[._](\d+)$", path)
     if component.startswith("text_encoder"):
-        return component.replace("_", " "), found[2] if found else path.rpartition(".")[2]
-    if not found:
+        return component.replace("_", " "), numbered[2] if numbered else path.rpartition(".")[2]
+    if not numbered:
         return "other", path.rpartition(".")[2] or block
-    return found[1].rpartition(".")[2].replace("_", " "), found[2]
+    return numbered[1].rpartition(".")[2].replace("_", " "), numbered[2]
 
 
 def _unet_label(path: str) -> str:
@@ -68,11 +65,11 @@ def _unet_label(path: str) -> str:
 
 
 def _head(path: str) -> str:
-    """The first word of a path, without the number that underscores may tie to it."""
+    """The first word of a path, without the number that an underscore may join to it."""
     return re.sub(r"_\d+$", "", path.partition(".")[0])
 
 
 def _place(block: str) -> tuple[int, int, list[tuple[int, str]]]:
     component, _, path = block.partition(".")
     numbers = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", block)]
-    return _PLACES.get(component, len(_PLACES)), _STAGES.get(_head(path), 0), numbers
+    return _PLACES.get(component, len(_PLACES)), STAGES.get(_head(path), 0), numbers

@@ -13,7 +13,7 @@ from ..adapters.module import RawModule
 from ..adapters.reading import UNRECOGNISED, adapters_of, group_by_module, reason_not_merged
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layer, Lora, WholeWeight
-from ..names.architectures import family_title
+from ..names.recognise import family_title
 from ..names.spelling import canonical_name, is_doubled
 from .experts import expert_layers
 from .tokens import token_rows

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from ..adapters.reading import is_of_adapter
 from ..errors import LoraFormatError
+from ..names.architectures import CHECKPOINTS
 
 PICKLE = (
     "is a pickle, which can run code when it is opened; convert it to .safetensors first, or have only "
@@ -13,18 +14,6 @@ PICKLE = (
 )
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "clip_h", "t5xxl"}
-_CHECKPOINT = (
-    "first_stage_model.",
-    "cond_stage_model.",
-    "conditioner.embedders.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "down_blocks.",
-    "double_blocks.",
-    "transformer_blocks.",
-    "joint_blocks.",
-    "text_model.",
-)
 # in the keys of adapters of kinds that we do not read
 _FOREIGN = ("lora", "lycoris", "vera_", "hra_", "oft_", "ia3_")
 
@@ -64,7 +53,7 @@ def refuse_by_keys(file: str, keys: Collection[str]) -> None:
         )
     named = sum(key.endswith((".weight", ".bias")) for key in keys)
     if (
-        any(key.startswith(_CHECKPOINT) for key in keys)
+        any(key.startswith(CHECKPOINTS) for key in keys)
         and named * 2 > len(keys)
         and not any(is_of_adapter(key) or any(mark in key for mark in _FOREIGN) for key in keys)
     ):

@@ -10,7 +10,7 @@ import torch
 from ..blocks import BlockStrengths
 from ..errors import IncompatibleLoraError
 from ..lora import Lora, LowRank
-from ..names.architectures import check_structure, named_alike
+from ..names.line_up import check_structure, name_alike
 from .align import AlignedLayer, align
 from .batches import group_into_batches, merge_batch
 from .bind import bind, open_base_weights
@@ -115,7 +115,7 @@ def carry_out(
     base_weights = open_base_weights(base)
     loras, ia3 = merge_ia3(list(loras), request) if base is None else (list(loras), {})
     loras = bind(loras, base_weights, request.reader)
-    loras = named_alike(loras)
+    loras = name_alike(loras)
     check_structure(loras)
     whole_weights = agree_on_whole_weights(loras, request.keep, base_weights)
     request = settle_rank(request, loras)

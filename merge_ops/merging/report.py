@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..blocks import BlockStrengths
 from ..lora import Layer, Lora
-from ..names.architectures import across_experts
+from ..names.recognise import across_experts
 from .align import AlignedLayer
 
 _SAMPLED_ROWS = 32

@@ -13,7 +13,7 @@ from ..errors import ParameterError, did_you_mean
 from ..lora import READERS, Lora
 from ..methods.peft_names import COMBINATION_TYPES, SPACES, CombinationType, get_combination_type
 from ..methods.registry import Method, get_method
-from ..names.architectures import is_text
+from ..names.parts import is_text
 
 _PEFT_PARAMS = ("density", "majority_sign_method")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import IncompatibleLoraError
 from ..lora import WholeWeight
 from ..merging.merged import Merged
-from ..names.architectures import guess
+from ..names.recognise import guess
 from .parameters import EXPERT, is_transposed, owner_of, parameter
 
 

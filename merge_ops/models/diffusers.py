@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import IncompatibleLoraError
 from ..merging.merged import Merged
-from ..names.architectures import flat_name
+from ..names.parts import flat_name
 from ..names.spelling import DOTTED_COMPONENTS
 from .applied import AppliedMerge, FindModule
 from .modules import Modules

@@ -1,4 +1,4 @@
-"""Regular expressions that come from a file: those of a PEFT configuration, which nobody has checked."""
+"""Regular expressions from a file: those of a PEFT configuration, which nobody has checked."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import re
 
 from ..errors import LoraFormatError, shown
 
-_MAX_REPEATS = 3  # each adds a power of the name's length to the time that matching may take
+_MAX_REPEATS = 3  # each may multiply the time for matching by the length of the name
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse what is no regular expression, or one that may be matched for ever."""
+    """Refuse a text that is not a regular expression, or one that may take forever to match.
+
+    Raises:
+        LoraFormatError: the message shows the pattern.
+    """
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise LoraFormatError(f"{shown(pattern)} is not a pattern: {error}") from error
     if _may_take_forever(pattern):
-        raise LoraFormatError(f"{shown(pattern)} repeats too much to be matched; write the names out")
+        raise LoraFormatError(
+            f"{shown(pattern)} has too many repeats to match in reasonable time; write the names out"
+        )
 
 
 def _may_take_forever(pattern: str) -> bool:
-    """True for a pattern that some name keeps busy for hours: a repeated group, or many repeats in a row."""
-    plain = re.sub(r"\\.|\[[^\]]*\]", "_", pattern)  # what is escaped or in a class repeats nothing
+    """True for a pattern that takes hours on some names: a repeated group, or many repeats in a row."""
+    plain = re.sub(r"\\.|\[[^\]]*\]", "_", pattern)  # escaped characters and classes repeat nothing
     return bool(re.search(r"\)[*+{]", plain)) or len(re.findall(r"[*+{]", plain)) > _MAX_REPEATS

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.lora import Layer, Lora, WholeWeight
-from ...merge_ops.names.architectures import is_text
+from ...merge_ops.names.parts import is_text
 from .base_weights import bind_to_model
 from .fused import cut_into_slices, find_smallest_slices, join_slices, restore_row_order
 from .key_maps import KeyMaps, read_key_maps

@@ -11,8 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
-from ...merge_ops.names.architectures import flat_name
 from ...merge_ops.names.original import diffusers_names, is_swapped, pieces
+from ...merge_ops.names.parts import flat_name
 from ...merge_ops.names.spelling import kohya_name
 from .language import Encoders, find_encoder_targets, find_encoders, name_slices
 from .target import Part, Shapes, Target

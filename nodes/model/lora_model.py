@@ -11,7 +11,7 @@ from torch import Tensor
 from ...merge_ops.formats import from_tensors
 from ...merge_ops.merging.merge import merge
 from ...merge_ops.merging.merged import Merged
-from ...merge_ops.names.architectures import is_language_model
+from ...merge_ops.names.parts import is_language_model
 from ...merge_ops.names.spelling import kohya_name
 from .language import spell_for_comfyui
 

@@ -8,7 +8,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.lora import Lora
-from ...merge_ops.names.architectures import guess, is_text
+from ...merge_ops.names.parts import is_text
+from ...merge_ops.names.recognise import guess
 from .key_maps import KeyMaps
 from .target import LoraTargets, Shapes, Target
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
-from ...merge_ops.names.architectures import across_experts, is_text
+from ...merge_ops.names.parts import is_text
+from ...merge_ops.names.recognise import across_experts
 from .fitting import FittedLoras
 from .lora_model import list_unnamed_weights
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...merge_ops.errors import IncompatibleLoraError
-from ...merge_ops.names.architectures import is_text
+from ...merge_ops.names.parts import is_text
 from ...merge_ops.names.spelling import kohya_name
 from .target import LoraTargets, Target
 

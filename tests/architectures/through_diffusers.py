@@ -10,7 +10,8 @@ import torch
 from merge_ops import MergeError
 from merge_ops.formats import from_tensors
 from merge_ops.formats.converted import as_diffusers_names
-from merge_ops.names.architectures import flat_name, guess
+from merge_ops.names.parts import flat_name
+from merge_ops.names.recognise import guess
 from tests.architectures import keys
 from tests.architectures.configs import DIFFUSERS
 from tests.architectures.diffusers_models import pipeline_class

@@ -5,7 +5,8 @@ import pytest
 from merge_ops.blocks import PRESETS, BlockStrengths
 from merge_ops.blocks.names import facts_of
 from merge_ops.blocks.presets import VECTORS
-from merge_ops.names.spelling import canonical_name, kohya_name, to_ldm
+from merge_ops.names.spelling import canonical_name, kohya_name
+from merge_ops.names.unet import to_ldm
 
 RESNET = ("norm1", "conv1", "norm2", "conv2", "time_emb_proj", "conv_shortcut")
 ATTENTION = ("norm", "proj_in", "proj_out")

@@ -82,7 +82,7 @@ def test_configurations_that_are_no_configuration(content, message, folder):
         ({"alpha_pattern": [1]}, "alpha_pattern or rank_pattern is not an object"),
         ({"alpha_pattern": {"q_proj": "a"}}, "'q_proj' is 'a', not a finite number"),
         ({"alpha_pattern": {"(": 1}}, "'(' is not a pattern"),
-        ({"alpha_pattern": {"(a+)+b": 1}}, "'(a+)+b' repeats too much"),
+        ({"alpha_pattern": {"(a+)+b": 1}}, "'(a+)+b' has too many repeats"),
         ({"rank_pattern": {"(": 1}}, "'(' is not a pattern"),
         ({"peft_type": "LOKR", "alpha": "8"}, "not a finite number"),
         ({"lora_alpha": "x" * 5000}, "xxx..., not a finite number"),

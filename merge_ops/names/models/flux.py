@@ -1,0 +1,43 @@
+"""Flux.1, with Chroma, which names its layers alike."""
+
+from __future__ import annotations
+
+from ..architecture import Architecture, Converter
+from ..families import BFL, JOINT
+from .parts import EMBEDDER
+
+WORDS = """double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod modulation qkv proj
+lin linear1 linear2 img_in txt_in time_in guidance_in vector_in in_layer out_layer final_layer linear
+adaLN_modulation"""
+
+FLUX = Architecture(
+    name="flux",
+    title="Flux",
+    patterns={},
+    families={BFL: None, JOINT: None},
+    blocks={
+        "double_blocks": "double", "transformer_blocks": "double",
+        "single_blocks": "single", "single_transformer_blocks": "single",
+    },
+    order=(
+        "double_blocks transformer_blocks",
+        "single_blocks single_transformer_blocks",
+        "final_layer norm_out proj_out",
+    ),
+    words={"diffusion_model": WORDS},
+    converter=Converter("FluxPipeline", "kohya"),
+    comfyui={
+        "chroma": (("distilled_guidance_layer.layers.#.", "distilled_guidance_layer.layers.#.", EMBEDDER),),
+    },
+    checkpoint=("double_blocks.", "transformer_blocks."),
+    lacks={"patterns": "the families have all its names"},
+    processors={
+        "double_blocks": {
+            "qkv_lora1": "img_attn.qkv",
+            "qkv_lora2": "txt_attn.qkv",
+            "proj_lora1": "img_attn.proj",
+            "proj_lora2": "txt_attn.proj",
+        },
+        "single_blocks": {"qkv_lora": "linear1_qkv", "proj_lora": "linear2"},
+    },
+)  # fmt: skip

@@ -1,0 +1,56 @@
+"""Flux.2."""
+
+from __future__ import annotations
+
+from ..architecture import Architecture, Converter, Evidence
+from ..families import BFL, JOINT
+from .flux import WORDS
+from .parts import EMBEDDER
+
+_WIDTH = 6144
+
+
+def _has_gated_single_blocks(evidence: Evidence) -> bool:
+    """In Flux.2, ``linear1`` makes q, k and v and both halves of a gated MLP: nine times its input."""
+    return any(
+        layer.matrix_shape[0] == 9 * layer.matrix_shape[1]
+        for name, layer in evidence.layers.items()
+        if name.endswith("linear1")
+    )
+
+
+FLUX2 = Architecture(
+    name="flux2",
+    title="Flux.2",
+    patterns={
+        "original": r"double_stream_modulation|single_stream_modulation",
+        "diffusers": r"single_transformer_blocks_\d+_attn_(to_qkv_mlp_proj|to_out$)"
+        r"|transformer_blocks_\d+_ff_(context_)?linear_",
+    },
+    families={BFL: _has_gated_single_blocks, JOINT: lambda evidence: evidence.attention_width == _WIDTH},
+    blocks={
+        "double_blocks": "double", "transformer_blocks": "double",
+        "single_blocks": "single", "single_transformer_blocks": "single",
+    },
+    order=(
+        "double_blocks transformer_blocks",
+        "single_blocks single_transformer_blocks",
+        "final_layer norm_out proj_out",
+    ),
+    words={
+        "diffusion_model": f"{WORDS} double_stream_modulation_img double_stream_modulation_txt "
+        "single_stream_modulation"
+    },
+    converter=Converter("Flux2Pipeline", "dotted"),
+    comfyui={
+        "flux2": (
+            ("time_in.", "time_guidance_embed.timestep_embedder.", EMBEDDER),
+            ("guidance_in.", "time_guidance_embed.guidance_embedder.", EMBEDDER),
+            ("double_stream_modulation_img.", "double_stream_modulation_img.", {"lin": ("linear",)}),
+            ("double_stream_modulation_txt.", "double_stream_modulation_txt.", {"lin": ("linear",)}),
+            ("single_stream_modulation.", "single_stream_modulation.", {"lin": ("linear",)}),
+        ),
+    },
+    checkpoint=("double_blocks.", "transformer_blocks."),
+    lacks={},
+)  # fmt: skip

@@ -1,0 +1,58 @@
+"""Lumina Image 2 and Z-Image, which ComfyUI runs as one model of two sizes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..architecture import Architecture, Converter, LayerNames
+from ..families import LUMINA
+from .parts import EMBEDDER, QKV
+
+_WIDTH = 2304  # of Lumina 2
+_BLOCK: LayerNames = {
+    "attention.qkv": QKV, "attention.out": ("attn.to_out.0",), "adaLN_modulation.1": ("norm1.linear",),
+    "feed_forward.w1": ("feed_forward.linear_1",), "feed_forward.w2": ("feed_forward.linear_2",),
+    "feed_forward.w3": ("feed_forward.linear_3",),
+}  # fmt: skip
+
+_row = partial(
+    Architecture,
+    blocks={"layers": "blocks"},
+    order=("norm_out final_layer",),
+    words={
+        "diffusion_model": "layers noise_refiner context_refiner attention qkv out feed_forward w1 w2 w3 mlp "
+        "adaLN_modulation x_embedder t_embedder cap_embedder final_layer linear"
+    },
+    comfyui={
+        "lumina2": (
+            ("layers.#.", "layers.#.", _BLOCK),
+            ("noise_refiner.#.", "noise_refiner.#.", _BLOCK),
+            ("context_refiner.#.", "context_refiner.#.", _BLOCK),
+            ("t_embedder.", "time_caption_embed.timestep_embedder.", EMBEDDER),
+            ("cap_embedder.", "time_caption_embed.caption_embedder.", {"1": ("1",)}),
+            ("", "", {
+                "final_layer.adaLN_modulation.1": ("norm_out.linear_1",),
+                "final_layer.linear": ("norm_out.linear_2",),
+            }),
+        ),
+    },
+    checkpoint=(),
+)  # fmt: skip
+LUMINA2 = _row(
+    name="lumina2",
+    title="Lumina 2",
+    patterns={
+        "diffusers": r"(layers|noise_refiner|context_refiner)_\d+_(attn_to_|feed_forward_linear_)",
+    },
+    families={LUMINA: lambda evidence: _WIDTH in evidence.input_widths("_attention_")},
+    converter=Converter("Lumina2Pipeline", "dotted"),
+    lacks={},
+)
+ZIMAGE = _row(
+    name="zimage",
+    title="Z-Image",
+    patterns={},
+    families={LUMINA: None},
+    converter=Converter("ZImagePipeline", "kohya"),
+    lacks={"patterns": "the family has all its names"},
+)
