@@ -20,7 +20,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/nodes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not comfyui"
 
 soak: $(READY)
 	LORA_ALLOY_SOAK=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/nodes/test_soak.py

@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(items):
         elif needed & {"inside", "run_checks"}:
             group = "inside"
         item.add_marker(pytest.mark.xdist_group(group))
+        if "comfyui_python" in needed:
+            item.add_marker(pytest.mark.comfyui)
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def test_extras_of_the_install_page():
     assert named and named <= PROJECT["project"]["optional-dependencies"].keys()
 
 
+@pytest.mark.slow
 def test_the_walk_through(tmp_path):
     """The method of CONTRIBUTING.md: its file alone makes it a command, and the laws hold for it."""
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -114,3 +115,22 @@ def test_the_walk_through(tmp_path):
         run("merge_ops", *command.split())
     laws = run("pytest", "-q", "tests/methods/test_laws.py", "-k", name)
     assert int(re.search(r"(\d+) passed", laws)[1]) >= 8
+
+
+def test_the_walks_name_what_exists():
+    """Each step of the walks in docs/development.md is a file, and each function is defined in it."""
+    page = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\| \d+ \| (.*?) \|", page, re.MULTILINE)
+    assert len(steps) == 20
+    for step in steps:
+        folder = ROOT
+        for place in re.findall(r"`([^`]+)`", step):
+            name, _, function = place.partition(":")
+            path = ROOT / name if "/" in name else folder / name
+            path = path if path.exists() else ROOT / "merge_ops" / name
+            assert path.exists(), place
+            folder = path.parent if path.is_file() else path
+            if function:
+                source = path.read_text(encoding="utf-8")
+                for part in function.split("."):
+                    assert re.search(rf"(def|class) {part}\b", source), place

@@ -17,6 +17,8 @@ import sys, threading, time
 import psutil, torch
 import merge_ops
 from merge_ops.models import fuse
+
+pytestmark = pytest.mark.slow
 base, adapter, out = sys.argv[1:]
 merged = merge_ops.merge([merge_ops.load(adapter)])
 merged.delta(next(iter(merged.layers)))
