@@ -48,11 +48,13 @@ class ListWidget:
 
     def becomes(self, *lines):
         """Wait until the value has these lines, and that the rows on the screen are as many."""
+        from playwright.sync_api import TimeoutError as TookTooLong  # only where there is a browser
+
         text = "\n".join(lines)
         wanted = f"([id, name, text]) => ({FIND})([id, name])?.value === text"
         try:
-            self.page.wait_for_function(wanted, arg=[self.node, self.name, text], timeout=5000)
-        except Exception as error:
+            self.page.wait_for_function(wanted, arg=[self.node, self.name, text], timeout=60_000)
+        except TookTooLong as error:
             raise AssertionError(f"{self.value!r} is not {text!r}") from error
         shown = [line for line in lines if not line.startswith("#") or "<lora:" in line]
         assert self.root.locator(".row").count() == len(shown)
