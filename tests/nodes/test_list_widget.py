@@ -156,7 +156,7 @@ def test_missing_files_are_red(editor):
     red = rows.part("name:0").evaluate(color)
     assert red != rows.part("name:1").evaluate(color)
     assert rows.part("name:0").get_attribute("aria-invalid") == "true"
-    assert "no such file" in rows.part("name:0").get_attribute("title")
+    assert "is not in the loras folders" in rows.part("name:0").get_attribute("title")
     assert rows.part("name:1").get_attribute("aria-invalid") is None
     assert "fox" in rows.root.locator(".unreadable").inner_text()
 
