@@ -25,7 +25,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not comfyui" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow and not comfyui" $(TESTS)
 
 soak: $(READY)
 	LORA_ALLOY_SOAK=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/nodes/test_soak.py

@@ -17,6 +17,8 @@ from merge_ops.demo.model import ASSETS  # noqa: E402
 from merge_ops.demo.plan import LORAS, MERGES, ROWS  # noqa: E402
 from merge_ops.merging import merge  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("linear", "ties", "PEFT linear")
 
 

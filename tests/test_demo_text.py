@@ -20,6 +20,8 @@ from merge_ops.demo.text.plan import LORAS, ROWS
 from merge_ops.demo.text.tasks import ASSETS, TASKS, texts
 from merge_ops.merging import merge
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("linear", "dare_ties", "PEFT ties_svd")
 GAINS = {"sentiment": 0.08, "grammar": 0.2, "language": 0.1}  # at least, in fractions of the texts
 

@@ -99,7 +99,7 @@ def _on_opposed(r: Relation) -> str:
     there = _where(r, -1) or (" in some blocks" if r.cosine > OPPOSED else "")
     return (
         f"{r.first} and {r.second} work against each other{there} ({_figures(r)}): "
-        f"ties, or a lower strength for {_stronger(r)[0]}, may help"
+        f"a lower strength for {_stronger(r)[0]} may help"
     )
 
 

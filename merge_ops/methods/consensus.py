@@ -12,7 +12,7 @@ from torch import Tensor
 from .registry import Param
 
 # the law that every method breaks which takes a vote, and why; see ``registry.LAWS``
-VOTES = {"weighting": "signs are voted on before the weights apply"}
+VOTES = {"weighting": "signs are elected before the weights apply"}
 
 SignVote = Annotated[
     Literal["total", "frequency"],

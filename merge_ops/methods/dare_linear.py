@@ -29,7 +29,7 @@ def dare_linear(
     generator: MaskGenerator,
     overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
-    """Drop entries of each LoRA at random, divide the rest by the density, and add them.
+    """Drop random entries of each LoRA, divide the rest by the density, and add the LoRAs.
 
     1. drop: ``kept_i = deltas[i] * mask_i / density``; an entry of ``mask_i`` is 1 with probability
        ``density``, else 0, so that ``kept_i`` is ``deltas[i]`` on average

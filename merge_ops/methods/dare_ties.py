@@ -30,7 +30,7 @@ def dare_ties(
     generator: MaskGenerator,
     overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
-    """Drop entries of each LoRA at random and rescale the rest, then elect signs and average as TIES does.
+    """Drop random entries of each LoRA, rescale the rest, then elect signs and average as TIES does.
 
     1. drop:    ``kept_i = deltas[i] * mask_i / density``; an entry of ``mask_i`` is 1 with probability
        ``density``, else 0

@@ -10,7 +10,7 @@ def linear(
     deltas: Tensor,  # (n, ..., out, in)
     weights: Tensor,  # (n,)
 ) -> Tensor:  # (..., out, in)
-    """Add the LoRAs, each times its weight: the same as loading them one after the other.
+    """Add the LoRAs, each multiplied by its weight: the same as loading them one after the other.
 
     ``merged = sum_i weights[i] * deltas[i]``
     """

@@ -30,7 +30,7 @@ def ties(
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
     overwrite: bool = False,
 ) -> Tensor:  # (..., out, in)
-    """Keep the largest entries of each LoRA, elect a sign per entry, average the LoRAs that have it.
+    """Keep the largest entries of each LoRA, elect a sign for each entry, and average the LoRAs that have it.
 
     1. trim:    ``kept_i = deltas[i] * (|deltas[i]| >= threshold_i)``, a share ``density`` of the entries
     2. elect:   ``sign = +1 if sum_i kept_i >= 0 else -1``; ``frequency`` sums the signs of the ``kept_i``

@@ -146,6 +146,7 @@ def test_a_kohya_file_on_a_diffusers_model(tmp_path):
     assert changed == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["wan_t2v", "wan_i2v", "hunyuan", "lumina2", "flux2"])
 def test_our_names_are_those_of_diffusers_converters(architecture):
     """For the models whose diffusers names we add to ComfyUI's maps: the same layer, the same rows."""

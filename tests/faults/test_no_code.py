@@ -89,6 +89,7 @@ def test_the_command_line_says_the_same(content, says, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_seeds_of_the_fuzzer(tmp_path):
     """Each is read without a finding, and the corpus is what its script writes, below 100 kB."""
     fuzz = os.path.join(os.path.dirname(__file__), "..", "..", "fuzz")  # noqa: PTH118, PTH120

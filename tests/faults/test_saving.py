@@ -33,6 +33,7 @@ def merged(make_lora):
     return merge_ops.merge([make_lora(shapes=shapes, rank=8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_kill_at_any_moment(form, tmp_path, run_python):
     """Forty times; what stays besides is called as a temporary is, and has nothing that ComfyUI lists."""
@@ -51,6 +52,7 @@ def test_a_kill_at_any_moment(form, tmp_path, run_python):
         assert not list(folder.glob(".x.*/*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_four_processes_save_under_one_name(form, tmp_path, run_python):
     """Without overwrite one of them wins and the others are told; with it each save is whole."""

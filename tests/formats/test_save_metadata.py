@@ -52,6 +52,7 @@ def metadata_of(path):
         return file.metadata()
 
 
+@pytest.mark.slow
 def test_same_inputs_give_the_same_bytes(loras, folder):
     """In two processes with differently seeded hashes, for every format."""
     sources = [str(lora.path) for lora in loras]

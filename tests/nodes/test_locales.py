@@ -15,7 +15,7 @@ SAME = {"CLIP", "LoRA", "JSON", "LORA_STACK"}  # written so in Chinese too
 HAN = re.compile("[\u4e00-\u9fff]")
 SCRIPTS = ROOT / "web" / "js"
 DOCS = ROOT / "web" / "docs"
-REFUSED = ("## What it refuses", "## 会拒绝的情况")
+ERRORS = ("## Error messages", "## 报错信息")
 PAGES = sorted(path.stem for path in DOCS.glob("LoraAlloy*.md"))
 MODEL = "LiteGraph.createNode('LoraAlloyLoader').inputs[0].localized_name"
 ADD = """(method) => {
@@ -108,10 +108,10 @@ def test_help_in_both_languages(server, node):
         assert len(found[0]) == len(found[1]), pattern
         assert "`" not in pattern or found[0] == found[1]
     assert "```json" in both[0]
-    refused = [
-        text.partition(heading)[2].partition("##")[0] for text, heading in zip(both, REFUSED, strict=True)
+    sections = [
+        text.partition(heading)[2].partition("##")[0] for text, heading in zip(both, ERRORS, strict=True)
     ]
-    messages = [re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE) for text in refused]
+    messages = [re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE) for text in sections]
     assert messages[0] == messages[1]
     for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", "\n".join(both)):
         assert (DOCS / name).stat().st_size < 60_000, name

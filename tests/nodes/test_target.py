@@ -21,7 +21,7 @@ def flip(weight):
 FORMS = (KEY, (KEY, (0, 4, 4)), (KEY, (1, 2, 3)), (KEY, None, flip), (KEY, (0, 4, 4), flip))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
 def test_comfyui_s_forms(form):
     """What is read from the key maps is what patches are added with, and has the shape of what is cut."""
     read = Target.from_comfyui(form)

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 import merge_ops
+from merge_ops.methods.registry import LAWS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -81,6 +82,7 @@ def test_extras_of_the_install_page():
     assert named and named <= PROJECT["project"]["optional-dependencies"].keys()
 
 
+@pytest.mark.slow
 def test_the_walk_through(tmp_path):
     """The method of CONTRIBUTING.md: its file alone makes it a command, and the laws hold for it."""
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -113,4 +115,23 @@ def test_the_walk_through(tmp_path):
     for command in commands:
         run("merge_ops", *command.split())
     laws = run("pytest", "-q", "tests/methods/test_laws.py", "-k", name)
-    assert int(re.search(r"(\d+) passed", laws)[1]) >= 8
+    assert int(re.search(r"(\d+) passed", laws)[1]) >= len(LAWS)
+
+
+def test_the_walks_name_what_exists():
+    """Each step of the walks in docs/development.md is a file, and each function is defined in it."""
+    page = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\| \d+ \| (.*?) \|", page, re.MULTILINE)
+    assert len(steps) == 20
+    for step in steps:
+        folder = ROOT
+        for place in re.findall(r"`([^`]+)`", step):
+            name, _, function = place.partition(":")
+            path = ROOT / name if "/" in name else folder / name
+            path = path if path.exists() else ROOT / "merge_ops" / name
+            assert path.exists(), place
+            folder = path.parent if path.is_file() else path
+            if function:
+                source = path.read_text(encoding="utf-8")
+                for part in function.split("."):
+                    assert re.search(rf"(def|class) {part}\b", source), place

@@ -200,6 +200,7 @@ def run(*args, cwd):
     return done
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """As ``merge`` is told, with a dry run, JSON, and exit codes."""
     base = save_base("llama", tmp_path / "base")

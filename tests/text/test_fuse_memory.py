@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.text.models import ATTENTION, MLP
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 _MEASURED = """

@@ -3,10 +3,13 @@
 import time
 from statistics import median
 
+import pytest
 import torch
 
 from benchmarks.switching import REQUESTS, fill, make_model
 from merge_ops.models.transformers import AdapterPool
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_switch_takes_milliseconds():
