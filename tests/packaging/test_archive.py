@@ -1,6 +1,8 @@
 """The pack's archive, made as the Comfy registry makes it, loads in a real ComfyUI."""
 
 import json
+import os
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -46,6 +48,20 @@ def test_what_is_in_it(files):
     dropped = ("tests/", "benchmarks/", "fuzz/", ".github/", "merge_ops/demo/training/")
     assert not [name for name in files if name.startswith(dropped)]
     assert sum((ROOT / name).stat().st_size for name in files) < 16 << 20
+
+
+def test_links_of_its_pages(files):
+    """Whatever the README links to, and the pages that it leads to, is in the archive too."""
+    todo, seen = ["README.md"], set()
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        assert page in files
+        if page.endswith(".md"):
+            links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+            targets = {Path(os.path.normpath(Path(page).parent / link)).as_posix() for link in links}
+            todo += targets - seen
+    assert {"docs/demo.png", "docs/README.md", "CONTRIBUTING.md", "CITATION.cff"} <= seen
 
 
 def test_it_loads_in_comfyui(files, tmp_path, comfyui_python, comfyui_env):

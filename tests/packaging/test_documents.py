@@ -10,10 +10,12 @@ import pytest
 import toml
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 import merge_ops
 from merge_ops.methods.registry import LAWS
+from tests.packaging.home import PLACES, address, move, pages
 
 ROOT = Path(__file__).parents[2]
 PROJECT = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -31,6 +33,16 @@ def test_links_lead_somewhere(page):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole(page):
+    """Every run of table lines begins with a heading, so no empty line cuts a table in two."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, rule, *rows = table.splitlines()
+        assert re.fullmatch(r"[|:\s-]+", rule), head
+        assert {line.replace("\\|", "").count("|") for line in rows} == {head.count("|")}, head
 
 
 def test_every_page_is_in_the_index():
@@ -52,16 +64,44 @@ def test_one_version():
     assert citation["date-released"] == newest[2]
 
 
-def test_one_address():
-    """The repository's address stands in [project.urls]; whatever else holds it agrees."""
-    home = PROJECT["project"]["urls"]["Repository"]
-    pages = [*PAGES, ROOT / "CITATION.cff", ROOT / "pyproject.toml", *(ROOT / ".github").rglob("*.yml")]
-    for page in pages:
-        for found in re.findall(r"https://github\.com/lora-alloy[\w/-]*", page.read_text(encoding="utf-8")):
-            assert found.startswith(home), (page.name, found)
+def test_one_address(tmp_path):
+    """The repository's address stands in [project.urls]; one command changes it everywhere, and back."""
+    home, files = address(), pages()
+    name = home.rpartition("/")[2]
+    for file in files:
+        for found in re.findall(rf"https://[\w.]+/[\w-]+/{name}\b", file.read_text(encoding="utf-8")):
+            assert found == home, file
+    elsewhere = subprocess.run(
+        ["git", "grep", "-lF", home, "--", *(f":!{place}" for place in PLACES)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not elsewhere.stdout
+    for file in files:
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    copies = [tmp_path / file.relative_to(ROOT) for file in files]
+    changed = move("https://github.com/someone/another-name/", copies, tmp_path)
+    assert {"pyproject.toml", "CITATION.cff", "CHANGELOG.md"} <= {file.name for file in changed}
+    assert not any(home in copy.read_text(encoding="utf-8") for copy in copies)
+    assert move(home, copies, tmp_path) == changed
+    assert all((tmp_path / file.relative_to(ROOT)).read_bytes() == file.read_bytes() for file in files)
+
+
+def test_pictures_of_the_registry():
+    """Icon and banner lie where [tool.comfy] says, in the sizes that the registry asks for."""
     for entry in ("Icon", "Banner"):
         url = PROJECT["tool"]["comfy"][entry]
-        assert url.startswith(f"{home}/raw/main/") and (ROOT / url.partition("/main/")[2]).is_file()
+        assert url.startswith(f"{address()}/raw/main/")
+        with Image.open(ROOT / url.partition("/main/")[2]) as picture:
+            width, height = picture.size
+        assert width == height <= 400 if entry == "Icon" else width * 9 == height * 21
+
+
+def test_lint_settings_name_what_exists():
+    """Each pattern of ruff's per-file-ignores matches a file."""
+    for pattern in PROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]:
+        assert any(ROOT.glob(pattern)), pattern
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda file: file.name)
@@ -73,6 +113,23 @@ def test_workflows_and_templates_can_be_read(file):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for folder in re.findall(r"\btests/\w+", text):
         assert (ROOT / folder).is_dir(), folder
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda file: file.name)
+def test_actions_are_pinned_by_major_version(file):
+    """No action comes from a branch that may change under us, but for PyPI's, which has one for each major."""
+    used = re.findall(r"uses: (\S+)", file.read_text(encoding="utf-8"))
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+@(release/)?v\d+", action), action
+
+
+def test_every_python_that_is_promised_is_tested():
+    """Classifiers, the workflow's matrix and the oldest version agree."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]
+    tested = jobs["linux"]["strategy"]["matrix"]["python-version"]
+    promised = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["project"]["classifiers"]))
+    assert tested == promised and PROJECT["project"]["requires-python"] == f">={tested[0]}"
 
 
 def test_extras_of_the_install_page():
