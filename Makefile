@@ -1,6 +1,8 @@
 # make demo   merge the LoRAs that ship with the project, draw a picture, print a table
-# make test   run every test (those for ComfyUI too, where a ComfyUI is found)
-# make test-fast  the tests that need neither ComfyUI nor a browser, without the slow ones; two minutes
+# make test   run every test (those for ComfyUI too, where a ComfyUI is found; else the summary says how many
+#             were skipped); ROOM=formats runs those of one folder
+# make test-fast  every test but those that are marked slow and those that need a ComfyUI or a browser, which
+#             pytest sees from their fixtures; under two minutes
 # make soak   ten thousand merges through ComfyUI's server, which tell its memory; takes twenty minutes
 # make bench  time every merge method beside PEFT's on the layers of SDXL; BENCH=--quick takes two minutes
 # make lint   format check, lint, types, and fresh docs
@@ -10,6 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+TESTS = $(if $(ROOM),tests/$(ROOM))
+# tests/conftest.py says which tests share a worker, and which come first
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-fast soak bench lint format docs clean
 
@@ -17,10 +22,10 @@ demo: $(READY)
 	$(BIN)/lora-alloy demo -o demo-output
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not comfyui"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow and not comfyui" $(TESTS)
 
 soak: $(READY)
 	LORA_ALLOY_SOAK=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/nodes/test_soak.py

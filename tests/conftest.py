@@ -22,21 +22,26 @@ SHAPES = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    """Give each worker whole files, and everything that needs ComfyUI's server or the browser to one of them.
+# what takes longest comes first, so that the workers of ``make test`` end at about the same time
+GROUPS = {"server": 0, "inside": 1}
 
-    So fixtures are made once, and the two workers of ``make test`` are busy for about as long.
+
+def pytest_itemcollected(item):
+    """Mark what a test needs, as its fixtures say: a ComfyUI or a browser, and a worker that has them.
+
+    A worker gets whole files, and one worker everything with ComfyUI's server or the browser: each is started
+    once. The checks inside ComfyUI are another group.
     """
-    for item in items:
-        needed = set(getattr(item, "fixturenames", ()))
-        group = str(item.path.relative_to(ROOT))
-        if needed & {"server", "browser"}:
-            group = "server"
-        elif needed & {"inside", "run_checks"}:
-            group = "inside"
-        item.add_marker(pytest.mark.xdist_group(group))
-        if "comfyui_python" in needed:
-            item.add_marker(pytest.mark.comfyui)
+    needed = set(getattr(item, "fixturenames", ()))
+    if needed & {"comfyui_python", "browser"}:
+        item.add_marker(pytest.mark.comfyui)
+    group = "server" if needed & {"server", "browser"} else "inside" if "inside" in needed else None
+    item.add_marker(pytest.mark.xdist_group(group or item.path.relative_to(ROOT).as_posix()))
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the long groups to the front."""
+    items.sort(key=lambda item: GROUPS.get(item.get_closest_marker("xdist_group").args[0], len(GROUPS)))
 
 
 @pytest.fixture(scope="session")

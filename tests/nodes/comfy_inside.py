@@ -6,6 +6,7 @@ Imported by ``inside.py`` and its checks; reads the command line of that script.
 import asyncio
 import importlib.util
 import sys
+import time
 from pathlib import Path
 
 PACK, BASE, WANTED = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
@@ -20,9 +21,10 @@ import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
+import comfy_api.latest  # noqa: E402, F401 a running ComfyUI has it before it loads packs
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 LORAS = BASE / "models" / "loras"
 LORAS.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,9 @@ def load_pack(name):
 
 
 BEFORE = set(sys.modules)
+_begin = time.process_time()
 NODES = load_pack("alloy_pack")
+LOADED_IN = time.process_time() - _begin  # seconds of processor time
 merge_ops = sys.modules["alloy_pack.merge_ops"]
 
 
@@ -141,6 +145,17 @@ def three_loras(name):
         (write_lora(f"{name}_b", name, 8, None, 2), -0.5, 0.9),
         (write_lora(f"{name}_c", name, 2, 1, 3, every=2), 1.1, -0.3),
     ]
+
+
+def write_unfit():
+    """Files that the sd15 model refuses: for another model, with NaN, of other widths."""
+    write_lora("flux_only", "flux", 4, 4, 1)
+    bad = load_file(LORAS / write_lora("nan", "sd15", 2, 2, 1))
+    bad[max(bad)].view(-1)[0] = float("nan")
+    save_file(bad, LORAS / "nan.safetensors")
+    good = load_file(LORAS / write_lora("good", "sd15", 2, 2, 1))
+    wide = {k: torch.cat((v, v), dim=1) if "lora_down" in k else v for k, v in good.items()}
+    save_file(wide, LORAS / "wide.safetensors")
 
 
 def assert_close(a, b, what, tolerance=0.0):

@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -22,8 +24,19 @@ LARGE, THUMBNAIL = (2400, 1350), (800, 450)
 BLUEPRINT = "Compare Two Merges"
 # what would lie over the page at the first start
 SEEN = {"Comfy.TutorialCompleted": True, "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}
-READY = """() => window.app?.graph && window.app?.extensionManager
+READY = """() => window.app?.graph && window.app?.extensionManager?.spinner === false
+    && window.app.extensionManager.workflow.activeWorkflow
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
+LIMIT = 120_000  # ms that anything in the page may take: a machine under load must not fail a test
+# a frame draws what changed, the next what the first one set off, such as the place of an element over a node
+DRAWN = """async () => {
+    for (let i = 0; i < 3; i++) await new Promise((done) => requestAnimationFrame(() => setTimeout(done)))
+}"""
+# ComfyUI tells extensions whenever it has put a workflow into the graph
+COUNT_LOADS = """() => {
+    window.loads = 0
+    app.registerExtension({ name: 'Tests.CountLoads', afterConfigureGraph() { window.loads++ } })
+}"""
 # columns from left to right by the longest way from a node without inputs, each node below the last; a long
 # graph in two bands
 ARRANGE = """() => {
@@ -95,6 +108,7 @@ class Editor:
 
     def __init__(self, browser, url, settings):
         self.page = browser.new_page(viewport={"width": 1700, "height": 1000})
+        self.page.set_default_timeout(LIMIT)
         self.problems = []
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.problems.append(error.stack or str(error)))
@@ -110,8 +124,21 @@ class Editor:
     def start(self):
         """Open the page, or open it anew: no search box or dialog of an earlier test is left."""
         self.page.goto(self._url, wait_until="domcontentloaded")
-        self.page.wait_for_function(READY, timeout=180_000)
-        self.page.wait_for_timeout(1000)
+        self.page.wait_for_function(READY)
+        self.page.evaluate(COUNT_LOADS)
+        self.drawn()
+
+    def drawn(self):
+        """Wait until the page shows what was done last."""
+        self.page.evaluate(DRAWN)
+
+    @contextmanager
+    def reloading(self):
+        """Wait at the end of the block until a workflow that it makes ComfyUI load again is there."""
+        before = self.page.evaluate("() => window.loads")
+        yield
+        self.page.wait_for_function("(n) => window.loads > n", arg=before)
+        self.drawn()
 
     def ours(self):
         """The problems that come from this pack."""
@@ -121,7 +148,9 @@ class Editor:
     def setting(self, name, value):
         """Change a setting while the page is open."""
         self.page.evaluate("([n, v]) => window.app.extensionManager.setting.set(n, v)", [name, value])
-        self.page.wait_for_timeout(500)
+        if name == "Comfy.VueNodes.Enabled":
+            self.page.wait_for_function("(on) => Boolean(window.LiteGraph.vueNodesMode) === on", arg=value)
+        self.drawn()
 
     @property
     def nodes2(self):
@@ -133,7 +162,7 @@ class Editor:
             self.page.evaluate("(w) => window.app.loadGraphData(w)", workflow)
         else:
             self.page.evaluate("([w, n]) => window.app.loadApiJson(w, n)", [workflow, name])
-        self.page.wait_for_timeout(500)
+        self.drawn()
 
     def arrange(self):
         self.page.evaluate(ARRANGE)
@@ -148,14 +177,9 @@ class Editor:
 
     def queue(self, server):
         """Queue the graph as the button does, and wait for its entry in the history; it must succeed."""
-        before = set(server.get("/history"))
-        self.page.evaluate("() => window.app.queuePrompt(0, 1)")
-        for _ in range(1200):
-            new = set(server.get("/history")) - before
-            if new:
-                break
-            self.page.wait_for_timeout(100)
-        entry = server.get("/history")[new.pop()]
+        with self.page.expect_response(lambda answer: urlsplit(answer.url).path == "/api/prompt") as answer:
+            self.page.evaluate("() => window.app.queuePrompt(0, 1)")
+        entry = server.wait(answer.value.json()["prompt_id"])
         assert entry["status"]["status_str"] == "success", entry["status"]
         return entry
 

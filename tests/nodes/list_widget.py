@@ -1,5 +1,7 @@
 """The list widget of one node in the editor's page, worked with mouse and keyboard."""
 
+from tests.nodes.editor import LIMIT
+
 ADD = """([type, text, at]) => {
     const node = LiteGraph.createNode(type)
     node.pos = at
@@ -48,16 +50,16 @@ class ListWidget:
 
     def becomes(self, *lines):
         """Wait until the value has these lines, and that the rows on the screen are as many."""
-        from playwright.sync_api import TimeoutError as TookTooLong  # only where there is a browser
+        from playwright.sync_api import TimeoutError, expect
 
         text = "\n".join(lines)
         wanted = f"([id, name, text]) => ({FIND})([id, name])?.value === text"
         try:
-            self.page.wait_for_function(wanted, arg=[self.node, self.name, text], timeout=60_000)
-        except TookTooLong as error:
+            self.page.wait_for_function(wanted, arg=[self.node, self.name, text])
+        except TimeoutError as error:
             raise AssertionError(f"{self.value!r} is not {text!r}") from error
         shown = [line for line in lines if not line.startswith("#") or "<lora:" in line]
-        assert self.root.locator(".row").count() == len(shown)
+        expect(self.root.locator(".row")).to_have_count(len(shown), timeout=LIMIT)
 
     def drag(self, name, right=0, down=0, keys=()):
         """Drag from the middle of a control."""

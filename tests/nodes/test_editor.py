@@ -58,32 +58,39 @@ def test_examples_are_those_of_the_api(editor, path):
     assert not editor.ours()
 
 
-def test_the_blueprint_from_the_search_box(editor, server):
-    """Found by its name and put on the canvas, it runs: the picture of two merges."""
+def prompt_of_blueprint(editor):
+    """The blueprint found by its name and put on the canvas, with what it needs around it."""
     editor.start()
     editor.page.evaluate("() => window.app.graph.clear()")
     editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     editor.page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
     editor.page.keyboard.type(BLUEPRINT, delay=50)
     editor.page.wait_for_function(FOUND, arg=BLUEPRINT)
-    editor.page.wait_for_timeout(1000)
-    editor.page.keyboard.press("Enter")
+    editor.page.get_by_role("option").filter(has_text=BLUEPRINT).first.click()
     editor.page.wait_for_function("() => window.app.graph.nodes.length === 1")
     editor.page.evaluate(SURROUND, LIST)
-    prompt = editor.prompt()
-    kinds = {node["class_type"] for node in prompt.values()}
+    return editor.prompt()
+
+
+def test_the_blueprint_from_the_search_box(editor):
+    """On the canvas it is the nodes that it is made of."""
+    kinds = {node["class_type"] for node in prompt_of_blueprint(editor).values()}
     assert {"LoraAlloySweep", "LoraAlloyMerge", "KSampler", "LoraAlloyGrid"} <= kinds
-    entry = server.wait(server.queue(prompt), 600)
+
+
+def test_the_blueprint_runs(editor_page, server):
+    """And gives the picture of two merges. Once: a server does not know which renderer queued."""
+    entry = server.run(prompt_of_blueprint(editor_page))
     assert entry["status"]["status_str"] == "success", entry["status"]
     texts = [text for output in entry["outputs"].values() for text in output.get("text", ())]
     assert "method=linear\nmethod=ties" in texts
 
 
-def test_queueing_from_the_page(editor, server):
-    """The one-node example, at the size of the tiny model, queued from the page."""
+def test_queueing_from_the_page(editor_page, server):
+    """The one-node example, at the size of the tiny model, queued from the page; once, as above."""
     path = ROOT / "example_workflows" / "api" / "one_node.json"
-    editor.load(example(path))
-    entry = editor.queue(server)
+    editor_page.load(example(path))
+    entry = editor_page.queue(server)
     assert "sd15_b" in entry["prompt"][2]["10"]["inputs"]["loras"]
 
 

@@ -86,7 +86,7 @@ def test_subgraph(editor):
     """Converted to a subgraph, edited inside, and unpacked."""
     add_list(editor, TEXT)
     editor.page.evaluate("() => { app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes)) }")
-    editor.page.wait_for_timeout(300)
+    editor.drawn()
     assert queued(editor) == [TEXT]
     editor.load(editor.workflow())
     assert queued(editor) == [TEXT]
@@ -152,7 +152,7 @@ def test_a_missing_file_is_said_on_the_node(editor):
     node = editor.page.evaluate("() => String(app.graph.findNodesByType('LoraAlloyLoader')[0].id)")
     editor.page.evaluate("() => { app.queuePrompt(0, 1) }")
     found = "(id) => { const e = app.lastNodeErrors?.[id]; return e && JSON.stringify(e) }"
-    said = editor.page.wait_for_function(found, arg=node, timeout=20000).json_value()
+    said = editor.page.wait_for_function(found, arg=node).json_value()
     assert "there is no LoRA file 'gone.safetensors'" in said.replace('\\"', '"')
     assert editor.page.evaluate("(id) => app.graph.getNodeById(id).has_errors", node)
 

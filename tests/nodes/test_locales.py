@@ -124,11 +124,13 @@ def test_help_in_both_languages(server, node):
 @pytest.fixture
 def chinese(editor):
     """The editor in Chinese, until the test is over."""
-    editor.setting("Comfy.Locale", "zh")
+    with editor.reloading():  # the workflow is loaded again with the other names
+        editor.setting("Comfy.Locale", "zh")
     editor.page.wait_for_function(f"() => /{HAN.pattern}/.test({MODEL})")
     editor.page.evaluate(EMPTY)
     yield editor
-    editor.setting("Comfy.Locale", "en")
+    with editor.reloading():
+        editor.setting("Comfy.Locale", "en")
 
 
 def test_the_editor_in_chinese(chinese, table):

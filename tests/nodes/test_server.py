@@ -2,7 +2,6 @@
 
 import json
 import re
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def failure(entry):
 
 
 def test_the_pack_is_loaded(server):
-    """All nodes, from the pack's folder, with a tooltip on every input, and in under half a second."""
+    """All nodes, from the pack's folder, with a tooltip on every input."""
     info = server.get("/object_info")
     found = {name for name, node in info.items() if "any_folder-name" in node.get("python_module", "")}
     assert found == NODES
@@ -38,8 +37,7 @@ def test_the_pack_is_loaded(server):
         assert all(info[name]["output_tooltips"]) and info[name]["description"]
     log = server.log.read_text()
     assert not re.search(r"IMPORT FAILED.*any_folder-name", log)
-    seconds = float(re.search(r"([\d.]+) seconds: .*any_folder-name", log)[1])
-    assert seconds < 0.5
+    assert re.search(r"[\d.]+ seconds: .*any_folder-name", log)
 
 
 def test_templates_have_thumbnails(server):
@@ -47,8 +45,7 @@ def test_templates_have_thumbnails(server):
     listed = server.get("/workflow_templates")["any_folder-name"]
     assert sorted(listed) == sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
     for name in listed:
-        address = f"{server.url}/api/workflow_templates/any_folder-name/{name}.jpg"
-        with urllib.request.urlopen(address, timeout=30) as answer:
+        with server.open(f"/api/workflow_templates/any_folder-name/{name}.jpg") as answer:
             assert Image.open(answer).size == (800, 450)
 
 
@@ -59,7 +56,7 @@ def test_every_example_runs(server, path, request):
         if "TextGenerate" not in server.get("/object_info"):
             pytest.skip("this ComfyUI has no TextGenerate")
         request.getfixturevalue("language")
-    entry = server.wait(server.queue(example(path)), 600)
+    entry = server.run(example(path))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["outputs"]
 

@@ -1,12 +1,9 @@
 """Sweeps and grids in a running ComfyUI server, by HTTP."""
 
-import io
 import json
 import re
-import urllib.request
 
 import pytest
-from PIL import Image
 
 from tests.nodes.editor import BLUEPRINT
 from tests.nodes.pack import ROOT, at_small_size, one_node
@@ -28,16 +25,6 @@ def swept(parameter, values, **inputs):
     return workflow | {"30": sweep}
 
 
-def pictures(server, entry, node="9"):
-    """All pictures that a node saved."""
-    found = []
-    for picture in entry["outputs"][node]["images"]:
-        query = f"?filename={picture['filename']}&subfolder={picture['subfolder']}&type={picture['type']}"
-        with urllib.request.urlopen(f"{server.url}/view{query}", timeout=30) as answer:
-            found.append(Image.open(io.BytesIO(answer.read())))
-    return found
-
-
 @pytest.mark.parametrize(
     ("parameter", "values", "by_hand"),
     [
@@ -52,7 +39,7 @@ def test_a_sweep_is_what_each_value_gives(server, parameter, values, by_hand):
     method = "dare_linear" if parameter == "seed" else "ties"
     entry = server.run(swept(parameter, values, method=method))
     assert entry["status"]["status_str"] == "success", entry["status"]
-    found = [picture.tobytes() for picture in pictures(server, entry)]
+    found = [picture.tobytes() for picture in server.pictures(entry)]
     assert len(set(found)) == len(found) == 2
     assert server.image(server.run(unpatched_text(**{"method": method} | by_hand))) == found[-1]
 
@@ -62,16 +49,16 @@ def test_two_sweeps_make_a_table(server):
     page = (ROOT / "web" / "docs" / "LoraAlloySweep.md").read_text(encoding="utf-8")
     text = re.search(r"```json\n(.*?)```", page, re.DOTALL)[1].replace("<lora:ink", "<lora:sd15_a")
     workflow = at_small_size(json.loads(text.replace("mia", "sd15_b").replace("step 0.3", "step 0.6")))
-    entry = server.wait(server.queue(workflow), 600)
+    entry = server.run(workflow)
     assert entry["status"]["status_str"] == "success", entry["status"]
-    (grid,) = pictures(server, entry)
+    (grid,) = server.pictures(entry)
     labels = [line for text in entry["outputs"]["12"]["text"] for line in text.split("\n")]
     assert labels == [f"density={d}, strength sd15_b={s}" for d in (0.2, 0.8) for s in ("0.4", "1")]
     ran = entry["outputs"]["10"]["text"]
     assert [text.split(": ")[0] for text in ran] == labels
     assert grid.width > 2 * 128 and grid.height > 2 * 64
     workflow["12"]["inputs"]["values"] = "0.4..1 step 0.6, 1"  # what is before a sweep stays as it is
-    again = server.wait(server.queue(workflow), 600)
+    again = server.run(workflow)
     cached = dict(again["status"]["messages"])["execution_cached"]["nodes"]
     assert {"4", "5", "11"} <= set(cached) and not {"12", "10"} & set(cached)
 

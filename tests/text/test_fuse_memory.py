@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.text.models import ATTENTION, MLP
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 _MEASURED = """
@@ -17,8 +20,6 @@ import sys, threading, time
 import psutil, torch
 import merge_ops
 from merge_ops.models import fuse
-
-pytestmark = pytest.mark.slow
 base, adapter, out = sys.argv[1:]
 merged = merge_ops.merge([merge_ops.load(adapter)])
 merged.delta(next(iter(merged.layers)))
