@@ -117,7 +117,7 @@ def test_workflows_and_templates_can_be_read(file):
 
 @pytest.mark.parametrize("file", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda file: file.name)
 def test_actions_are_pinned_by_major_version(file):
-    """No action comes from a branch that may change under us, but for PyPI's, which has one for each major."""
+    """Each action names its major version; PyPI keeps its own on a branch called ``release``."""
     used = re.findall(r"uses: (\S+)", file.read_text(encoding="utf-8"))
     assert used
     for action in used:
