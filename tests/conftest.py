@@ -44,6 +44,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: GROUPS.get(item.get_closest_marker("xdist_group").args[0], len(GROUPS)))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say how much was left out where there is no ComfyUI or no browser."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "comfyui" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests that need a ComfyUI or a browser were skipped")
+
+
 @pytest.fixture(scope="session")
 def make_lora() -> Callable[..., Lora]:
     """Factory of a LoRA with random-normal factors; ``shapes`` as in ``SHAPES`` or ``{name: (out, in)}``.
