@@ -19,7 +19,7 @@ from merge_ops.merging import merge  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-METHODS = ("linear", "ties", "PEFT linear")
+METHODS = ("linear", "ties", "dare_ties", "PEFT linear")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,21 @@ def test_two_loras_work_together_and_unequal_ranks_are_refused_in_factor_space(r
     assert merges["All six LoRAs"]["methods"]["PEFT linear"] is None
 
 
+def test_linear_keeps_more_than_methods_that_elect_signs(ran):
+    """As README.md and docs/methods.md say of every group of LoRAs."""
+    for title, group in ran[1]["merges"].items():
+        means = {name: sum(group["methods"][name].values()) for name in ("linear", "ties", "dare_ties")}
+        assert means["linear"] > max(means["ties"], means["dare_ties"]), title
+
+
 def test_weights_come_back_bit_for_bit_and_drawings_differ_between_methods():
     studio = Studio(count=2, seed=5)
     before = {name: value.clone() for name, value in studio.unet.state_dict().items()}
     drawn = {row.title: studio.merged(row, MERGES[1]) for row in ROWS if row.title in METHODS}
     assert all(torch.equal(value, before[name]) for name, value in studio.unet.state_dict().items())
     first = [torch.stack([cell.images for cell in cells.values()]) for cells in drawn.values()]
-    assert (first[0] - first[1]).abs().mean() > 0.01
-    assert (first[0] - first[2]).abs().mean() > 0.01
+    assert len(first) == len(METHODS)
+    assert all((first[0] - other).abs().mean() > 0.01 for other in first[1:])
 
 
 def test_figures_of_the_known_seed(ran):
@@ -84,7 +91,7 @@ def test_figures_of_the_known_seed(ran):
         (title, method): sum(figures.values()) / len(figures)
         for title, group in merges.items()
         for method, figures in group["methods"].items()
-        if figures is not None
+        if figures is not None and method != "dare_ties"
     }
     expected = {
         ("Two LoRAs", "linear"): 1.0,
