@@ -44,6 +44,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: GROUPS.get(item.get_closest_marker("xdist_group").args[0], len(GROUPS)))
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """Say how much was left out where there is no ComfyUI or no browser, and whether servers were shared."""
+    passed = terminalreporter.stats.get("passed", ())
+    if config.getoption("dist", "no") == "loadgroup" and not any("@" in report.nodeid for report in passed):
+        terminalreporter.write_line(
+            "pytest-xdist did not group the tests: each worker started servers of its own"
+        )
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "comfyui" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests that need a ComfyUI or a browser were skipped")
+
+
 @pytest.fixture(scope="session")
 def make_lora() -> Callable[..., Lora]:
     """Factory of a LoRA with random-normal factors; ``shapes`` as in ``SHAPES`` or ``{name: (out, in)}``.

@@ -18,7 +18,7 @@ def test_a_short_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "cat", "svd"]
     done = subprocess.run(
         [*command, "--json", str(out), "--plot", str(plot)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "quick run: some of the layers" in done.stdout

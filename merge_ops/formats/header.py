@@ -51,31 +51,38 @@ class Entry:
 
 
 def parse_header(raw: bytes, file: str) -> tuple[list[Entry], dict[str, str]]:
-    """The entries in the order of their data, which they must fill without gaps, and the metadata.
+    """Return the entries in the order of their data, which they must fill without gaps, and the metadata.
+
+    ``file`` is what messages call the file.
 
     Raises:
-        LoraFormatError: if the header is not one, or an entry contradicts itself.
+        LoraFormatError: if this is not a header, or an entry contradicts itself.
     """
     try:
-        entries, metadata = _parse(raw.decode("utf-8"), file)
-    except LoraFormatError:
-        raise
+        entries, metadata = _parse(raw.decode("utf-8"))
+        _check_order(entries)
+    except LoraFormatError as error:
+        raise LoraFormatError(f"{file} is not a valid safetensors file: {error}") from error
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise LoraFormatError(f"{file} is not a safetensors file: its header cannot be read") from error
+    return entries, metadata
+
+
+def _check_order(entries: list[Entry]) -> None:
+    """Sort the entries by their data, and refuse gaps and overlaps."""
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     place = 0
     for entry in entries:
         if entry.begin != place:
             raise LoraFormatError(
-                f"{file} is not a valid safetensors file: {shown(entry.name)} begins at byte "
-                f"{entry.begin} of the data instead of {place}; download it again"
+                f"{shown(entry.name)} begins at byte {entry.begin} of the data instead of {place}; "
+                "download it again"
             )
         place = entry.end
-    return entries, metadata
 
 
 def torch_dtype(entry: Entry, file: str) -> torch.dtype:
-    """The type of a tensor, if this torch has it."""
+    """Return the type of a tensor, if this torch has it."""
     found = getattr(torch, _TORCH.get(entry.dtype, ""), None)
     if not isinstance(found, torch.dtype):
         raise LoraFormatError(
@@ -85,7 +92,7 @@ def torch_dtype(entry: Entry, file: str) -> torch.dtype:
     return found
 
 
-def _parse(text: str, file: str) -> tuple[list[Entry], dict[str, str]]:
+def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
     entries: list[Entry] = []
     metadata: dict[str, str] = {}
     seen: set[str] = set()
@@ -94,23 +101,21 @@ def _parse(text: str, file: str) -> tuple[list[Entry], dict[str, str]]:
         name, place = _key(text, place)
         if name in seen or len(seen) > _MAX_ENTRIES:
             what = f"{shown(name)} twice" if name in seen else f"more than {_MAX_ENTRIES} tensors"
-            raise LoraFormatError(f"{file} is not a valid safetensors file: its header lists {what}")
+            raise LoraFormatError(f"its header lists {what}")
         seen.add(name)
         if len(name) > _MAX_NAME or _CONTROL.search(name):
-            raise LoraFormatError(
-                f"{file} is not a valid safetensors file: {shown(name)} is not a valid tensor name"
-            )
+            raise LoraFormatError(f"{shown(name)} is not a valid tensor name")
         if name == "__metadata__":
-            metadata, place = _metadata(text, place, file)
+            metadata, place = _metadata(text, place)
         else:
             end = text.index("}", place, place + _MAX_ENTRY) + 1
-            entries.append(_entry(name, json.loads(text[place:end]), file))
+            entries.append(_entry(name, json.loads(text[place:end])))
             place = end
         place = _next(text, place)
     return entries, metadata
 
 
-def _metadata(text: str, place: int, file: str) -> tuple[dict[str, str], int]:
+def _metadata(text: str, place: int) -> tuple[dict[str, str], int]:
     if text.startswith("null", place):
         return {}, place + 4
     found: dict[str, str] = {}
@@ -121,7 +126,7 @@ def _metadata(text: str, place: int, file: str) -> tuple[dict[str, str], int]:
             raise ValueError("a value that is not text")
         found[name], place = _string(text, place)
         if len(found) > _MAX_ENTRIES:
-            raise LoraFormatError(f"{file} has more than {_MAX_ENTRIES} entries of metadata")
+            raise LoraFormatError(f"its header lists more than {_MAX_ENTRIES} entries of metadata")
         inner = _next(text, place, last=False)
     return found, text.index("}", place) + 1
 
@@ -175,7 +180,7 @@ def _skip(text: str, place: int) -> int:
     return place if found is None else found.end()
 
 
-def _entry(name: str, value: dict[str, Any], file: str) -> Entry:
+def _entry(name: str, value: dict[str, Any]) -> Entry:
     """A tensor's entry, checked: its type, its shape and the bytes it takes must agree."""
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list):
@@ -190,9 +195,7 @@ def _entry(name: str, value: dict[str, Any], file: str) -> Entry:
     elif math.prod(shape) * BITS[dtype] != (offsets[1] - offsets[0]) * 8:
         wrong = f"the shape {shown(shape)} of {dtype} in {offsets[1] - offsets[0]} bytes"
     if wrong is not None:
-        raise LoraFormatError(
-            f"{file} is not a valid safetensors file: {shown(name)} has {wrong}; download it again"
-        )
+        raise LoraFormatError(f"{shown(name)} has {wrong}; download it again")
     return Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
 
 

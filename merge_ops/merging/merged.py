@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ..adapters import Bound, Ia3
+from ..adapters import Ia3
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..lora import READERS, Lora, WholeWeight
 from .merged_layer import MergedLayer
@@ -56,7 +56,7 @@ class Merged:
     def reader(self) -> str:
         """The program whose arithmetic the base-dependent adapters follow, one of ``READERS``."""
         parts = (part for lora in self.loras for part in lora.layers.values())
-        return next((part.reader for part in parts if isinstance(part, Bound)), READERS[0])
+        return next((part.reader for part in parts if part.reader), READERS[0])
 
     def layer(self, name: str) -> MergedLayer:
         """Return one layer.

@@ -10,6 +10,7 @@ from tests.architectures.diffusers_models import modules
 from tests.architectures.through_diffusers import count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", DIFFUSERS)
 def test_counts_through_diffusers_are_fresh(architecture):
     """Run ``python -m tests.architectures``."""

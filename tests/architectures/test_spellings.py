@@ -146,7 +146,6 @@ def test_a_kohya_file_on_a_diffusers_model(tmp_path):
     assert changed == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["wan_t2v", "wan_i2v", "hunyuan", "lumina2", "flux2"])
 def test_our_names_are_those_of_diffusers_converters(architecture):
     """For the models whose diffusers names we add to ComfyUI's maps: the same layer, the same rows."""
@@ -172,8 +171,13 @@ def test_our_names_are_those_of_diffusers_converters(architecture):
         for other, (start, length) in zip(
             theirs, pieces(len(theirs), layer.weight_shape) if theirs else (), strict=True
         ):
-            rows = layer.up[start : start + length] @ layer.down
-            assert torch.allclose(converted[flat_name(f"unet.{other}")].matrix(), rows, atol=1e-5), other
+            met = converted[flat_name(f"unet.{other}")]
+            assert met.weight_shape[:2] == (length, layer.weight_shape[1]), other
+            probe = torch.linspace(-1, 1, layer.down.shape[1])  # whole deltas would be gigabytes
+            rows = layer.up[start : start + length] @ (layer.down @ probe)
+            assert torch.allclose(met.scale * (met.up @ (met.down @ probe)), rows, rtol=1e-4, atol=1e-4), (
+                other
+            )
             seen += 1
     assert seen or architecture == "flux2"
 

@@ -66,7 +66,7 @@ def test_run_gives_the_same_file(folder):
     (folder / "again").mkdir()
     done = subprocess.run(
         [*command, "-o", "again/both.safetensors"],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "read back and compared" in done.stdout

@@ -30,7 +30,7 @@ for path in sys.argv[1:]:
 def run_python():
     """Run a script, or a file, in a fresh Python with the repository on its path; returns the process."""
 
-    def run(script, *args, timeout=300):
+    def run(script, *args, timeout=600):
         command = [sys.executable, *(["-c", script] if isinstance(script, str) else [str(script)])]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.run(

@@ -65,13 +65,15 @@ def kill(folder, form, count):
             os.write(tell, b".")
             for merged in (pair[turn % 2 :] + pair[: turn % 2]) * 100:
                 save(merged, target, form)
+                os.write(tell, b".")
             os._exit(0)
-        os.read(ready, 1)
-        os.close(ready)
-        os.close(tell)
-        time.sleep(rng.uniform(0, 2.5 * length))
+        for _ in range(1 + rng.randrange(3)):  # then it is somewhere in its first save or a later one
+            os.read(ready, 1)
+        time.sleep(rng.uniform(0, length))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(ready)
+        os.close(tell)
         now = content(target)
         states.append("none" if now is None else "ab"[whole.index(now)] if now in whole else "half")
         if now is not None and len(merge_ops.load(target).layers) != len(NAMES):

@@ -15,7 +15,7 @@ def said(comfyui_python, comfyui_env, tmp_path_factory):
     script, folder = Path(__file__).with_name("cached_files.py"), tmp_path_factory.mktemp("models")
     command = [str(python), str(script), str(root), str(ROOT), str(folder)]
     done = subprocess.run(
-        command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

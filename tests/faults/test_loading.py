@@ -47,6 +47,7 @@ CLAIMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_header_is_believed(tmp_path, peaks_of):
     """Memory stays below three times the file, whatever its header claims."""
     paths = [tmp_path / f"{claim}.safetensors" for claim in CLAIMS]
@@ -58,6 +59,7 @@ def test_no_header_is_believed(tmp_path, peaks_of):
         assert peak < 3 * len(raw) + 64 * MB, (path.name, peak)
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_memory(tmp_path, peaks_of):
     """A sparse one, which really has the size that it claims: a sentence, and no crash."""
     header = container_of({UP: entry([2**38], 0, 2**40), DOWN: entry([2], 2**40, 2**40 + 8)})
@@ -72,6 +74,7 @@ def test_a_file_larger_than_memory(tmp_path, peaks_of):
     assert peak < 24 * MB
 
 
+@pytest.mark.slow
 def test_one_copy_is_held(tmp_path, peaks_of):
     """The peak of loading 84 MB is one copy and the largest tensor of it."""
     tensors = {}
@@ -116,6 +119,7 @@ def lora_file(path, value=1.0, size=256):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["overwritten", "cut off", "removed"])
 def test_a_loaded_lora_keeps_its_numbers(how, tmp_path, run_python):
     """In a process of its own: with mapped tensors, cutting the file off ends it by SIGBUS."""

@@ -38,6 +38,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_small_factors_are_not_multiplied_out(kind, tmp_path, peaks_of):
     """Loading takes less than ten times the file."""

@@ -101,7 +101,7 @@ def test_the_seeds_of_the_fuzzer(tmp_path):
     for command in (["corpus.py"], ["run.py", "--loop", "--minutes", "0.05"]):
         done = subprocess.run(
             [sys.executable, str(copy / command[0]), *command[1:]], env=env, capture_output=True, text=True,
-            timeout=300, check=False,
+            timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.endswith(" 0 findings\n")

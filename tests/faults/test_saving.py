@@ -107,6 +107,7 @@ except merge_ops.MergeError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(tmp_path, run_python):
     """A quota, as hosting services have it; needs no root."""
     done = run_python(LIMITED, tmp_path / "x.safetensors")

@@ -168,7 +168,7 @@ def comfyui(tmp_path_factory, comfyui_python, comfyui_env):
         out = tmp_path_factory.mktemp("comfyui")
         command = [str(python), str(_PROBE), str(root), str(out), *map(str, files)]
         ran = subprocess.run(
-            command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=root, env=comfyui_env, capture_output=True, text=True, timeout=600, check=False
         )
         assert ran.returncode == 0, ran.stderr[-3000:]
         return out, json.loads((out / "names.json").read_text())

@@ -64,7 +64,7 @@ def test_pti_order_of_the_text_model():
         clip = CLIPTextModel(CLIPTextConfig())
     names = [n for n, m in clip.named_modules() if isinstance(m, torch.nn.Linear) and "self_attn" in n]
     expected = [f"text_encoder.text_model.{name.removeprefix('text_model.')}" for name in names]
-    assert pti_layers("text_encoder", {}, "x") == expected
+    assert pti_layers("text_encoder", {}) == expected
 
 
 def raw_delta(name, layer):

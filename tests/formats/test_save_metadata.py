@@ -64,7 +64,7 @@ def test_same_inputs_give_the_same_bytes(loras, folder):
             "PYTHONPATH": str(Path(merge_ops.__file__).parents[1]),
         }
         command = [sys.executable, "-c", SAVE_ALL, *sources, str(folder / turn), json.dumps(FILES)]
-        subprocess.run(command, check=True, env=environment, timeout=120)
+        subprocess.run(command, check=True, env=environment, timeout=600)
         written = sorted(path for path in (folder / turn).rglob("*") if path.is_file())
         found.append({path.name: path.read_bytes() for path in written})
     assert len(found[0]) == 4

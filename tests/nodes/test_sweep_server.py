@@ -57,7 +57,7 @@ def test_two_sweeps_make_a_table(server):
     ran = entry["outputs"]["10"]["text"]
     assert [text.split(": ")[0] for text in ran] == labels
     assert grid.width > 2 * 128 and grid.height > 2 * 64
-    workflow["12"]["inputs"]["values"] = "0.4..1 step 0.6, 1"  # what is before a sweep stays as it is
+    workflow["12"]["inputs"]["values"] = "0.4"  # what is before a sweep stays as it is
     again = server.run(workflow)
     cached = dict(again["status"]["messages"])["execution_cached"]["nodes"]
     assert {"4", "5", "11"} <= set(cached) and not {"12", "10"} & set(cached)

@@ -222,6 +222,6 @@ def test_without_pyyaml():
     )
     root = Path(merge_ops.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=600, check=True
     )
     assert "pip install pyyaml" in done.stdout
