@@ -27,19 +27,19 @@ def saved_names_are_confined():
         link.symlink_to(outside)
     before = set(BASE.rglob("*.safetensors"))
     for prefix, says in (
-        ("../x", "below the output folder"),
-        ("loras/../../x", "below the output folder"),
-        ("loras\\..\\..\\x", "below the output folder"),
-        ("/absolute/x", "below the output folder"),
-        ("C:\\x", "below the output folder"),
-        ("c:x", "below the output folder"),
-        ("%date:yyyy%/x", "below the output folder"),
-        ("a\0b", "below the output folder"),
+        ("../x", "inside the output folder"),
+        ("loras/../../x", "inside the output folder"),
+        ("loras\\..\\..\\x", "inside the output folder"),
+        ("/absolute/x", "inside the output folder"),
+        ("C:\\x", "inside the output folder"),
+        ("c:x", "inside the output folder"),
+        ("%date:yyyy%/x", "inside the output folder"),
+        ("a\0b", "inside the output folder"),
         ("two\nlines", "cannot be printed"),
         ("con/x", "reserved by Windows"),
         ("loras/nul", "reserved by Windows"),
         ("x" * 300, "takes 300 bytes"),
-        ("link/x", "below the output folder"),
+        ("link/x", "inside the output folder"),
     ):
         refused(says, "LoraAlloySave", lora=lora, filename_prefix=prefix)
     assert set(BASE.rglob("*.safetensors")) == before
