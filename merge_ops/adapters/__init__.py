@@ -2,7 +2,7 @@
 
 from .bound import BOUND, TRAINED, Bound, Trained
 from .dora import DORA, Dora
-from .full import BIAS, FULL, Full, take_rows
+from .full import BIAS, FULL, Full, join_rows, take_rows
 from .glora import GLORA, Glora
 from .ia3 import IA3, Ia3
 from .kind import Kind
@@ -23,10 +23,10 @@ KINDS: list[Kind] = [
     BIAS,
     DORA,
     GLORA,
+    IA3,
     OFT,
     PEFT_OFT,
     PEFT_BOFT,
-    IA3,
     SET_WEIGHT,
     TRAINED,
     BOUND,
@@ -47,5 +47,6 @@ __all__ = [
     "Kronecker",
     "Oft",
     "Trained",
+    "join_rows",
     "take_rows",
 ]

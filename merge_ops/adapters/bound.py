@@ -52,6 +52,10 @@ class Bound(Layer):
     scale: float = 1.0
     lora: str = ""  # the name of the LoRA, for messages
 
+    @property
+    def kind(self) -> str:
+        return self.adapter.kind
+
     # mypy takes what the base class declares for a variable; here it follows from the weight
     @property
     def layout(self) -> Layout:  # type: ignore[override]

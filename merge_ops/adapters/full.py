@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Full(Layer):
     layout: Layout = "linear"
     kernel: tuple[int, ...] = ()
     key: str = ""
+    kind: ClassVar[str] = "full"
 
     @property
     def rank(self) -> int:
@@ -46,8 +47,7 @@ class Full(Layer):
         change = self.change.to(device)
 
         def read(index: Index, out: Tensor | None = None) -> Tensor:
-            found = change[index].to(torch.float32)
-            return torch.mul(found, self.scale, out=out)
+            return torch.mul(change[index].to(torch.float32), self.scale, out=out)
 
         return read
 
@@ -56,6 +56,27 @@ def take_rows(layer: Layer, index: Index, key: str) -> Layer:
     """Return the layer of some rows of a weight, exactly: of its own kind if that can be cut, else whole."""
     own = layer.take_rows(index, key)
     return Full(layer.rows(None)(index), 1.0, layer.layout, layer.kernel, key) if own is None else own
+
+
+def join_rows(layers: Sequence[Layer], spans: Sequence[tuple[int, int]], rows: int) -> Layer:
+    """Return one layer on a weight of ``rows`` rows from layers on some of its rows, exactly.
+
+    ``spans`` holds the first row of each layer, and the row after its last. The other rows are zero.
+    """
+    first = layers[0]
+    low_rank = [layer for layer in layers if isinstance(layer, LowRank)]
+    if len(low_rank) < len(layers):
+        whole = torch.zeros(rows, first.matrix_shape[1])
+        for layer, (start, end) in zip(layers, spans, strict=True):
+            whole[start:end] = layer.matrix(torch.device("cpu"))
+        return Full(whole, 1.0, first.layout, first.kernel, first.key)
+    pairs = [layer.factors(None) for layer in low_rank]
+    up = pairs[0][0].new_zeros(rows, sum(layer.rank for layer in layers))
+    column = 0
+    for (part, _), (start, end) in zip(pairs, spans, strict=True):
+        up[start:end, column : column + part.shape[1]] = part
+        column += part.shape[1]
+    return LowRank(up, torch.cat([down for _, down in pairs]), 1.0, first.layout, first.kernel, first.key)
 
 
 def _full(module: RawModule) -> Full | LowRank:
@@ -86,15 +107,15 @@ def _vector(change: Tensor, scale: float, module: RawModule) -> LowRank:
 def bias_of(module: RawModule, scale: float | None) -> LowRank | None:
     """Return what a module adds to its bias, if anything: a difference, or the bias of a LoRA's ``up``."""
     t = module.tensors
-    found = [role for role in ("up_bias", "diff_b", "b_norm") if role in t]
-    if not found:
+    roles = [role for role in ("up_bias", "diff_b", "b_norm") if role in t]
+    if not roles:
         return None
-    if len(found) > 1:
-        raise LoraFormatError(f"{module.stem} changes its bias twice ({', '.join(found)}); keep one of them")
+    if len(roles) > 1:
+        raise LoraFormatError(f"{module.stem} changes its bias twice ({', '.join(roles)}); keep one of them")
     factor = 1.0
-    if found == ["up_bias"] and "down" in t:  # the factors of such a pair are scaled with it
+    if roles == ["up_bias"] and "down" in t:  # alpha scales the whole pair, with its bias
         factor = alpha_of(module, t["down"].shape[0]) if scale is None else scale
-    return _vector(t[found[0]], factor, module)
+    return _vector(t[roles[0]], factor, module)
 
 
 def _read(module: RawModule, scale: float | None, config: Mapping[str, Any]) -> Adapters:
@@ -109,7 +130,6 @@ def _read_bias(module: RawModule, scale: float | None, config: Mapping[str, Any]
     return {} if bias is None else {".bias": bias}
 
 
-# a bias goes with any kind, or stands alone
 BIAS = Kind(
     "bias",
     {
@@ -118,5 +138,5 @@ BIAS = Kind(
         ".b_norm": "b_norm",
     },
     read=_read_bias,
-    extra=frozenset({"up_bias", "diff_b", "b_norm"}),
+    goes_with_any=True,
 )

@@ -88,4 +88,5 @@ IA3 = Kind(
     (Ia3,),
     _read,
     weight_beside=(".on_input", "ia3"),
+    peft_types=("IA3",),
 )

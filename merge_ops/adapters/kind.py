@@ -26,11 +26,14 @@ class Kind:
     read: Read | None = None
     wrap: Wrap | None = None  # for a kind that changes what another kind's layer means
     beside: tuple[str, ...] = ()  # names of the kinds that it may wrap
+    goes_with_any: bool = False  # it stands beside a module's weight of any kind, or alone
     extra: frozenset[str] = frozenset()  # roles that refine this kind and do not show it by themselves
     rank_roles: tuple[str, ...] = ()  # the rank is the number of rows of the first of these
     whole_roles: tuple[str, ...] = ()  # roles of a factor that may be stored whole and then has no rank
     weight_beside: tuple[str, str] | None = None  # (suffix, role): beside it, plain ``.weight`` has this role
     alone: str = ""  # why these tensors cannot be merged without those of another kind
+    peft_types: tuple[str, ...] = ()  # what PEFT's configurations call it
+    peft_alpha: str = "lora_alpha"  # the setting that holds alpha there
 
     @property
     def is_refused(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Hadamard(Layer):
     layout: Layout = "linear"
     kernel: tuple[int, ...] = ()
     key: str = ""
+    kind: ClassVar[str] = "loha"
 
     @property
     def rank(self) -> int:
@@ -50,6 +51,16 @@ class Hadamard(Layer):
 
     def take_rows(self, index: Index, key: str) -> Layer:
         return replace(self, up_1=self.up_1[index], up_2=self.up_2[index], key=key)
+
+    @property
+    def product_rank(self) -> int:
+        return self.up_1.shape[1] * self.up_2.shape[1]
+
+    def product_factors(self) -> tuple[Tensor, Tensor]:
+        up_1, down_1, up_2, down_2 = (factor.double() for factor in self.tensors)
+        up = torch.einsum("oi,oj->oij", up_1, up_2).flatten(1)
+        down = torch.einsum("in,jn->ijn", down_1, down_2).flatten(0, 1)
+        return up, down
 
     def rows(self, device: torch.device | None) -> Rows:
         up_1, down_1, up_2, down_2 = (t.to(device=device, dtype=torch.float32) for t in self.tensors)
@@ -99,4 +110,6 @@ LOHA = Kind(
     (Hadamard,),
     _read,
     rank_roles=("hada_w1_b",),
+    peft_types=("LOHA",),
+    peft_alpha="alpha",
 )

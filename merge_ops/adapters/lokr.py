@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Kronecker(Layer):
     layout: Layout = "linear"
     kernel: tuple[int, ...] = ()
     key: str = ""
+    kind: ClassVar[str] = "lokr"
 
     @property
     def rank(self) -> int:
@@ -48,20 +49,19 @@ class Kronecker(Layer):
     def with_kernel(self, kernel: tuple[int, ...]) -> Layer:
         return replace(self, layout="conv", kernel=kernel)
 
-    def factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Both as float32 matrices."""
+    def kronecker_factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         return _matrix(self.left, device), _matrix(self.right, device)
 
     def rows(self, device: torch.device | None) -> Rows:
-        left, right = self.factors(device)
+        left, right = self.kronecker_factors(device)
         left = left * self.scale
         every = torch.arange(self.matrix_shape[0], device=left.device)
 
         def read(index: Index, out: Tensor | None = None) -> Tensor:
             chosen = every[index]
             blocks = left[chosen // right.shape[0], :, None] * right[chosen % right.shape[0], None, :]
-            found = blocks.flatten(1)
-            return found if out is None else out.copy_(found)
+            chosen_rows = blocks.flatten(1)
+            return chosen_rows if out is None else out.copy_(chosen_rows)
 
         return read
 
@@ -89,8 +89,8 @@ def _lokr(module: RawModule, scale: float | None) -> Kronecker:
     if scale is None:
         scale = alpha_of(module, rank) if rank else 1.0
     layout: Layout = "conv" if kernel else "linear"
-    found = Kronecker(left, right, rank or 1, scale, layout, kernel, module.stem)
-    return found if rank else replace(found, rank_=min(found.matrix_shape))
+    layer = Kronecker(left, right, rank or 1, scale, layout, kernel, module.stem)
+    return layer if rank else replace(layer, rank_=min(layer.matrix_shape))
 
 
 def _kronecker_factor(module: RawModule, name: str) -> tuple[Tensor | LowRank, int | None, tuple[int, ...]]:
@@ -123,4 +123,6 @@ LOKR = Kind(
     _read,
     rank_roles=("lokr_w2_b", "lokr_w1_b"),
     whole_roles=("lokr_w1", "lokr_w1_a"),
+    peft_types=("LOKR",),
+    peft_alpha="alpha",
 )

@@ -76,4 +76,5 @@ LORA = Kind(
     _read,
     extra=frozenset({"reshape"}),
     rank_roles=("down", "embedding_down"),
+    peft_types=("LORA",),
 )

@@ -31,9 +31,8 @@ class Oft(BaseDependent):
     layout: Layout = "linear"
     key: str = ""
 
-    # a variable in the base class; here the blocks say it
     @property
-    def kind(self) -> str:  # type: ignore[override]
+    def kind(self) -> str:
         return "OFT" if self.blocks.ndim == 3 else "BOFT"
 
     @property

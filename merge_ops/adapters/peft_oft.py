@@ -105,9 +105,11 @@ PEFT_OFT = Kind(
     {".oft_R.weight": "oft_R", ".oft_R.default.weight": "oft_R"},
     (InputRotation,),
     _read_oft,
+    peft_types=("OFT",),
 )
 PEFT_BOFT = Kind(
     "BOFT of PEFT",
     {f".boft_{part}{end}": f"boft_{part}" for part in ("R", "s") for end in ("", ".default")},
     read=_read_boft,
+    peft_types=("BOFT",),
 )

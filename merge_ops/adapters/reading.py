@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ from ..lora import BaseDependent, Layer
 from . import KINDS
 from .kind import Adapter, Kind
 from .module import RawModule
+
+_T = TypeVar("_T")
 
 UNRECOGNISED = "unrecognised key"  # the reason given for a key whose ending means nothing to us
 
@@ -34,42 +36,65 @@ class Tables:
     rank_roles: tuple[str, ...]
     whole_roles: tuple[str, ...]
     records: Mapping[str, type]  # by the name of the class
+    peft_types: Mapping[str, Kind]  # by what PEFT's configurations call it
 
 
 def tables_of(kinds: Sequence[Kind]) -> Tables:
     """Return the tables of some rows.
 
     Raises:
-        ValueError: if two rows claim one suffix, one role or one record.
+        ValueError: if a row names what is in no row, or two rows claim one name, suffix, role or record.
     """
+    by_name: dict[str, Kind] = {}
     roles = {".alpha": "alpha"}
     owners: dict[str, Kind] = {}
-    shown: dict[str, str] = {}
+    owner_of_role: dict[str, Kind] = {}
     records: dict[str, type] = {}
-    companions: dict[str, tuple[str, ...]] = {}
+    peft_types: dict[str, Kind] = {}
     for kind in kinds:
+        _claim(by_name, kind.name, kind, kind)
         for suffix, role in kind.roles.items():
-            if suffix in roles or shown.get(role, kind.name) != kind.name:
-                raise ValueError(f"{suffix} ({role}) of {kind.name} belongs to another kind already")
-            roles[suffix], owners[suffix] = role, kind
-            if role in kind.extra and (kind.wrap or kind.rank_roles):
-                companions[role] = kind.beside or (kind.name,)
-            elif role and role not in kind.extra:
-                shown[role] = kind.name
+            _claim(roles, suffix, role, kind)
+            owners[suffix] = kind
+            if role and owner_of_role.setdefault(role, kind) is not kind:
+                raise ValueError(f"the role {role!r} of {kind.name} belongs to another kind already")
         for record in kind.records:
-            if records.setdefault(record.__name__, record) is not record:
-                raise ValueError(f"{record.__name__} is the name of two records")
+            _claim(records, record.__name__, record, kind)
+        for peft_type in kind.peft_types:
+            _claim(peft_types, peft_type, kind, kind)
+    for kind in kinds:
+        _check_row(kind, by_name)
     return Tables(
-        {kind.name: kind for kind in kinds},
+        by_name,
         roles,
         owners,
         tuple(sorted(roles, key=len, reverse=True)),
-        shown,
-        companions,
+        {
+            role: kind.name
+            for role, kind in owner_of_role.items()
+            if not kind.goes_with_any and role not in kind.extra
+        },
+        {role: kind.beside or (kind.name,) for role, kind in owner_of_role.items() if role in kind.extra},
         tuple(role for kind in kinds for role in kind.rank_roles),
         tuple(role for kind in kinds for role in kind.whole_roles),
         records,
+        peft_types,
     )
+
+
+def _claim(table: dict[str, _T], name: str, value: _T, kind: Kind) -> None:
+    """Enter a value, or refuse a name that another row has."""
+    if name in table:
+        raise ValueError(f"{name!r} of {kind.name} belongs to another kind already")
+    table[name] = value
+
+
+def _check_row(kind: Kind, known: Mapping[str, Kind]) -> None:
+    """Refuse a row that names a role or a kind that there is not: it would have no effect."""
+    named = {*kind.extra, *kind.rank_roles, *kind.whole_roles}
+    stray = sorted(named - set(kind.roles.values())) + sorted(set(kind.beside) - known.keys())
+    if stray:
+        raise ValueError(f"{kind.name} names {', '.join(stray)}, which is in no row")
 
 
 TABLES = tables_of(KINDS)
@@ -146,6 +171,9 @@ def kind_of(module: RawModule) -> Kind | None:
         raise LoraFormatError(
             f"{module.stem} is of two kinds at once ({', '.join(sorted(names))}); keep one of them"
         )
+    wraps = [kind.name for kind in TABLES.kinds.values() if kind.wrap is not None and _is_in(module, kind)]
+    if len(wraps) > 1:
+        raise LoraFormatError(f"{module.stem} is {' and '.join(sorted(wraps))} at once; keep one of them")
     name = names.pop() if names else None
     for role, fitting in TABLES.companions.items():
         if role in module.tensors and name not in fitting:
@@ -176,7 +204,7 @@ def adapters_of(
         for place, adapter in kind.read(module, scale, config).items():
             yield place, _wrapped(_turned(adapter, config) if not place else adapter, module)
     for other in TABLES.kinds.values():
-        if other.read is not None and other.extra == set(other.roles.values()):  # it goes with any kind
+        if other.read is not None and other.goes_with_any:
             yield from other.read(module, scale, config).items()
 
 
@@ -192,7 +220,10 @@ def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
 def _wrapped(adapter: Adapter, module: RawModule) -> Adapter:
     """The adapter as part of another kind, where the module holds that kind's tensors too."""
     for kind in TABLES.kinds.values():
-        if kind.wrap is not None and isinstance(adapter, Layer):
-            if not module.tensors.keys().isdisjoint(kind.roles.values()):
-                return kind.wrap(adapter, module)
+        if kind.wrap is not None and isinstance(adapter, Layer) and _is_in(module, kind):
+            return kind.wrap(adapter, module)
     return adapter
+
+
+def _is_in(module: RawModule, kind: Kind) -> bool:
+    return not module.tensors.keys().isdisjoint(kind.roles.values())

@@ -37,7 +37,7 @@ def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
     Ranks, scales and the norm cover the layers whose delta does not depend on the base model.
     """
     names = (*lora.layers, *lora.base_dependent)
-    kinds = Counter(_kind(layer) for layer in lora.layers.values())
+    kinds = Counter(layer.kind for layer in lora.layers.values())
     kinds.update(adapter.kind for adapter in lora.base_dependent.values())
     held: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
     dtypes = Counter(map(_dtype, held))
@@ -59,11 +59,6 @@ def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
         "warnings": list(lora.warnings),
         "metadata": {key: printable(value) for key, value in lora.metadata.items()},
     }
-
-
-def _kind(layer: Layer) -> str:
-    names = {"Hadamard": "loha", "Kronecker": "lokr", "Full": "full"}
-    return names.get(type(layer).__name__, layer.layout)
 
 
 def _whole(weight: WholeWeight) -> str:

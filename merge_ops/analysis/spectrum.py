@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters import Hadamard, Kronecker
 from ..blocks.order import block_of, in_model_order
 from ..lora import Layer, Lora, LowRank
 from ..merging.svd import squared_singular_values, squared_singular_values_of
@@ -80,12 +79,12 @@ def squared_values(layer: Layer) -> Tensor:
 def _plan(layer: Layer) -> tuple[float, Callable[[], Tensor]]:
     """Return the cheapest exact way to the squared singular values, and its rough cost in multiplications."""
     rows, columns = layer.matrix_shape
-    if isinstance(layer, Kronecker):
-        cost = sum(_gram_cost(*factor.shape) for factor in layer.factors())
-        return cost, lambda: _of_kronecker(layer)
-    inner = layer.rank**2
-    if isinstance(layer, Hadamard) and inner < min(rows, columns) // 2:
-        return (rows + columns) * inner**2 + 20 * inner**3, lambda: _of_hadamard(layer)
+    halves = layer.kronecker_factors()
+    if halves is not None:
+        return sum(_gram_cost(*half.shape) for half in halves), lambda: _of_kronecker(layer)
+    inner = layer.product_rank
+    if inner is not None and inner < min(rows, columns) // 2:
+        return (rows + columns) * inner**2 + 20 * inner**3, lambda: _of_product(layer)
     return _gram_cost(rows, columns), lambda: squared_singular_values_of(layer.matrix())
 
 
@@ -94,18 +93,15 @@ def _gram_cost(rows: int, columns: int) -> float:
     return float(rows * columns * side + 20 * side**3)
 
 
-def _of_kronecker(layer: Kronecker) -> Tensor:
+def _of_kronecker(layer: Layer) -> Tensor:
     """Multiply the singular values of the factors: their products are those of a Kronecker product."""
-    left, right = (squared_singular_values_of(factor) for factor in layer.factors())
+    left, right = map(squared_singular_values_of, layer.kronecker_factors() or ())
     return layer.scale**2 * torch.outer(left, right).flatten().sort(descending=True).values
 
 
-def _of_hadamard(layer: Hadamard) -> Tensor:
-    """Write the entrywise product of two rank-r matrices as one matrix of rank r * r, and use its factors."""
-    up_1, down_1, up_2, down_2 = (factor.double() for factor in layer.tensors)
-    up = torch.einsum("oi,oj->oij", up_1, up_2).flatten(1)
-    down = torch.einsum("in,jn->ijn", down_1, down_2).flatten(0, 1)
-    return layer.scale**2 * squared_singular_values(up, down)
+def _of_product(layer: Layer) -> Tensor:
+    """Read the singular values from factors whose product is the delta."""
+    return layer.scale**2 * squared_singular_values(*layer.product_factors() or ())
 
 
 def _pooled(squares: list[Tensor]) -> Spectrum:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LoraFormatError, MergeError
+from ..errors import LoraFormatError, MergeError, reading
 from ..lora import is_packed
 from .header import Entry, parse_header, torch_dtype
 from .lookalike import PICKLE, refuse_by_bytes, refuse_by_keys
@@ -40,28 +40,31 @@ def read_container(
     trained again under its name would change under a merge, and one that is cut off would end the process.
     ``allow_pickle`` is for files that are pickles by their names.
     """
-    if path.suffix.lower() in _PICKLES:
-        if allow_pickle:
-            from .pickled import read_pickle
+    with reading(path.name):
+        if path.suffix.lower() not in _PICKLES:
+            return _read_safetensors(path, finite)
+        if not allow_pickle:
+            raise LoraFormatError(PICKLE)
+        from .pickled import read_pickle
 
-            return read_pickle(path)
-        raise LoraFormatError(f"{path.name} {PICKLE}")
+        return read_pickle(path)
+
+
+def _read_safetensors(path: Path, finite: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
-            entries, metadata = _read_header(file, path.name, before.st_size)
-            data = _read_data(file, entries[-1].end if entries else 0, path.name)
+            entries, metadata = _read_header(file, before.st_size)
+            data = _read_data(file, entries[-1].end if entries else 0)
             after = os.fstat(file.fileno())
     except OSError as error:
-        raise LoraFormatError(f"{path.name} cannot be read: {error.strerror or error}") from error
+        raise LoraFormatError(f"the file cannot be read: {error.strerror or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise changed(path.name)
-    tensors = {entry.name: _tensor(data, entry, path.name) for entry in entries}
+        raise changed()
+    tensors = {entry.name: _tensor(data, entry) for entry in entries}
     damaged = next((name for name, t in tensors.items() if not (finite or is_finite(t))), None)
     if damaged is not None:
-        raise LoraFormatError(
-            f"{path.name}: {damaged} holds NaN or infinity; the file is damaged, use another copy"
-        )
+        raise LoraFormatError(f"{damaged} holds NaN or infinity; the file is damaged, use another copy")
     return tensors, metadata
 
 
@@ -103,43 +106,43 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_header(file: BufferedReader, name: str, size: int) -> tuple[list[Entry], dict[str, str]]:
+def _read_header(file: BufferedReader, size: int) -> tuple[list[Entry], dict[str, str]]:
     """Check the header against the size of the file before anything is believed of it."""
     start = file.read(64)
-    refuse_by_bytes(name, start, size)
+    refuse_by_bytes(start, size)
     length = struct.unpack("<Q", start[:8])[0]
     if length > _MAX_HEADER or length + 8 > size:
         raise LoraFormatError(
-            f"{name} is not a safetensors file or is cut off: its header needs {length + 8} bytes, "
+            f"this is not a safetensors file, or it is cut off: its header needs {length + 8} bytes, "
             f"the file has {size}; download it again"
         )
     file.seek(8)
     raw = file.read(length)
     if len(raw) != length:
-        raise changed(name)
-    entries, metadata = parse_header(raw, name)
+        raise changed()
+    entries, metadata = parse_header(raw)
     needed = 8 + length + (entries[-1].end if entries else 0)
     if needed != size:
         state = "is cut off" if needed > size else "has extra bytes after its end"
-        raise LoraFormatError(f"{name} {state}: it needs {needed} bytes and has {size}; download it again")
-    refuse_by_keys(name, {entry.name for entry in entries})
+        raise LoraFormatError(f"the file {state}: it needs {needed} bytes and has {size}; download it again")
+    refuse_by_keys({entry.name for entry in entries})
     return entries, metadata
 
 
-def _read_data(file: BufferedReader, size: int, name: str) -> Tensor:
+def _read_data(file: BufferedReader, size: int) -> Tensor:
     """All bytes behind the header, in one piece of memory: the system gives that in large pages."""
     try:
         data = np.empty(size, np.uint8)
     except MemoryError as error:
-        raise LoraFormatError(f"{name} does not fit into memory: it takes {size} bytes") from error
+        raise LoraFormatError(f"the file does not fit into memory: it takes {size} bytes") from error
     if size and file.readinto(data.data) != size:
-        raise changed(name)
+        raise changed()
     return torch.from_numpy(data)
 
 
-def _tensor(data: Tensor, entry: Entry, name: str) -> Tensor:
+def _tensor(data: Tensor, entry: Entry) -> Tensor:
     """One tensor of the data, as a view of it where its place allows that."""
-    dtype, raw = torch_dtype(entry, name), data[entry.begin : entry.end]
+    dtype, raw = torch_dtype(entry), data[entry.begin : entry.end]
     if raw.numel() == 0:
         return torch.empty(entry.shape, dtype=dtype)
     if entry.begin % dtype.itemsize:
@@ -147,9 +150,10 @@ def _tensor(data: Tensor, entry: Entry, name: str) -> Tensor:
     packed = is_packed(dtype)  # two numbers in a byte: torch counts the bytes
     shape = (*entry.shape[:-1], entry.shape[-1] // 2) if packed and entry.shape else entry.shape
     if shape != entry.shape and shape[-1] * 2 != entry.shape[-1]:
-        raise LoraFormatError(f"{name}: {entry.name} has an odd number of half bytes; download it again")
+        raise LoraFormatError(f"{entry.name} has an odd number of half bytes; download it again")
     return raw.view(dtype).reshape(shape)
 
 
-def changed(name: str) -> LoraFormatError:
-    return LoraFormatError(f"{name} changed while it was read; wait until it is written, then try again")
+def changed() -> LoraFormatError:
+    """Return the error of a file that somebody writes while it is read."""
+    return LoraFormatError("the file changed while it was read; wait until it is written, then try again")

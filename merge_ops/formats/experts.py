@@ -108,5 +108,5 @@ def _split(stem: str, module: RawModule, config: dict[str, Any]) -> dict[str, Lo
 
 def expert_of(layer: str) -> tuple[str, int] | None:
     """The parameter and the number of the expert that a layer or stem is; None for any other."""
-    found = _NAME.fullmatch(layer)
-    return (found["parameter"], int(found["expert"])) if found else None
+    match = _NAME.fullmatch(layer)
+    return (match["parameter"], int(match["expert"])) if match else None

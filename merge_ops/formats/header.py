@@ -50,10 +50,8 @@ class Entry:
     end: int
 
 
-def parse_header(raw: bytes, file: str) -> tuple[list[Entry], dict[str, str]]:
+def parse_header(raw: bytes) -> tuple[list[Entry], dict[str, str]]:
     """Return the entries in the order of their data, which they must fill without gaps, and the metadata.
-
-    ``file`` is what messages call the file.
 
     Raises:
         LoraFormatError: if this is not a header, or an entry contradicts itself.
@@ -62,9 +60,9 @@ def parse_header(raw: bytes, file: str) -> tuple[list[Entry], dict[str, str]]:
         entries, metadata = _parse(raw.decode("utf-8"))
         _check_order(entries)
     except LoraFormatError as error:
-        raise LoraFormatError(f"{file} is not a valid safetensors file: {error}") from error
+        raise LoraFormatError(f"this is not a valid safetensors file: {error}") from error
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise LoraFormatError(f"{file} is not a safetensors file: its header cannot be read") from error
+        raise LoraFormatError("this is not a safetensors file: its header cannot be read") from error
     return entries, metadata
 
 
@@ -81,15 +79,15 @@ def _check_order(entries: list[Entry]) -> None:
         place = entry.end
 
 
-def torch_dtype(entry: Entry, file: str) -> torch.dtype:
+def torch_dtype(entry: Entry) -> torch.dtype:
     """Return the type of a tensor, if this torch has it."""
-    found = getattr(torch, _TORCH.get(entry.dtype, ""), None)
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, _TORCH.get(entry.dtype, ""), None)
+    if not isinstance(dtype, torch.dtype):
         raise LoraFormatError(
-            f"{file}: {entry.name} is stored as {entry.dtype}, which this torch does not know; "
+            f"{entry.name} is stored as {entry.dtype}, which this torch does not know; "
             "quantised adapters are not supported"
         )
-    return found
+    return dtype
 
 
 def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
@@ -118,17 +116,17 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
 def _metadata(text: str, place: int) -> tuple[dict[str, str], int]:
     if text.startswith("null", place):
         return {}, place + 4
-    found: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     inner = _open(text, place, last=False)
     while inner >= 0:
         name, place = _key(text, inner)
         if text[place] != '"':
             raise ValueError("a value that is not text")
-        found[name], place = _string(text, place)
-        if len(found) > _MAX_ENTRIES:
+        metadata[name], place = _string(text, place)
+        if len(metadata) > _MAX_ENTRIES:
             raise LoraFormatError(f"its header lists more than {_MAX_ENTRIES} entries of metadata")
         inner = _next(text, place, last=False)
-    return found, text.index("}", place) + 1
+    return metadata, text.index("}", place) + 1
 
 
 def _open(text: str, place: int, last: bool = True) -> int:
@@ -169,15 +167,15 @@ def _key(text: str, place: int) -> tuple[str, int]:
 
 def _string(text: str, place: int) -> tuple[str, int]:
     """The text between the quotes that begin here, and the place behind them."""
-    found: str
-    found, place = _DECODER.raw_decode(text, place)
-    found.encode()  # half of a surrogate pair is an error here, not later where the name is shown or written
-    return found, place
+    string: str
+    string, place = _DECODER.raw_decode(text, place)
+    string.encode()  # half of a surrogate pair is an error here, not later where the name is shown or written
+    return string, place
 
 
 def _skip(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
+    space = _SPACE.match(text, place)
+    return place if space is None else space.end()
 
 
 def _entry(name: str, value: dict[str, Any]) -> Entry:

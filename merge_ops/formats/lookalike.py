@@ -9,7 +9,7 @@ from ..errors import LoraFormatError
 from ..names.architectures import CHECKPOINTS
 
 PICKLE = (
-    "is a pickle, which can run code when it is opened; convert it to .safetensors first, or have only "
+    "this is a pickle, which can run code when it is opened; convert it to .safetensors first, or have only "
     "its tensors read, with allow_pickle=True (--allow-pickle on the command line)"
 )
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -18,38 +18,38 @@ _EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "clip_h", "t5xxl"}
 _FOREIGN = ("lora", "lycoris", "vera_", "hra_", "oft_", "ia3_")
 
 
-def refuse_by_bytes(file: str, start: bytes, size: int) -> None:
+def refuse_by_bytes(start: bytes, size: int) -> None:
     """Raise LoraFormatError if a file that begins like this is known to be no safetensors file."""
     if start[8:9] == b"{":  # a safetensors header; the length before it may begin with any byte, "<" as well
         return
     if start.startswith(b"version https://git-lfs"):
         raise LoraFormatError(
-            f"{file} is a Git-LFS pointer of {size} bytes, not the file itself; "
+            f"this is a Git-LFS pointer of {size} bytes, not the file itself; "
             "run 'git lfs pull' or download it"
         )
     if start.startswith(b"GGUF"):
-        raise LoraFormatError(f"{file} is a GGUF file; quantised adapters are not supported")
+        raise LoraFormatError("this is a GGUF file; quantised adapters are not supported")
     if start.lstrip()[:1] == b"<":
-        raise LoraFormatError(f"{file} is a web page, not a safetensors file; download it again")
+        raise LoraFormatError("this is a web page, not a safetensors file; download it again")
     if start.startswith(_PICKLED):
-        raise LoraFormatError(f"{file} {PICKLE}")
+        raise LoraFormatError(PICKLE)
     if len(start) < 8:
         raise LoraFormatError(
-            f"{file} has only {size} bytes and is not a safetensors file; download it again"
+            f"the file has only {size} bytes and is not a safetensors file; download it again"
         )
 
 
-def refuse_by_keys(file: str, keys: Collection[str]) -> None:
+def refuse_by_keys(keys: Collection[str]) -> None:
     """Raise LoraFormatError if the keys are those of another kind of model, before its data is read."""
     if "lora_controlnet" in keys:
-        raise LoraFormatError(f"{file} is a ControlNet-LoRA, a control model; load it as a ControlNet")
+        raise LoraFormatError("this is a ControlNet-LoRA, a control model; load it as a ControlNet")
     if any(key.startswith("image_proj.") for key in keys):
-        raise LoraFormatError(f"{file} is an IP-Adapter, not a LoRA; load it with IP-Adapter's loader")
+        raise LoraFormatError("this is an IP-Adapter, not a LoRA; load it with IP-Adapter's loader")
     if any(".quant_state." in key or key.endswith(".absmax") for key in keys):
-        raise LoraFormatError(f"{file} is quantised by bitsandbytes; quantised adapters are not supported")
+        raise LoraFormatError("the file is quantised by bitsandbytes; quantised adapters are not supported")
     if keys and _EMBEDDINGS.issuperset(keys):
         raise LoraFormatError(
-            f"{file} is a textual-inversion embedding, not a LoRA; put it into the embeddings folder"
+            "this is a textual-inversion embedding, not a LoRA; put it into the embeddings folder"
         )
     named = sum(key.endswith((".weight", ".bias")) for key in keys)
     if (
@@ -58,5 +58,5 @@ def refuse_by_keys(file: str, keys: Collection[str]) -> None:
         and not any(is_of_adapter(key) or any(mark in key for mark in _FOREIGN) for key in keys)
     ):
         raise LoraFormatError(
-            f"{file} holds whole weights of a model, not a LoRA; extract a LoRA from it first"
+            "the file holds whole weights of a model, not a LoRA; extract a LoRA from it first"
         )

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..adapters.reading import TABLES
 from ..errors import LoraFormatError, reading, shown
 from ..names.patterns import check_pattern
 from .peft_refused import refuse_other_meanings
@@ -15,40 +16,46 @@ from .peft_refused import refuse_other_meanings
 CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
 _PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say, and for the rank too
-_KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "TRAINABLE_TOKENS")
+_TOKENS = "TRAINABLE_TOKENS"  # rows of an embedding, see tokens.py; all other types are kinds of adapters
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a PEFT folder, of a kind that is merged."""
-    if not path.is_file():
-        raise LoraFormatError(
-            f"{path.parent.name} is a folder without {CONFIG_NAME}; give a PEFT adapter folder"
-        )
+    """Return the configuration of a PEFT folder.
+
+    Raises:
+        LoraFormatError: if it is missing or damaged, or of a kind that is not merged.
+    """
+    folder = path.parent.name
+    with reading(folder):
+        if not path.is_file():
+            raise LoraFormatError(f"the folder has no {CONFIG_NAME}; give a PEFT adapter folder")
+        with reading(f"{folder}/{CONFIG_NAME}"):
+            config = _parse_config(path)
+        kind, known = config.get("peft_type", "LORA"), (*TABLES.peft_types, _TOKENS)
+        if kind not in known:
+            raise LoraFormatError(
+                f"this is a PEFT adapter of the kind {shown(kind)}, which cannot be merged; "
+                f"{', '.join(known)} can"
+            )
+        with reading(f"{folder}/{CONFIG_NAME}"):
+            if not isinstance(config.get("auto_mapping") or {}, dict):
+                raise LoraFormatError("auto_mapping is not an object")
+            check_scales(config)
+        refuse_other_meanings(config)
+    return config
+
+
+def _parse_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG:
-        raise LoraFormatError(
-            f"{path.parent.name}/{CONFIG_NAME} is too large to be an adapter's configuration"
-        )
+        raise LoraFormatError("the file is too large to be an adapter's configuration")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LoraFormatError(
-            f"{path.parent.name}/{CONFIG_NAME} cannot be read: {error.strerror or error}"
-        ) from error
+        raise LoraFormatError(f"the file cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME} is not valid JSON") from error
+        raise LoraFormatError("the file is not valid JSON") from error
     if not isinstance(config, dict):
-        raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME} is not a JSON object")
-    kind = config.get("peft_type", "LORA")
-    if kind not in _KINDS:
-        raise LoraFormatError(
-            f"{path.parent.name} is a PEFT adapter of the kind {shown(kind)}, which cannot be merged; "
-            f"{', '.join(_KINDS)} can"
-        )
-    if not isinstance(config.get("auto_mapping") or {}, dict):
-        raise LoraFormatError(f"{path.parent.name}/{CONFIG_NAME}: auto_mapping is not an object")
-    with reading(f"{path.parent.name}/{CONFIG_NAME}"):
-        check_scales(config)
-    refuse_other_meanings(config, path.parent.name)
+        raise LoraFormatError("the file is not a JSON object")
     return config
 
 
@@ -85,8 +92,8 @@ def rank_from_config(config: dict[str, Any], module: str) -> int:
 
 
 def _alpha(config: dict[str, Any]) -> Any:
-    name = "alpha" if config.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
-    return config.get(name, _PEFT_ALPHA)
+    kind = TABLES.peft_types.get(str(config.get("peft_type", "LORA")))
+    return config.get("lora_alpha" if kind is None else kind.peft_alpha, _PEFT_ALPHA)
 
 
 def _by_pattern(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:

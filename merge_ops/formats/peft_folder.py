@@ -36,8 +36,10 @@ def read_peft_folder(folder: Path, file: Path, is_trusted: bool, allow_pickle: b
     config = read_config(folder / CONFIG_NAME)
     if not file.is_file():
         if (folder / PICKLED_NAME).is_file():
-            raise LoraFormatError(f"{folder.name}/{PICKLED_NAME} {PICKLE}")
-        raise LoraFormatError(f"{folder.name} has no {WEIGHTS_NAME}; give a PEFT adapter folder")
+            with reading(f"{folder.name}/{PICKLED_NAME}"):
+                raise LoraFormatError(PICKLE)
+        with reading(folder.name):
+            raise LoraFormatError(f"the folder has no {WEIGHTS_NAME}; give a PEFT adapter folder")
     tensors, metadata = read_container(file, allow_pickle, finite=is_trusted)
     base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")
     component = _COMPONENT_OF_CLASS.get(str(base_class))

@@ -20,7 +20,7 @@ _OPTIONS = {
 }
 
 
-def refuse_other_meanings(config: dict[str, Any], folder: str) -> None:
+def refuse_other_meanings(config: dict[str, Any]) -> None:
     """Refuse what would be merged wrongly.
 
     Raises:
@@ -29,10 +29,10 @@ def refuse_other_meanings(config: dict[str, Any], folder: str) -> None:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_RESIDUAL):
         raise LoraFormatError(
-            f"{folder} was initialised by {shown(start)}, which changes the base model's weights, so its "
+            f"the adapter was initialised by {shown(start)}, which changes the base model's weights, so its "
             "factors are not a difference to the base model; save it with "
             "path_initial_model_for_weight_conversion= in PEFT, which converts it to a plain LoRA"
         )
     for option, reason in _OPTIONS.items():
         if config.get(option):
-            raise LoraFormatError(f"{folder} cannot be merged: {reason} ({option})")
+            raise LoraFormatError(f"the adapter cannot be merged: {reason} ({option})")

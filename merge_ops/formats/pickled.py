@@ -35,23 +35,23 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     _check_archive(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         raise LoraFormatError(
-            f"{path.name} holds more than tensors, or is damaged; convert it to .safetensors "
-            "where it was made"
+            "the file holds more than tensors, or is damaged; convert it to .safetensors where it was made"
         ) from error
-    if isinstance(found, list):
-        return _from_list(found, path)
-    found = next((found[key] for key in _NESTED if isinstance(found, Mapping) and key in found), found)
-    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        raise LoraFormatError(f"{path.name} holds a {type(found).__name__}, not tensors by name")
-    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    if isinstance(content, list):
+        return _from_list(content, path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _NESTED if key in content), content)
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise LoraFormatError(f"the file holds a {type(content).__name__}, not tensors by name")
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if tensors and all(key.startswith("<") for key in tensors):
         raise LoraFormatError(
-            f"{path.name} is a textual-inversion embedding, not a LoRA; put it into the embeddings folder"
+            "this is a textual-inversion embedding, not a LoRA; put it into the embeddings folder"
         )
-    refuse_by_keys(path.name, tensors)
+    refuse_by_keys(tensors)
     return _checked(tensors, path), {}
 
 
@@ -62,15 +62,13 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise LoraFormatError(
-            f"{path.name} is not a file of PyTorch 1.6 or later; convert it to .safetensors where it was made"
+            "this is not a file of PyTorch 1.6 or later; convert it to .safetensors where it was made"
         ) from error
     size = path.stat().st_size
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or size < sum(
         entry.file_size for entry in entries
     ):
-        raise LoraFormatError(
-            f"{path.name} is compressed, unlike files that PyTorch writes; download it again"
-        )
+        raise LoraFormatError("the file is compressed, unlike files that PyTorch writes; download it again")
 
 
 def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -79,27 +77,25 @@ def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or not name.isprintable():
-            raise LoraFormatError(f"{path.name}: {name[:100]!r} is not a plain tensor")
+            raise LoraFormatError(f"{name[:100]!r} is not a plain tensor")
         size -= tensor.numel() * tensor.element_size()
         if size < 0:
-            raise LoraFormatError(f"{path.name}: {name} claims more memory than the file has bytes")
+            raise LoraFormatError(f"{name} claims more memory than the file has bytes")
     checked = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     for name, tensor in checked.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            raise LoraFormatError(
-                f"{path.name}: {name} holds NaN or infinity; the file is damaged, use another copy"
-            )
+            raise LoraFormatError(f"{name} holds NaN or infinity; the file is damaged, use another copy")
     return checked
 
 
-def _from_list(found: list[Any], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _from_list(factors: list[Any], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The first files of cloneofsimo: ups and downs in turn, in the order of the modules."""
-    part = _LISTS.get(len(found) // 2)
-    if part is None or len(found) % 2 or not all(isinstance(each, Tensor) for each in found):
+    part = _LISTS.get(len(factors) // 2)
+    if part is None or len(factors) % 2 or not all(isinstance(each, Tensor) for each in factors):
         raise LoraFormatError(
-            f"{path.name} holds a list of {len(found)}, and lists of cloneofsimo's lora have "
+            f"the file holds a list of {len(factors)}, and lists of cloneofsimo's lora have "
             f"{', '.join(str(2 * count) for count in sorted(_LISTS))} tensors"
         )
     component, classes = part
-    names = [f"{component}:{i // 2}:{'down' if i % 2 else 'up'}" for i in range(len(found))]
-    return _checked(dict(zip(names, found, strict=True)), path), {component: json.dumps(classes)}
+    names = [f"{component}:{i // 2}:{'down' if i % 2 else 'up'}" for i in range(len(factors))]
+    return _checked(dict(zip(names, factors, strict=True)), path), {component: json.dumps(classes)}

@@ -51,8 +51,8 @@ def from_pti(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) ->
 
 def _role(key: str) -> tuple[str, int, str] | None:
     """``(component, index, role)`` of a key, or None for anything else in the file."""
-    found = _KEY.match(key)
-    return (found[1], int(found[2]), found[3]) if found else None
+    match = _KEY.match(key)
+    return (match[1], int(match[2]), match[3]) if match else None
 
 
 def pti_layers(component: str, metadata: dict[str, str]) -> list[str]:

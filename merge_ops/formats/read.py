@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import LoraFormatError
+from ..errors import LoraFormatError, reading
 from ..lora import Lora
 from .container import changed, file_digest, read_container
 from .peft_config import CONFIG_NAME
@@ -71,7 +71,8 @@ def _unchanged(*files: Path) -> Iterator[None]:
     before = [_state(file) for file in files]
     yield
     if [_state(file) for file in files] != before:
-        raise changed(files[0].name)
+        with reading(files[0].name):
+            raise changed()
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -86,14 +86,14 @@ def _embedded_config(metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
         raise LoraFormatError(f"the metadata {DIFFUSERS_METADATA!r} is not valid JSON") from error
     if not isinstance(flat, dict):
         raise LoraFormatError(f"the metadata {DIFFUSERS_METADATA!r} is not a JSON object")
-    found: dict[str, dict[str, Any]] = {}
+    by_component: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, dot, name = key.partition(".")
         is_prefixed = bool(dot) and component in DOTTED_COMPONENTS
-        found.setdefault(component if is_prefixed else "", {})[name if is_prefixed else key] = value
-    for component, own in found.items():
+        by_component.setdefault(component if is_prefixed else "", {})[name if is_prefixed else key] = value
+    for component, own in by_component.items():
         try:
             check_scales(own)
         except LoraFormatError as error:
             raise LoraFormatError(f"metadata of {component or 'the model'}: {error}") from error
-    return found
+    return by_component

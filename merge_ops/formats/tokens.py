@@ -11,7 +11,7 @@ from ..lora import WholeWeight
 
 TOKENS = "an embedding of which single tokens are trained"
 KEY = ".token_adapter.trainable_tokens_delta"
-ONLY_KEY = ".trainable_tokens_delta"  # where there is no LoRA besides (TrainableTokens)
+ONLY_KEY = ".trainable_tokens_delta"  # in a folder of TrainableTokens, without a LoRA
 _KEYS = (KEY, ONLY_KEY)
 
 
@@ -23,7 +23,7 @@ def token_rows(
     Raises:
         LoraFormatError: if the configuration does not say which tokens they are.
     """
-    found = {}
+    weights = {}
     for key in keys:
         end = next((end for end in _KEYS if key.endswith(end)), None)
         if end is not None:
@@ -34,15 +34,15 @@ def token_rows(
                     f"{key} has the shape {tuple(value.shape)}, and the configuration names "
                     f"{len(rows)} tokens for it; each row needs a token of its own"
                 )
-            found[key] = stem, WholeWeight(value, TOKENS, stem, rows, True)
-    return found
+            weights[key] = stem, WholeWeight(value, TOKENS, stem, rows, True)
+    return weights
 
 
 def _indices(path: str, config: dict[str, Any]) -> tuple[int, ...]:
     """The tokens of a module; empty if the configuration does not list them."""
-    said = config.get("trainable_token_indices") or config.get("token_indices")
-    if isinstance(said, dict):
-        said = next((own for name, own in said.items() if f".{path}".endswith(f".{name}")), None)
-    if not isinstance(said, list) or any(type(index) is not int or index < 0 for index in said):
+    stated = config.get("trainable_token_indices") or config.get("token_indices")
+    if isinstance(stated, dict):
+        stated = next((own for name, own in stated.items() if f".{path}".endswith(f".{name}")), None)
+    if not isinstance(stated, list) or any(type(index) is not int or index < 0 for index in stated):
         return ()
-    return tuple(said)
+    return tuple(stated)

@@ -59,21 +59,23 @@ def warnings_of_config(config: Mapping[str, Any], ranks: Mapping[str, int | None
 def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
     """Return the ranks of the layers in one part of the model (``""``: in all), by their names in it."""
     start = f"{part}." if part else ""
-    found = {name: layer.configured_rank for name, layer in lora.layers.items()}
-    found |= {name: adapter.configured_rank for name, adapter in lora.base_dependent.items()}
-    return {name.removeprefix(start): rank for name, rank in found.items() if name.startswith(start)}
+    ranks = {name: layer.configured_rank for name, layer in lora.layers.items()}
+    ranks |= {name: adapter.configured_rank for name, adapter in lora.base_dependent.items()}
+    return {name.removeprefix(start): rank for name, rank in ranks.items() if name.startswith(start)}
 
 
 def _other_ranks(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> list[str]:
     """Modules whose tensors have another rank than the single one that the configuration states."""
-    said = config.get("r")
-    if config.get("rank_pattern") or isinstance(said, bool) or not isinstance(said, int):
+    stated = config.get("r")
+    if config.get("rank_pattern") or isinstance(stated, bool) or not isinstance(stated, int):
         return []
-    others = [path for path, rank in ranks.items() if rank not in (None, said)]
+    others = [path for path, rank in ranks.items() if rank not in (None, stated)]
     if not others:
         return []
-    return [f"the configuration says rank {shown(said)} but the tensors of {_counted(others)} have another; "
-            "the rank of the tensors is used"]  # fmt: skip
+    return [
+        f"the configuration says rank {shown(stated)} but the tensors of {_counted(others)} have another; "
+        "the rank of the tensors is used"
+    ]
 
 
 def _without_module(
@@ -96,9 +98,8 @@ def _without_module(
 def _has_effect(layer: Layer) -> bool:
     if layer.scale == 0:
         return False
-    return all(
-        bool(tensor.to(torch.float32).any()) for tensor in layer.tensors
-    )  # of all kinds that are read: products
+    # every kind that is read is a product of its tensors
+    return all(bool(tensor.to(torch.float32).any()) for tensor in layer.tensors)
 
 
 def _counted(names: list[str]) -> str:

@@ -20,15 +20,15 @@ def whole_weights(
 
     The stem of a bias ends in ``.bias``, since it is a layer of its own.
     """
-    found = {}
+    weights = {}
     for key in keys:
         stem, _, last = key.rpartition(".")
         if last in ("weight", "bias") and stem.startswith("base_model.model."):
             place = stem.removesuffix(".base_layer")
             why = _why(place, last, tensors[key], config)
             weight = WholeWeight(tensors[key], why, key, is_vocabulary=why == EMBEDDING)
-            found[key] = (place if last == "weight" else f"{place}.bias", weight)
-    return found
+            weights[key] = (place if last == "weight" else f"{place}.bias", weight)
+    return weights
 
 
 def _why(module: str, last: str, tensor: Tensor, config: dict[str, Any]) -> str:

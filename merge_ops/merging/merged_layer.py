@@ -42,7 +42,7 @@ class MergedLayer:
     @property
     def padded_to(self) -> tuple[int, ...]:
         """The shape that the base weight is padded to with zeros; the parts agree on it, or have none."""
-        return next((p.padded_to for p in self.aligned.parts if isinstance(p, LowRank) and p.padded_to), ())
+        return next((part.padded_to for part in self.aligned.parts if part.padded_to), ())
 
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """Return the merged delta as a float32 matrix ``(out, in)``."""

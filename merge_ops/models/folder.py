@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraFormatError, shown
+from ..errors import LoraFormatError, reading, shown
 from ..formats.header import Entry, parse_header
 from ..formats.lookalike import refuse_by_bytes
 
@@ -94,23 +94,28 @@ def read_shard(path: Path) -> Shard:
     Raises:
         LoraFormatError: if the file cannot be read, or is damaged or truncated.
     """
+    with reading(path.name):
+        header, size = _read_header(path)
+        shard = Shard(path, header, tuple(parse_header(header[8:])[0]))
+        if shard.size != size:
+            raise LoraFormatError(f"the file needs {shard.size} bytes and has {size}; download it again")
+        return shard
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Return the header of a file with its length before it, and the size of the file."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(64)
-            refuse_by_bytes(path.name, start, size)
+            refuse_by_bytes(start, size)
             length = struct.unpack("<Q", start[:8])[0]
             if length > _MAX_HEADER or length + 8 > size:
-                raise LoraFormatError(f"{path.name} is cut off or not a safetensors file; download it again")
+                raise LoraFormatError("this is cut off or not a safetensors file; download it again")
             file.seek(0)
-            header = file.read(8 + length)
+            return file.read(8 + length), size
     except OSError as error:
-        raise LoraFormatError(f"{path.name} cannot be read: {error.strerror or error}") from error
-    entries, _ = parse_header(header[8:], path.name)
-    shard = Shard(path, header, tuple(entries))
-    if shard.size != size:
-        raise LoraFormatError(f"{path.name} needs {shard.size} bytes and has {size}; download it again")
-    return shard
+        raise LoraFormatError(f"the file cannot be read: {error.strerror or error}") from error
 
 
 def _shard_names(folder: Path) -> list[str]:

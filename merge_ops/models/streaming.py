@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import MergeError
+from ..errors import MergeError, reading
 from ..formats.container import changed, file_digest, is_finite
 from ..formats.header import Entry, torch_dtype
 from ..merging.merged import Merged
@@ -56,7 +56,7 @@ def write_shard(
     changes: list[FusedTensor] = []
     # one buffer for all tensors: allocating and freeing pieces would fragment the heap
     buffer = bytearray(max((e.end - e.begin for e in shard.entries if e.name in places), default=0))
-    with shard.path.open("rb") as source, out.open("xb") as file:
+    with reading(shard.path.name), shard.path.open("rb") as source, out.open("xb") as file:
         before = os.fstat(source.fileno())
         file.write(shard.header)
         source.seek(len(shard.header))
@@ -71,8 +71,8 @@ def write_shard(
         file.flush()
         os.fsync(file.fileno())
         after = os.fstat(source.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise changed(shard.path.name)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise changed()
     if read_shard(out).entries != shard.entries or file_digest(out) != digest.hexdigest():
         raise MergeError(f"{out.name} read back differs from what was computed; nothing was saved")
     return changes
@@ -82,7 +82,7 @@ def _fused(
     raw: memoryview, entry: Entry, place: Place, merged: Merged, shard: Shard, changes: list[FusedTensor]
 ) -> Iterator[Piece]:
     """Yield the bytes of a tensor with its delta added, and append its line to ``changes``."""
-    weight = torch.frombuffer(raw, dtype=torch_dtype(entry, shard.path.name)).view(entry.shape)
+    weight = torch.frombuffer(raw, dtype=torch_dtype(entry)).view(entry.shape)
     size = _norm(weight)
     exact = weight if weight.dtype in (torch.float32, torch.float64) else weight.to(torch.float32)
     delta = _change(exact, place.layer, merged)
@@ -123,7 +123,7 @@ def _norm(tensor: Tensor) -> float:
 def _read(source: BufferedReader, entry: Entry, shard: Shard, buffer: bytearray) -> memoryview:
     raw = memoryview(buffer)[: entry.end - entry.begin]
     if source.readinto(raw) != len(raw):
-        raise changed(shard.path.name)
+        raise changed()
     return raw
 
 
@@ -132,6 +132,6 @@ def _blocks(source: BufferedReader, entry: Entry, shard: Shard) -> Iterator[Piec
     while left:
         piece = source.read(min(left, _BLOCK))
         if not piece:
-            raise changed(shard.path.name)
+            raise changed()
         left -= len(piece)
         yield piece

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from ...merge_ops.adapters import Full, take_rows
-from ...merge_ops.lora import Layer, LowRank
+from ...merge_ops.adapters import join_rows, take_rows
 from ...merge_ops.names.spelling import canonical_name
 from .target import LoraTargets, Shapes, Target
 
@@ -95,7 +94,7 @@ def join_slices(one: LoraTargets, keys: Collection[str], shapes: Shapes) -> Lora
             pieces.setdefault(target.key, []).append((name, rows))
     for key, parts in pieces.items():
         first, spans = parts[0][0], [rows for _, rows in parts]
-        layers[first] = _join([layers.pop(name) for name, _ in parts], spans, shapes[key])
+        layers[first] = join_rows([layers.pop(name) for name, _ in parts], spans, shapes[key][0])
         for name, _ in parts:
             del targets[name]
         targets[first] = Target(key)
@@ -125,20 +124,3 @@ def _tile(spans: Collection[Rows], rows: int) -> list[Rows]:
             return []
         tiles.append(min(after))
     return tiles
-
-
-def _join(layers: list[Layer], spans: list[Rows], shape: tuple[int, ...]) -> Layer:
-    """Make one layer on a whole weight from layers on some of its rows; the other rows are zero."""
-    first = layers[0]
-    if not all(isinstance(layer, LowRank) for layer in layers):
-        whole = torch.zeros(shape[0], first.matrix_shape[1])
-        for layer, (start, end) in zip(layers, spans, strict=True):
-            whole[start:end] = layer.matrix(torch.device("cpu"))
-        return Full(whole, 1.0, first.layout, first.kernel, first.key)
-    pairs = [layer.factors(None) for layer in layers if isinstance(layer, LowRank)]
-    up = pairs[0][0].new_zeros(shape[0], sum(layer.rank for layer in layers))
-    column = 0
-    for (part, _), (start, end) in zip(pairs, spans, strict=True):
-        up[start:end, column : column + part.shape[1]] = part
-        column += part.shape[1]
-    return LowRank(up, torch.cat([down for _, down in pairs]), 1.0, first.layout, first.kernel, first.key)

@@ -2,7 +2,8 @@
 
 import ast
 import math
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,25 +13,32 @@ import merge_ops
 from merge_ops import LowRank, adapters
 from merge_ops.adapters import reading
 from merge_ops.adapters.kind import Kind
-from merge_ops.adapters.module import factor_of
+from merge_ops.adapters.module import alpha_of, factor_of
 from merge_ops.adapters.reading import TABLES, tables_of
+from merge_ops.analysis.facts import describe
 from merge_ops.formats import from_tensors
-from merge_ops.lora import BaseDependent, Layer
+from merge_ops.formats.lookalike import refuse_by_keys
+from merge_ops.lora import BaseDependent, Layer, WeightAdapter, WholeWeight
 
 ROOT = Path(__file__).parents[2]
 
 
-def records(of=(Layer, BaseDependent)):
+def records():
     """Every class of the library that is an adapter, whether a row names it or not."""
-    found = [kind for base in of for kind in base.__subclasses__()]
-    return {kind for kind in found if kind.__module__.startswith("merge_ops.")}
+    found, waiting = set(), [WeightAdapter]
+    while waiting:
+        found |= set(waiting)
+        waiting = [each for parent in waiting for each in parent.__subclasses__()]
+    kept = found - {WeightAdapter, Layer, BaseDependent}
+    return {record for record in kept if record.__module__.startswith("merge_ops.")}
 
 
-def test_every_record_is_in_a_row():
+def test_every_record_is_in_one_row():
     """A class that no row names could not be packed into a patch, nor listed by its kind."""
-    named = [record for kind in adapters.KINDS for record in kind.records]
-    assert len(named) == len(set(named))
-    assert records() <= set(named)
+    named = Counter(record for kind in adapters.KINDS for record in kind.records)
+    assert max(named.values()) == 1
+    assert named.keys() == records() | {WholeWeight}
+    assert set(TABLES.records.values()) == named.keys()  # what nodes/model/patch.py packs
 
 
 def test_every_file_of_a_kind_is_listed():
@@ -77,6 +85,8 @@ class Outer(Layer):
     kernel: tuple = ()
     key: str = ""
 
+    kind = "outer"
+
     @property
     def rank(self):
         return 1
@@ -97,7 +107,7 @@ class Outer(Layer):
 
 def _read(module, scale, config):
     left, right = factor_of(module, "outer_left"), factor_of(module, "outer_right")
-    return {"": Outer(left, right, 1.0 if scale is None else scale, key=module.stem)}
+    return {"": Outer(left, right, alpha_of(module, 1) if scale is None else scale, key=module.stem)}
 
 
 OUTER = Kind("outer", {".outer_left": "outer_left", ".outer_right": "outer_right"}, (Outer,), _read)
@@ -135,6 +145,23 @@ def test_a_new_kind_is_one_row(with_outer, method, tmp_path):
     assert torch.allclose(alone, 2 * torch.outer(layer.left, layer.right))
 
 
+def test_a_new_kind_is_described_and_warned_about(with_outer):
+    """By its own name, and with its alpha; a checkpoint's names do not hide it."""
+    factors = {"outer_left": torch.ones(4), "outer_right": torch.ones(4), "alpha": torch.tensor(0.0)}
+    lora = from_tensors("x", {f"unet.mid.{name}": tensor for name, tensor in factors.items()})
+    assert describe(lora)["kinds"] == {"outer": 1}
+    assert any("alpha is 0 in 1 layer" in warning for warning in lora.warnings)
+    refuse_by_keys(["model.diffusion_model.a.outer_left", "model.diffusion_model.b.weight"])
+
+
+def test_a_record_says_its_kind():
+    """One that does not cannot be made, so that no description calls it something else."""
+    with pytest.raises(TypeError, match="abstract"):
+        type(
+            "Nameless", (Layer,), {name: getattr(Outer, name) for name in ("rank", "matrix_shape", "rows")}
+        )()
+
+
 def test_a_new_kind_beside_another_is_refused(with_outer):
     """Of two kinds at once: neither is dropped."""
     tensors = {f"unet.mid{suffix}": torch.ones(4) for suffix in OUTER.roles}
@@ -150,10 +177,57 @@ def test_what_no_row_names_is_not_an_adapter():
     assert from_tensors("x", tensors).unmerged.keys() == {"unet.mid.outer_left", "unet.mid.outer_right"}
 
 
-def test_two_rows_cannot_claim_one_suffix():
-    """Nor one role: a file would be read by whichever came last."""
+@pytest.mark.parametrize(
+    "row",
+    [
+        Kind("copy", {".lora_down.weight": "other"}),
+        Kind("copy", {".copied": "down"}),
+        Kind("LoRA", {".copied": "copied"}),
+        Kind("copy", {".copied": "copied"}, (LowRank,)),
+        Kind("copy", {".copied": "copied"}, peft_types=("LORA",)),
+    ],
+    ids=["suffix", "role", "name", "record", "PEFT type"],
+)
+def test_two_rows_cannot_claim_the_same(row):
+    """A file would be read by whichever came last."""
     with pytest.raises(ValueError, match="belongs to another kind"):
-        tables_of([*adapters.KINDS, Kind("copy", {".lora_down.weight": "down"})])
+        tables_of([*adapters.KINDS, row])
+
+
+@pytest.mark.parametrize("where", ["extra", "rank_roles", "whole_roles", "beside"])
+def test_a_row_cannot_name_what_there_is_not(where):
+    """A mistyped role would have no effect, and a file would be read at another scale."""
+    row = Kind("new", {".new": "new"}, **{where: type(getattr(OUTER, where))(["gnu"])})
+    with pytest.raises(ValueError, match="new names gnu, which is in no row"):
+        tables_of([*adapters.KINDS, row])
+
+
+def test_a_role_that_refines_one_kind_is_refused_beside_another(monkeypatch):
+    """Whatever else the row says: dropped, it would change what the file means."""
+    row = replace(OUTER, roles={**OUTER.roles, ".outer_core": "outer_core"}, extra=frozenset({"outer_core"}))
+    monkeypatch.setattr(reading, "TABLES", tables_of([*adapters.KINDS, row]))
+    tensors = {"unet.mid.lora_A.weight": torch.ones(1, 4), "unet.mid.lora_B.weight": torch.ones(4, 1)}
+    with pytest.raises(merge_ops.LoraFormatError, match="outer_core of an adapter beside LoRA"):
+        from_tensors("x", tensors | {"unet.mid.outer_core": torch.ones(4)})
+
+
+def test_two_kinds_cannot_wrap_one_layer(monkeypatch):
+    """The second would be dropped."""
+    row = replace(
+        adapters.DORA, name="other", roles={".other": "other"}, records=(), extra=frozenset({"other"})
+    )
+    monkeypatch.setattr(reading, "TABLES", tables_of([*adapters.KINDS, row]))
+    tensors = {"unet.mid.lora_A.weight": torch.ones(1, 4), "unet.mid.lora_B.weight": torch.ones(4, 1)}
+    tensors |= {"unet.mid.dora_scale": torch.ones(4, 1), "unet.mid.other": torch.ones(4, 1)}
+    with pytest.raises(merge_ops.LoraFormatError, match="DoRA and other at once"):
+        from_tensors("x", tensors)
+
+
+def test_peft_types_come_from_the_rows():
+    """What a folder may be, and where its alpha is."""
+    known = ["LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT"]
+    assert list(TABLES.peft_types) == known
+    assert [TABLES.peft_types[name].peft_alpha for name in known].count("alpha") == 2
 
 
 def test_records_can_be_rebuilt_from_their_fields():

@@ -39,14 +39,14 @@ def test_the_folder_itself_is_fine(folder):
 
 def test_without_configuration(folder):
     (folder / "adapter_config.json").unlink()
-    refuse(folder, "without adapter_config.json", "give a PEFT adapter folder")
+    refuse(folder, "has no adapter_config.json", "give a PEFT adapter folder")
 
 
 def test_without_weights(folder):
     (folder / "adapter_model.safetensors").unlink()
     refuse(folder, "has no adapter_model.safetensors", "give a PEFT adapter folder")
     torch.save(TENSORS, folder / "adapter_model.bin")
-    refuse(folder, "adapter_model.bin is a pickle", "convert it", "--allow-pickle")
+    refuse(folder, "adapter_model.bin: this is a pickle", "convert it", "--allow-pickle")
 
 
 @pytest.mark.parametrize("kind", ["VERA", "PROMPT_TUNING", None, 7])
@@ -97,7 +97,7 @@ def test_configurations_that_make_no_sense(changed, message, folder):
 def test_damaged_weights_in_a_folder(folder):
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(LoraFormatError, match=r"adapter_model.safetensors is cut off"):
+    with pytest.raises(LoraFormatError, match=r"adapter_model.safetensors: the file is cut off"):
         merge_ops.load(folder)
 
 

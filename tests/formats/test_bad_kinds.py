@@ -37,7 +37,7 @@ KINDS = {
 def test_other_kinds_of_files_are_named(kind, write):
     """Before their data is read: a checkpoint may be larger than memory."""
     path = write({key: torch.ones(2, 2) for key in KINDS[kind]})
-    with pytest.raises(LoraFormatError, match=f"some.safetensors .*{kind.partition(' of ')[0]}"):
+    with pytest.raises(LoraFormatError, match=f"some.safetensors: .*{kind.partition(' of ')[0]}"):
         merge_ops.load(path)
 
 
@@ -45,7 +45,7 @@ def test_gguf(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(
-        LoraFormatError, match=r"x.safetensors is a GGUF file; quantised adapters are not supported"
+        LoraFormatError, match=r"x.safetensors: this is a GGUF file; quantised adapters are not supported"
     ):
         merge_ops.load(path)
 
@@ -71,7 +71,7 @@ def test_names_that_would_spoil_a_message(name, tmp_path):
     raw = f'{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}'.encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"x")
-    with pytest.raises(LoraFormatError, match=r"x.safetensors is not a") as caught:
+    with pytest.raises(LoraFormatError, match=r"x.safetensors: this is not a") as caught:
         merge_ops.load(path)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250

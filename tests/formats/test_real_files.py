@@ -158,5 +158,5 @@ def test_all_layers_of_all_three_files(real, tmp_path):
 
 @pytest.mark.parametrize("name", ["cloneofsimo_lora_pop.pt", "cloneofsimo_kiriko2.ti.pt"])
 def test_pickles_are_refused(name):
-    with pytest.raises(LoraFormatError, match=f"{name} is a pickle.*convert it"):
+    with pytest.raises(LoraFormatError, match=f"{name}: this is a pickle.*convert it"):
         merge_ops.load(Path(FOLDER) / name)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import fields, is_dataclass
 
 import torch
 from comfy_inside import (
@@ -106,3 +107,44 @@ def a_patch_refuses_what_it_cannot_hold():
             assert f"cannot hold a {says}: it is neither" in str(error), error
         else:
             raise AssertionError(f"a layer with a {says} was packed")
+
+
+@check
+def a_patch_holds_every_record():
+    """Whatever a row of the adapters names is packed, and unpacked as it was but for the base weight."""
+    patch, pack = sys.modules["alloy_pack.nodes.model.patch"], "alloy_pack.merge_ops"
+    adapters, lora = sys.modules[f"{pack}.adapters"], sys.modules[f"{pack}.lora"]
+    some, weight = torch.rand(3, 2), torch.rand(3, 5)
+    low = lora.LowRank(some, torch.rand(2, 5), 0.5, key="fc")
+    trained = adapters.Trained(weight + 1, key="fc")
+    examples = [
+        low,
+        trained,
+        adapters.Bound(trained, weight, "comfyui", 0.5, "a"),
+        adapters.Hadamard(some, some.T, some, some.T, 0.5),
+        adapters.Kronecker(low, some, 2, 0.5),
+        adapters.Full(weight, 0.5),
+        adapters.Dora(low, some[:, :1]),
+        adapters.Glora(some, some.T, some, some.T, 0.5),
+        adapters.Ia3(some[:, 0], False, stored=(3, 1)),
+        adapters.Oft(torch.rand(3, 2, 2), None, 0.5),
+        adapters.InputRotation(torch.rand(3, 2, 2), some[:, :1]),
+        lora.WholeWeight(weight, "set", "fc", (0, 2), True),
+    ]
+    named = {record for kind in adapters.KINDS for record in kind.records}
+    assert {type(example) for example in examples} == named, "a record without an example here"
+    for example in examples:
+        again = patch._unpack(patch._pack(example), weight)
+        assert type(again) is type(example)
+        assert_alike(again, example)
+
+
+def assert_alike(again, example):
+    """The same record, field by field; their own ``==`` compares identity."""
+    for field in fields(example):
+        ours, theirs = getattr(again, field.name), getattr(example, field.name)
+        if is_dataclass(theirs):
+            assert_alike(ours, theirs)
+        else:
+            same = torch.equal(ours, theirs) if isinstance(theirs, torch.Tensor) else ours == theirs
+            assert same, (type(example).__name__, field.name)
