@@ -1,4 +1,4 @@
-"""Checks of what workflows and files may do: names of saved files stay below the output folder."""
+"""Checks of what workflows and files may do: names of saved files stay inside the output folder."""
 
 import torch
 from comfy_inside import BASE, LORAS, check, merge_ops, run, text_of, three_loras, write_lora
@@ -38,7 +38,7 @@ def saved_names_are_confined():
         ("two\nlines", "cannot be printed"),
         ("con/x", "reserved by Windows"),
         ("loras/nul", "reserved by Windows"),
-        ("x" * 300, "takes 300 bytes"),
+        ("x" * 300, "is 300 bytes long"),
         ("link/x", "inside the output folder"),
     ):
         refused(says, "LoraAlloySave", lora=lora, filename_prefix=prefix)
