@@ -93,7 +93,7 @@ def as_diffusers_names(lora: Lora, architecture: str) -> Lora:
     title = TITLES[architecture]
     text = {name: layer for name, layer in lora.layers.items() if name.startswith("text_encoder")}
     denoiser = {name: layer for name, layer in lora.layers.items() if name not in text}
-    other = sorted({type(layer).__name__ for layer in denoiser.values() if not isinstance(layer, LowRank)})
+    other = sorted({layer.kind for layer in denoiser.values() if not isinstance(layer, LowRank)})
     if other:
         raise LoraFormatError(
             f"{lora.name}: only plain LoRA layers can be given diffusers' names of {title}, and it has "
