@@ -76,10 +76,7 @@ def padded_shape(module: RawModule, entries: int) -> tuple[int, ...]:
 
 def numbers_of(module: RawModule, role: str) -> Tensor:
     """Return the tensor of a role as it is stored, which must be there and in floating point."""
-    if role not in module.tensors:
-        there = ", ".join(sorted(module.tensors))
-        raise LoraFormatError(f"{module.stem} has {there} and no {role}; the file is incomplete")
-    tensor = module.tensors[role]
+    tensor = factor_of(module, role)
     if not tensor.dtype.is_floating_point or is_packed(tensor.dtype):
         raise LoraFormatError(
             f"{module.stem} is stored as {tensor.dtype}; quantised adapters are not supported"
