@@ -44,7 +44,7 @@ def record(
 ) -> Recording:
     """Record what each LoRA does to a model: the inputs and outputs of its modules, kept in CPU memory.
 
-    >>> host = merge_ops.models.diffusers.DiffusersHost(pipe)
+    >>> host = merge_ops.models.hosts.DiffusersHost(pipe)
     >>> def run(lora): pipe(prompts[lora.name], num_inference_steps=8)
     >>> recording = record(host, loras, run, keep=lambda: pipe("a photo"))
 

@@ -113,7 +113,9 @@ class Request:
 
     @property
     def method_name(self) -> str:
-        """The name that was asked for: PEFT's combination type, or a method of ours."""
+        """The name that was asked for: PEFT's combination type, a method of ours, or ``distilled``."""
+        if self.learned is not None:
+            return "distilled"
         return self.combination_type or self.settings.method.name
 
     def weight(self, index: int, layer: str) -> float:
