@@ -90,7 +90,9 @@ def record(
         with host.applied(merged), captured(host, role, store):
             sampling()
         if not store.count(role):
-            raise MergeError(f"sampling for {what} called none of {', '.join(host.modules)}; nothing was recorded")
+            raise MergeError(
+                f"sampling for {what} called none of {', '.join(host.modules)}; nothing was recorded"
+            )
     recorded = tuple(
         RecordedLora(
             lora.name, identity(lora), request.weights[i], request.text_weights[i],
@@ -132,5 +134,3 @@ def _without_zeros(
         blocks=tuple(request.blocks[i] for i in used),
     )  # fmt: skip
     return [loras[i] for i in used], kept, [told[i] for i in used]
-
-

@@ -71,7 +71,9 @@ class Recording:
         }
         return sum(tensors.values())
 
-    def part(self, module: str | None = None, role: Role | None = None, held_out: bool = False) -> list[Sample]:
+    def part(
+        self, module: str | None = None, role: Role | None = None, held_out: bool = False
+    ) -> list[Sample]:
         """Return the samples to learn from, or those held out; of one module or role where given."""
         return [
             sample
@@ -87,7 +89,9 @@ class Recording:
             return self.labels[role]
         return {KEEP: "the prompts to keep", TOGETHER: "the prompts together"}[role]
 
-    def request(self, loras: Sequence[Lora], method: str = "linear", scale: float = 1.0, **params: object) -> Request:
+    def request(
+        self, loras: Sequence[Lora], method: str = "linear", scale: float = 1.0, **params: object
+    ) -> Request:
         """Return the request for a merge of the recorded LoRAs, at the strengths they were recorded with."""
         return Request.of(
             loras, [each.weight for each in self.loras], method, scale=scale,

@@ -73,7 +73,9 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
     try:
         return _recording(json.loads(text), tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoraFormatError(f"{source.name}: the recording is damaged or of a newer version: {error!r}") from error
+        raise LoraFormatError(
+            f"{source.name}: the recording is damaged or of a newer version: {error!r}"
+        ) from error
 
 
 def _recording(content: dict[str, Any], tensors: dict[str, Tensor]) -> Recording:
@@ -86,9 +88,7 @@ def _recording(content: dict[str, Any], tensors: dict[str, Tensor]) -> Recording
         )
         for each in content["samples"]
     )  # fmt: skip
-    loras = tuple(
-        RecordedLora(**each | {"prompts": tuple(each["prompts"])}) for each in content["loras"]
-    )
+    loras = tuple(RecordedLora(**each | {"prompts": tuple(each["prompts"])}) for each in content["loras"])
     return Recording(
         samples, loras, str(content["base"]), int(content["seed"]), tuple(content["keep_prompts"]),
         tuple(content["together_prompts"]),

@@ -52,7 +52,10 @@ def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
         return None
     through = _convolved_by_down(site.module)
     return Trainable(
-        site, _convolved(through), False, lambda given, down: through(given, down).transpose(0, 1).flatten(1).T
+        site,
+        _convolved(through),
+        False,
+        lambda given, down: through(given, down).transpose(0, 1).flatten(1).T,
     )
 
 

@@ -96,7 +96,9 @@ def train(
     return best
 
 
-def _step(host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample], size: int) -> float:
+def _step(
+    host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample], size: int
+) -> float:
     """Gather the gradients of one batch, at most ``size`` samples at a time; return the mean loss."""
     factors.zero_grad()
     total = 0.0

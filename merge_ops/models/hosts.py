@@ -1,8 +1,8 @@
 """Diffusers pipelines and transformers models as hosts of learning; see ``merge_ops.learning``.
 
-    host = DiffusersHost(pipe)
-    recording = merge_ops.learning.record(host, loras, lambda lora: pipe(prompts[lora.name]))
-    merged = merge_ops.learning.distill(recording, host, loras)
+host = DiffusersHost(pipe)
+recording = merge_ops.learning.record(host, loras, lambda lora: pipe(prompts[lora.name]))
+merged = merge_ops.learning.distill(recording, host, loras)
 """
 
 from __future__ import annotations
