@@ -28,8 +28,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
         commands,
         "distill",
         "train one LoRA that keeps what several do (needs the model)",
-        "Run the model with each LoRA alone, then train one LoRA so that the model answers each time as it did "
-        "with that LoRA. No images or labels are needed, only prompts or texts.",
+        "Run the model with each LoRA alone, then train one LoRA so that the model answers each time as it "
+        "did with that LoRA. No images or labels are needed, only prompts or texts.",
         _EXAMPLES,
     )
     add_strengths(parser)

@@ -94,7 +94,8 @@ def _maker(
         return lambda scale: calibrate(recording, host, loras, scale=scale, **params)
     matched = recording.match(loras)
     how: dict[str, Any] = {
-        "weights": [each.weight for each in recording.loras], "blocks": [each.blocks for each in recording.loras],
+        "weights": [each.weight for each in recording.loras],
+        "blocks": [each.blocks for each in recording.loras],
         "seed": args.seed, "base": host.base, "keep": args.keep, "reader": args.reader,
     }  # fmt: skip
     if name == args.combination_type:
@@ -116,8 +117,8 @@ def _row(entry: tuple[str, Retention]) -> list[str]:
 
 def _plain(seen: Retention) -> dict[str, Any]:
     return {
-        "loras": seen.loras, "mean": seen.mean, "worst": seen.worst, "keep": seen.keep, "together": seen.together,
-        "modules": seen.modules,
+        "loras": seen.loras, "mean": seen.mean, "worst": seen.worst, "keep": seen.keep,
+        "together": seen.together, "modules": seen.modules,
     }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-
 from ..blocks import BlockStrengths
 from ..errors import MergeError, ParameterError
 from ..lora import Lora
@@ -112,8 +111,8 @@ def record(
 def alone(host: Host, loras: Sequence[Lora], request: Request, index: int) -> Merged:
     """Return one LoRA merged alone, at the strengths that it has in a request."""
     own = replace(
-        request, weights=request.weights[index : index + 1], text_weights=request.text_weights[index : index + 1],
-        blocks=request.blocks[index : index + 1],
+        request, weights=(request.weights[index],), text_weights=(request.text_weights[index],),
+        blocks=(request.blocks[index],),
     )  # fmt: skip
     return carry_out(own, [loras[index]], host.base)
 

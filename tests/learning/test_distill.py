@@ -78,7 +78,7 @@ def test_an_ordinary_merge(recorded, host, four, tmp_path):
     recipe = merge_ops.read_recipe(path)
     assert recipe.learned["recording"] == recorded.sha256 and recipe.learned["settings"]["steps"] == 2
     assert [source.name for source in recipe.sources] == list(FOUR)
-    with pytest.raises(ParameterError, match="was distilled.*needs the base model"):
+    with pytest.raises(ParameterError, match=r"was distilled.*needs the base model"):
         recipe.run(four)
 
 

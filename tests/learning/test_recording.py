@@ -128,7 +128,7 @@ def test_other_files_are_refused(tmp_path, recording):
         learning.load_recording(path)
     with pytest.raises(LoraFormatError, match="not a recording"):
         learning.load_recording(ASSETS / "loras" / "six.safetensors")
-    with pytest.raises(ParameterError, match="ends in .safetensors"):
+    with pytest.raises(ParameterError, match=r"ends in \.safetensors"):
         learning.save_recording(recording, tmp_path / "x.bin")
 
 
