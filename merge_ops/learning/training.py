@@ -19,6 +19,7 @@ from .samples import Role, Sample, batches
 from .student import Factors, Trainable, added
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
+_MOST = 30.0  # times that the errors of a LoRA count more, or less, than those of a typical one
 _EVALUATIONS = 5  # times that the held-out calls are measured during training
 
 
@@ -70,6 +71,7 @@ def train(
 ) -> Best:  # fmt: skip
     """Train in place, and return what kept most; see ``distill`` for the errors."""
     samples = recording.part(name)
+    says = _says(recording, name)
     optimizer = _optimizer(factors, schedule)
     effort = Effort(host, name, places, schedule.batch)
     best = Best(factors.copied(), _look(host, recording, factors, places), 0)
@@ -79,7 +81,7 @@ def train(
         for step, drawn in enumerate(_draws(samples, schedule), start=1):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * schedule.rate(step - 1)
-            loss = effort.attempt(lambda size, drawn=drawn: _step(host, factors, places, drawn, size))  # type: ignore[misc]
+            loss = effort.attempt(lambda size, drawn=drawn: _step(host, factors, places, drawn, says, size))  # type: ignore[misc]
             optimizer.step()
             optimizer.zero_grad()
             is_last = step == schedule.steps or (stop is not None and stop())
@@ -97,8 +99,9 @@ def train(
 
 
 def _step(
-    host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample], size: int
-) -> float:
+    host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample],
+    says: Mapping[Role, float], size: int,
+) -> float:  # fmt: skip
     """Gather the gradients of one batch, at most ``size`` samples at a time; return the mean loss."""
     factors.zero_grad()
     total = 0.0
@@ -106,20 +109,37 @@ def _step(
         for batch in batches(drawn, host.device(drawn[0].module), size):
             wanted = batch.output.to(torch.float32)
             given = answer(host, batch)
-            loss = _LOSSES[host.loss](given, wanted) * (len(batch.samples) / len(drawn))
+            shares = torch.tensor([says.get(sample.role, 1.0) for sample in batch.samples])
+            loss = (_LOSSES[host.loss](given, wanted) * shares.to(given.device)).sum() / len(drawn)
             torch.autograd.backward(loss)
             total += float(loss.detach())
     return total
 
 
+def _says(recording: Recording, name: str) -> dict[Role, float]:
+    """How much an error counts: a LoRA that changes little has the same say as one that changes much.
+
+    The inverse of each LoRA's mean squared change on the held-out calls, relative to the mean of all LoRAs.
+    """
+    changes: dict[Role, list[float]] = {}
+    for sample in recording.part(name, held_out=True):
+        if isinstance(sample.role, int):
+            changes.setdefault(sample.role, []).append(sample.distance or 0.0)
+    means = {role: sum(own) / len(own) for role, own in changes.items()}
+    typical = sum(means.values()) / max(1, len(means))
+    return {role: min(max(typical / mean, 1 / _MOST), _MOST) if mean else 1.0 for role, mean in means.items()}
+
+
 def _mean_squared(given: Tensor, wanted: Tensor) -> Tensor:
-    return F.mse_loss(given, wanted)
+    """The mean squared error of each sample."""
+    return (given - wanted).square().flatten(1).mean(dim=1)
 
 
 def _divergence(given: Tensor, wanted: Tensor) -> Tensor:
-    """The mean over all positions of the KL divergence of the given distribution from the wanted one."""
-    ours, theirs = (F.log_softmax(each, dim=-1).flatten(0, -2) for each in (given, wanted))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    """The mean over the positions of each sample of the KL divergence from the wanted distribution."""
+    ours, theirs = (F.log_softmax(each, dim=-1) for each in (given, wanted))
+    apart = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)  # (batch, positions)
+    return apart.flatten(1).mean(dim=1)
 
 
 _LOSSES = {"mse": _mean_squared, "kl": _divergence}
