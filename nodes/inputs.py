@@ -53,8 +53,8 @@ def method_input() -> io.DynamicCombo.Input:
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     start = (
-        "How to merge the LoRAs. For a quick look: linear. For LoRAs of one subject: even or mean. For a merge "
-        "to keep, and for three LoRAs or more: record the LoRAs and distill them."
+        "How to merge the LoRAs. For a quick look: linear. For LoRAs of one subject: even or mean. For a "
+        "merge to keep, and for three LoRAs or more: record the LoRAs and distill them."
     )
     peft = f"{PEFT_OPTION}: the combination types of the PEFT library, under PEFT's own names."
     tooltip = f"{start}\n\n{summaries}\n{peft}\n\n{_broken_laws()}"

@@ -12,7 +12,8 @@ from ..merging.merged import Merged
 from ..methods.bases import gram_of_deltas
 
 LIMIT = 1.05  # two trainings of one subject were at 1.10 to 1.16, different things at most at 1.014
-_WORK = 4e10  # multiplications, a second or less; of more, a share of the layers is measured
+_WORK = 4e9  # multiplications, about a quarter of a second; of more, a share of the layers is measured
+_GOLDEN = 0.6180339887498949  # its multiples choose layers evenly, whatever comes back in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ def repetition_of(merged: Merged) -> Repetition | None:
         return None
     work = sum(sum(la.parts[0].matrix_shape) * sum(la.ranks) ** 2 for la in shared)
     total = parts = 0.0
-    for aligned in shared[:: math.ceil(work / _WORK)]:
+    for i, aligned in enumerate(shared):
+        if i and i * _GOLDEN % 1 > _WORK / work:
+            continue
         up, down, ranks = stacked_factors(aligned, None)
         gram = gram_of_deltas((up.T @ up).double(), (down @ down.T).double(), ranks)
         weights = torch.tensor(aligned.weights, dtype=torch.float64)
