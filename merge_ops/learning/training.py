@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import MergeError
 from .host import Host
 from .measured import Retention, answer, measured
 from .memory import Effort
@@ -74,21 +76,26 @@ def train(
     says = _says(recording, name)
     optimizer = _optimizer(factors, schedule)
     effort = Effort(host, name, places, schedule.batch)
-    best = Best(factors.copied(), _look(host, recording, factors, places), 0)
+    scaler = _scaler(host, name, samples)
+    best = Best(factors.copied(), _look(host, recording, name, factors, places), 0)
     marks = {round(schedule.steps * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     began = time.monotonic()
-    with effort:
+    with effort, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for step, drawn in enumerate(_draws(samples, schedule), start=1):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * schedule.rate(step - 1)
-            loss = effort.attempt(lambda size, drawn=drawn: _step(host, factors, places, drawn, says, size))  # type: ignore[misc]
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = effort.attempt(partial(_step, host, factors, places, drawn, says, scaler))
+            if not math.isfinite(loss):
+                raise MergeError(
+                    f"training diverged at step {step}: the loss is {loss}; try a lower learning rate"
+                )
+            scaler.step(optimizer)
+            scaler.update()
             is_last = step == schedule.steps or (stop is not None and stop())
             seen = None
             if step in marks or is_last:
-                seen = _look(host, recording, factors, places)
-                if seen.modules[name] and _mean(seen, name) > _mean(best.retention, name):
+                seen = _look(host, recording, name, factors, places)
+                if seen.mean > best.retention.mean:
                     best = Best(factors.copied(), seen, step)
             if report is not None:
                 left = (time.monotonic() - began) / step * (schedule.steps - step)
@@ -100,7 +107,7 @@ def train(
 
 def _step(
     host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample],
-    says: Mapping[Role, float], size: int,
+    says: Mapping[Role, float], scaler: torch.amp.GradScaler, size: int,
 ) -> float:  # fmt: skip
     """Gather the gradients of one batch, at most ``size`` samples at a time; return the mean loss."""
     factors.zero_grad()
@@ -111,9 +118,15 @@ def _step(
             given = answer(host, batch)
             shares = torch.tensor([says.get(sample.role, 1.0) for sample in batch.samples])
             loss = (_LOSSES[host.loss](given, wanted) * shares.to(given.device)).sum() / len(drawn)
-            torch.autograd.backward(loss)
+            torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
     return total
+
+
+def _scaler(host: Host, name: str, samples: list[Sample]) -> torch.amp.GradScaler:
+    """Scales the loss where half precision would round small gradients to 0; elsewhere it does nothing."""
+    is_half = any(sample.output.dtype == torch.float16 for sample in samples)
+    return torch.amp.GradScaler(host.device(name).type, enabled=is_half)
 
 
 def _says(recording: Recording, name: str) -> dict[Role, float]:
@@ -178,11 +191,8 @@ def _optimizer(factors: Factors, schedule: Schedule) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=schedule.learning_rate)
 
 
-def _look(host: Host, recording: Recording, factors: Factors, places: Mapping[str, Trainable]) -> Retention:
+def _look(
+    host: Host, recording: Recording, name: str, factors: Factors, places: Mapping[str, Trainable]
+) -> Retention:
     with torch.no_grad(), added(factors, places):
-        return measured(recording, host)
-
-
-def _mean(seen: Retention, name: str) -> float:
-    shares = seen.modules[name].values()
-    return sum(shares) / len(shares)
+        return measured(recording, host, name)
