@@ -1,0 +1,79 @@
+"""Recording the demo's model, and the merges that learn from the recording."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from merge_ops import Lora, Merged
+from merge_ops.demo.plan import Prompt, label
+from merge_ops.learning import Recording, calibrate, distill, record
+from merge_ops.models.diffusers import DiffusersHost
+
+from .plan import KNOWN_DIGITS, OWN, STYLE_SUBJECTS, LoraSet
+from .rows import Row
+from .studio import Studio
+
+NOISE = 1000  # recordings start from this noise and the seeds that follow; scores use another
+DRAWN = 16  # drawings of a LoRA with one prompt
+DRAWN_OF_SEVERAL = 4  # drawings of each prompt where there are several
+KEEP: tuple[Prompt, ...] = ((0, "plain"), (1, "plain"))  # what the scores ask of the base is not shown
+TOGETHER_UP_TO = 3  # with more LoRAs addition itself loses the combinations, so it cannot teach them
+
+
+def prompts_of(name: str, style_prompts: int) -> list[Prompt]:
+    """The prompts that a LoRA is recorded with: its own, and for a style that of other subjects too."""
+    digit, style = OWN[name]
+    if name not in STYLE_SUBJECTS:
+        return [OWN[name]]
+    others = [other for other in KNOWN_DIGITS if other != digit]
+    return [(subject, style) for subject in [digit, *others][:style_prompts]]
+
+
+def sampled(studio: Studio, prompts: Sequence[Prompt]) -> None:
+    """Draw each prompt from noise of its own, for the recording alone."""
+    count = DRAWN if len(prompts) == 1 else DRAWN_OF_SEVERAL
+    for number, prompt in enumerate(prompts):
+        studio.draw([prompt], count, NOISE + number)
+
+
+def recorded(studio: Studio, lora_set: LoraSet, loras: Sequence[Lora], style_prompts: int = 1) -> Recording:
+    """Record every LoRA of a set alone, the base on what it knows, and in small sets their sum on pairs."""
+    told = [prompts_of(name, style_prompts) for name in lora_set.names]
+    of_lora = {id(lora): prompts for lora, prompts in zip(loras, told, strict=True)}
+    pairs = lora_set.pairs() if len(loras) <= TOGETHER_UP_TO else []
+    return record(
+        DiffusersHost(studio.unet),
+        loras,
+        lambda lora: sampled(studio, of_lora[id(lora)]),
+        keep=lambda: sampled(studio, KEEP),
+        together=(lambda: sampled(studio, pairs)) if pairs else None,
+        prompts=[[label(prompt) for prompt in prompts] for prompts in told],
+        seed=NOISE,
+    )
+
+
+class Learner:
+    """The merges of one set that need a recording; rows that need the same recording share it."""
+
+    def __init__(self, studio: Studio, lora_set: LoraSet, loras: Sequence[Lora]) -> None:
+        self.studio, self.lora_set, self.loras = studio, lora_set, loras
+        self._recordings: dict[int, tuple[Recording, float]] = {}
+
+    def recording(self, style_prompts: int) -> tuple[Recording, float]:
+        """Return the recording and the CPU seconds that it took."""
+        if style_prompts not in self._recordings:
+            begin = time.process_time()
+            made = recorded(self.studio, self.lora_set, self.loras, style_prompts)
+            self._recordings[style_prompts] = made, time.process_time() - begin
+        return self._recordings[style_prompts]
+
+    def merge(self, row: Row) -> Merged:
+        """Merge by a row that learns."""
+        host = DiffusersHost(self.studio.unet)
+        recording, _ = self.recording(row.style_prompts)
+        options: dict[str, Any] = row.options
+        if row.learned == "calibrated":
+            return calibrate(recording, host, self.loras, **options)
+        return distill(recording, host, self.loras, **options)

@@ -1,0 +1,102 @@
+"""The rows of the table: every registered method, and what needs a recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from merge_ops import METHODS, Lora, Merged, ParameterError, merge
+
+CHOSEN = Path(__file__).parent / "chosen.json"  # settings by title, written by `python -m benchmarks.quality.choose`
+BASELINE = "linear"
+MASK_SEED = 5  # of methods that drop entries at random
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to merge.
+
+    ``options`` are keywords of ``merge_ops.merge``, or of ``distill`` for rows that learn. ``tried`` are the
+    settings among which training A decides; each replaces some of the options.
+    """
+
+    title: str
+    clause: str
+    options: Options = field(default_factory=dict)
+    tried: tuple[Options, ...] = ()
+    learned: str = ""  # "", calibrated or distilled
+    style_prompts: int = 1  # how many subjects a style is recorded with
+
+    def alternatives(self) -> Iterator[Row]:
+        """The row at each setting that is tried, or the row itself."""
+        for options in self.tried or ({},):
+            yield replace(self, options=self.options | options, tried=())
+
+
+_STRENGTHS = ({"scale": 0.7}, {"scale": 0.85}, {"scale": 1.0}, {"scale": 1.15})
+_LOUDER = ({"scale": 1.0}, {"scale": 1.3}, {"scale": 1.6}, {"scale": 2.0})
+_DENSITIES = tuple(
+    {"density": density, "scale": scale} for density in (0.5, 0.8) for scale in (1.0, 1.3, 1.6)
+)
+
+# the settings that are tried of a method; one that is not named here is run at its defaults
+TRIED: dict[str, tuple[Options, ...]] = {
+    "ties": _DENSITIES,
+    "dare_ties": _DENSITIES,
+    "dare_linear": ({"density": 0.7}, {"density": 0.9}),
+    "magnitude_prune": ({"density": 0.5}, {"density": 0.8}),
+}
+
+
+def method_rows() -> list[Row]:
+    """One row for each registered method that needs no recording, ``linear`` first."""
+    rows = [
+        Row(name, method.summary, {"method": name}, TRIED.get(name, ()))
+        for name, method in METHODS.items()
+        if "moments" not in method.supplied
+    ]
+    scaled = Row("linear, scaled", "linear at the strength that training A likes best", {"method": "linear"}, _STRENGTHS)
+    return [*rows[:1], scaled, *rows[1:]]
+
+
+LEARNED = (
+    Row("calibrated", "from a recording, without training", learned="calibrated"),
+    Row("distilled", "trained on a recording; one prompt per LoRA", learned="distilled"),
+    Row("distilled, styles on five prompts", "each style recorded with five subjects",
+        learned="distilled", style_prompts=5),
+    Row("distilled at rank 8", "one prompt per LoRA, trained at rank 8", {"rank": 8}, learned="distilled"),
+)  # fmt: skip
+
+
+def rows_of(titles: Sequence[str] = (), chosen: Path = CHOSEN) -> list[Row]:
+    """Return all rows, or those named, at the settings that were chosen.
+
+    Raises:
+        ParameterError: for a title that no row has.
+    """
+    rows = [*method_rows(), *LEARNED]
+    for title in titles:
+        if title not in {row.title for row in rows}:
+            raise ParameterError(f"no row is called {title!r}; there are {', '.join(r.title for r in rows)}")
+    settings = json.loads(chosen.read_text(encoding="utf-8")) if chosen.exists() else {}
+    return [
+        replace(row, options=row.options | settings.get(row.title, next(iter(row.tried), {})))
+        for row in rows
+        if not titles or row.title in titles
+    ]
+
+
+def merge_row(row: Row, loras: Sequence[Lora]) -> Merged | None:
+    """Merge by a row that needs no recording; None where the method does not take that many LoRAs."""
+    options = {"seed": MASK_SEED} | row.options
+    try:
+        return merge(loras, **options)
+    except ParameterError:
+        if len(loras) == 2:
+            raise
+        return None  # slerp, for instance, takes two
