@@ -69,6 +69,7 @@ class Request:
     reader: str = READERS[0]  # whose arithmetic base-dependent adapters follow
     keep: str | None = None  # the LoRA whose whole weights win
     cut_to: int | None = None  # the rank that the finished result was truncated to
+    learned: dict[str, Any] | None = None  # how the result was trained, as plain data, if it was
 
     @classmethod
     def of(

@@ -1,0 +1,2 @@
+def calibrate(*a, **k): raise NotImplementedError
+def moments(*a, **k): raise NotImplementedError
