@@ -9,7 +9,7 @@ from typing import Any
 from merge_ops import Lora, Merged
 from merge_ops.demo.plan import Prompt, label
 from merge_ops.learning import Recording, calibrate, distill, record
-from merge_ops.models.diffusers import DiffusersHost
+from merge_ops.models.hosts import DiffusersHost
 
 from .plan import KNOWN_DIGITS, OWN, STYLE_SUBJECTS, LoraSet
 from .rows import Row
