@@ -1,11 +1,13 @@
 """Learning from the model at hand: record what LoRAs do, measure what a merge keeps, calibrate, distill."""
 
-from .calibrate import calibrate, moments
+from .calibrate import calibrate
 from .distill import distill
 from .host import Host, Site
 from .measured import Retention, best_scale, retention
+from .moments import moments
 from .record import record
 from .recording import Recording
+from .stored import load_recording, save_recording
 from .training import DistillProgress
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "best_scale",
     "calibrate",
     "distill",
+    "load_recording",
     "moments",
     "record",
     "retention",
+    "save_recording",
 ]

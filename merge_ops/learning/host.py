@@ -24,12 +24,10 @@ class Site:
     """Where a layer of a LoRA acts: a module, or some rows of its weight.
 
     ``rows`` are rows of the weight ``(out, in)``, in the order of the layer's own rows; None means all.
-    ``stores_in_out`` says that the module keeps its weight as ``(in, out)``.
     """
 
     module: nn.Module
     rows: slice | Tensor | None = None
-    stores_in_out: bool = False
 
 
 class Host(ABC):

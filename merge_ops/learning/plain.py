@@ -27,7 +27,7 @@ def map_tensors(change: Callable[[Tensor], Any], value: Tree) -> Tree:
     if isinstance(value, dict):
         return {key: map_tensors(change, each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(map_tensors(change, each) for each in value)
+        return type(value)([map_tensors(change, each) for each in value])
     return value
 
 
@@ -64,5 +64,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         items = [_plain(each) for each in value]
         # the place of an argument counts, so one that is dropped leaves None behind
-        return (tuple if isinstance(value, tuple) else list)(None if e is DROPPED else e for e in items)
+        return (tuple if isinstance(value, tuple) else list)([None if e is DROPPED else e for e in items])
     return DROPPED

@@ -16,6 +16,7 @@ from ..merging.merged_layer import MergedLayer
 from .host import Host, Site
 
 Update = Callable[[Tensor, Tensor, Tensor], Tensor]  # (input, up, down) -> what is added to the output
+Outputs = Callable[[Tensor, Tensor], Tensor]  # (input, down) -> (positions, R)
 _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
@@ -26,6 +27,7 @@ class Trainable:
     site: Site
     update: Update
     is_last: bool  # True if the features are the last dimension of the output, False for a convolution
+    outputs_of_down: Outputs | None = None  # None where the module's input does not meet the downs
 
 
 def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
@@ -43,14 +45,18 @@ def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
     if layer.layout == "vector":
         return None
     if layer.layout == "embedding":
-        return Trainable(site, _looked_up, is_last=True)
+        return Trainable(site, _looked_up, True, lambda given, down: down.T[given.flatten()])
     if ndim < 3:
-        # PEFT has one flag for a whole adapter, which is wrong for some layers of a model that mixes both
-        is_turned = (layer.layout == "fan_in_fan_out") != site.stores_in_out
-        return Trainable(site, _projected_back if is_turned else _projected, is_last=True)
+        return Trainable(site, _projected, True, lambda given, down: given.float().flatten(0, -2) @ down.T)
     if getattr(site.module, "groups", 1) != 1 or getattr(site.module, "transposed", False):
         return None
-    return Trainable(site, _convolved(site.module), is_last=False)
+    through = _convolved_by_down(site.module)
+    return Trainable(
+        site,
+        _convolved(through),
+        False,
+        lambda given, down: through(given, down).transpose(0, 1).flatten(1).T,
+    )
 
 
 class Factors(nn.Module):
@@ -110,11 +116,6 @@ def _projected(given: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return F.linear(F.linear(given.to(torch.float32), down), up)
 
 
-def _projected_back(given: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """For a layer whose rows are the inputs of the module."""
-    return F.linear(F.linear(given.to(torch.float32), up.T), down.T)
-
-
 def _looked_up(numbers: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """For the matrix ``(features, tokens)`` of an embedding."""
     return F.linear(F.embedding(numbers, down.T), up)
@@ -125,16 +126,22 @@ def _constant(given: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (up @ down)[:, 0]
 
 
-def _convolved(module: nn.Module) -> Update:
+def _convolved_by_down(module: nn.Module) -> Outputs:
+    """The module's convolution with ``down`` as its weight, which gives ``(batch, R, ...)``."""
     conv: Any = module
     kernel = tuple(conv.kernel_size)
     run = _CONVOLUTIONS[len(kernel) - 1]
 
-    def update(given: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        weight = down.reshape(len(down), -1, *kernel)
+    def through(given: Tensor, down: Tensor) -> Tensor:
         padded, padding = _padded(conv, given.to(torch.float32))
-        hidden = run(padded, weight, None, conv.stride, padding, conv.dilation)
-        return run(hidden, up.reshape(*up.shape, *(1 for _ in kernel)))
+        return run(padded, down.reshape(len(down), -1, *kernel), None, conv.stride, padding, conv.dilation)
+
+    return through
+
+
+def _convolved(through: Outputs) -> Update:
+    def update(given: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return torch.einsum("or,br...->bo...", up, through(given, down))
 
     return update
 

@@ -1,8 +1,8 @@
 """Diffusers pipelines and transformers models as hosts of learning; see ``merge_ops.learning``.
 
-    host = DiffusersHost(pipe)
-    recording = merge_ops.learning.record(host, loras, lambda lora: pipe(prompts[lora.name]))
-    merged = merge_ops.learning.distill(recording, host, loras)
+host = DiffusersHost(pipe)
+recording = merge_ops.learning.record(host, loras, lambda lora: pipe(prompts[lora.name]))
+merged = merge_ops.learning.distill(recording, host, loras)
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from .applied import FindModule
 from .diffusers import components, finder
 from .diffusers import patched as patched_pipeline
 from .modules import Modules
-from .parameters import owner_of, stores_in_out
 from .transformers import patched as patched_text_model
 
 POSITIONS = 64  # of each text at which the logits of a language model are recorded
@@ -39,9 +38,7 @@ class ModelHost(Host):
     def site(self, layer: str) -> Site | None:
         """Return the module of a layer or bias."""
         module = self._find(layer.removesuffix(".bias"))
-        if module is None:
-            return None
-        return Site(module, stores_in_out=stores_in_out(owner_of(module)))
+        return None if module is None else Site(module)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -90,7 +87,7 @@ class DiffusersHost(ModelHost):
 
 
 class TransformersHost(ModelHost):
-    """A transformers model; its only module is called ``model``.
+    """A transformers model, or any module whose layers are named by path; its one module is called ``model``.
 
     Language models are compared by the logits at up to ``POSITIONS`` places of each text (by KL divergence
     when they are trained), other models by their last hidden states. Padding does not count.
@@ -109,11 +106,12 @@ class TransformersHost(ModelHost):
     def output(self, name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return hidden states or centred logits, with padding set to 0."""
         states = output.logits if self.loss == "kl" else first_tensor(output)
-        mask = kwargs.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.shape != states.shape[:2]:
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        given = kwargs.get("attention_mask")
+        mask = given if isinstance(given, Tensor) and given.shape == states.shape[:2] else None
         if self.loss == "mse":
-            return states * mask.unsqueeze(-1).to(states.dtype)
+            return states if mask is None else states * mask.unsqueeze(-1).to(states.dtype)
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         places, counts = _places(mask.bool())
         chosen = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         chosen = chosen - chosen.mean(dim=-1, keepdim=True)  # a constant changes no probability
@@ -121,7 +119,7 @@ class TransformersHost(ModelHost):
 
 
 def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of each text that count, spread evenly, ``(texts, places)``, and which of them are no padding."""
+    """Places of each text, spread evenly, ``(texts, places)``, and which of them are no padding."""
     lengths = mask.sum(dim=1)  # (texts,)
     width = min(POSITIONS, mask.shape[1])
     order = torch.argsort(mask.to(torch.int8), dim=1, descending=True, stable=True)  # what counts comes first
