@@ -18,9 +18,10 @@ from .collect import Plan, Scores
 from .perform import default_workers, perform
 from .plan import CHOSEN_ON, QUICK_SETS, LoraSet
 from .rows import CHOSEN, LEARNED, Options, Row, method_rows
-from .score import QUICK, Amount
+from .score import Amount
 from .work import Store, alone_units, work_through
 
+AMOUNT = Amount(own=32, others=1, pairs=1, kept=1)  # only the own skills decide
 SETS = tuple(s for s in QUICK_SETS if not s.twins)
 
 
@@ -33,7 +34,7 @@ def numbered(row: Row) -> list[Row]:
 
 
 def scored(
-    rows: Sequence[Row], store: Store, workers: int, sets: tuple[LoraSet, ...] = SETS, amount: Amount = QUICK
+    rows: Sequence[Row], store: Store, workers: int, sets: tuple[LoraSet, ...] = SETS, amount: Amount = AMOUNT
 ) -> dict[str, float]:
     """Return the mean share of the own skills that each row keeps on training A."""
     plan = Plan(sets, CHOSEN_ON, tuple(rows), amount)

@@ -39,17 +39,24 @@ class Row:
 
 
 _STRENGTHS = ({"scale": 0.7}, {"scale": 0.85}, {"scale": 1.0}, {"scale": 1.15})
-_LOUDER = ({"scale": 1.0}, {"scale": 1.3}, {"scale": 1.6}, {"scale": 2.0})
-_DENSITIES = tuple(
-    {"density": density, "scale": scale} for density in (0.5, 0.8) for scale in (1.0, 1.3, 1.6)
-)
+_MEANS = ({"scale": 1.0}, {"scale": 1.5}, {"scale": 2.0}, {"scale": 3.0})  # what averages is weak
+_VOTES = tuple({"density": density, "scale": scale} for density in (0.5, 0.8) for scale in (1.0, 1.3, 1.6))
 
 # the settings that are tried of a method; one that is not named here is run at its defaults
 TRIED: dict[str, tuple[Options, ...]] = {
-    "ties": _DENSITIES,
-    "dare_ties": _DENSITIES,
+    "ties": _VOTES,
+    "dare_ties": _VOTES,
+    "della": _VOTES,
+    "knots_ties": _VOTES,
     "dare_linear": ({"density": 0.7}, {"density": 0.9}),
     "magnitude_prune": ({"density": 0.5}, {"density": 0.8}),
+    "breadcrumbs": ({"density": 0.7}, {"density": 0.9}),
+    "sce": tuple({"density": density, "scale": scale} for density in (0.5, 1.0) for scale in (1.0, 1.6)),
+    "even": ({"ridge": 0.3}, {"ridge": 1.0}, {"ridge": 3.0}),
+    "tsv": ({"scale": 0.85}, {"scale": 1.0}, {"scale": 1.15}),
+    "np": ({"mu": 0.1}, {"mu": 0.5}, {"mu": 2.0}),
+    "slerp": _MEANS,
+    "karcher": _MEANS,
 }
 
 
