@@ -22,8 +22,8 @@ from benchmarks.quality.rows import BASELINE, Row, rows_of
 from benchmarks.quality.score import Amount, score
 from benchmarks.quality.statistics import standard_error, summarize
 from benchmarks.quality.table import markdown, text
-from benchmarks.quality.text.tasks import MORE, TASKS
 from benchmarks.quality.text.tasks import LORAS as TEXT_LORAS
+from benchmarks.quality.text.tasks import MORE, TASKS
 from benchmarks.quality.work import Store, alone_units, work_through
 from merge_ops import METHODS, ParameterError, load, merge
 from merge_ops.demo.judge import judged
@@ -46,8 +46,8 @@ def test_the_assets_are_complete_and_small():
 
 def test_the_assets_stay_out_of_the_archive_and_the_wheel():
     """They are tracked, and the registry's archive leaves them out; the wheel holds ``merge_ops`` alone."""
-    listed = subprocess.run(["git", "ls-files", "benchmarks/quality/assets"], cwd=ROOT, capture_output=True, text=True,
-                            check=True).stdout.split()  # fmt: skip
+    command = ["git", "ls-files", "benchmarks/quality/assets"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert len(listed) >= 30
     ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text().splitlines())
     assert all(ignored.match_file(name) for name in listed)
@@ -65,7 +65,9 @@ def test_splits_of_the_text_tasks_share_no_family_of_words(task):
 
 def test_sets():
     """Every size, subjects and styles mixed; twins are two trainings of one LoRA."""
-    assert {s.group for s in SETS} == {"2", "3", "4", "6", "8", "twins"} == {s.group for s in QUICK_SETS} | {"8"}
+    assert (
+        {s.group for s in SETS} == {"2", "3", "4", "6", "8", "twins"} == {s.group for s in QUICK_SETS} | {"8"}
+    )
     assert len({s.title for s in SETS}) == len(SETS)
     twins = next(s for s in SETS if s.twins)
     assert [sources(twins, training) for training in "BC"] == [
@@ -159,14 +161,18 @@ def test_a_run_goes_on_where_it_stopped(small):
 
 def test_tables_and_goals(small):
     """Every row is in the tables; goals whose figures are not there are left out."""
-    plan, scores, _ = small
+    _, scores, _ = small
     drawings = {"drawn": {"own": 8, "others": 1, "pairs": 4, "kept": 2}, "trainings": ["B"],
                 "sets": {PAIR.title: "2"}, **scores.figures()}  # fmt: skip
     machine = {"processor": "p", "threads": 1, "python": "3", "date": "d"}
     data = {"machine": machine, "quick": True, "minutes": 0.1, "drawings": drawings, "goals": []}
     assert markdown(data).count("| ties |") == text(data).count("\nties ") == 6
     assert verdicts(data) == []
-    row = {"groups": {"2": {"own": {"mean": 0.96}, "worst": {"mean": 0.7}, "pairs": {"mean": 0.5}, "seconds": 1.0}}}
+    row = {
+        "groups": {
+            "2": {"own": {"mean": 0.96}, "worst": {"mean": 0.7}, "pairs": {"mean": 0.5}, "seconds": 1.0}
+        }
+    }
     drawings["rows"]["distilled"] = row
     reached = {goal["goal"]: goal["reached"] for goal in verdicts(data)}
     assert reached["distilled, N = 2: own skills"] and not reached["distilled, N = 2: worst LoRA"]

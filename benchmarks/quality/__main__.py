@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality [--quick] [--resume] [--only TITLE …] [--part drawings text]``, or ``make quality``."""
+"""``make quality``, or ``python -m benchmarks.quality [--quick] [--resume] [--only TITLE …] [--part …]``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def main() -> int:
     data: dict[str, Any] = {"machine": machine(), "quick": options.quick}
     if "drawings" in options.part:
         plan = plan_of(options.quick, rows_of(_with_baseline(options.only)))
-        data["drawings"] = measure(plan, Store(options.output / "scores.jsonl", options.resume), options.workers)
+        data["drawings"] = measure(
+            plan, Store(options.output / "scores.jsonl", options.resume), options.workers
+        )
     if "text" in options.part:
         from .text.measure import measure_texts
 
@@ -47,9 +49,15 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under five minutes: fewer sets and drawings, training B only")
-    parser.add_argument("--resume", action="store_true", help="keep what an earlier run in the same folder has scored")
-    parser.add_argument("--only", nargs="+", metavar="TITLE", default=[], help="rows, such as ties or distilled")
+    parser.add_argument(
+        "--quick", action="store_true", help="under five minutes: fewer sets and drawings, training B only"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run in the same folder has scored"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="TITLE", default=[], help="rows, such as ties or distilled"
+    )
     parser.add_argument("--part", nargs="+", choices=("drawings", "text"), default=["drawings", "text"])
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes of one thread each")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="FOLDER")

@@ -1,7 +1,7 @@
 """Choose each method's settings on training A: ``python -m benchmarks.quality.choose [TITLE ...]``.
 
-Every setting that a row tries (``rows.TRIED``) merges four sets of training A; the one that keeps most of the own
-skills, on average over the sets, is written to ``chosen.json``. Scores come from the other trainings.
+Every setting that a row tries (``rows.TRIED``) merges four sets of training A; the one that keeps most of
+the own skills, on average over the sets, is written to ``chosen.json``. Scores come from other trainings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def scored(
     work_through(units, store, perform, workers, lambda line: sys.stderr.write(line + "\n"))
     scores = Scores(plan, store).scores
     return {
-        title: sum(score.own for score in found.values()) / len(found) for title, found in scores.items() if found
+        title: sum(score.own for score in found.values()) / len(found)
+        for title, found in scores.items()
+        if found
     }
 
 

@@ -51,16 +51,14 @@ class Scores:
         unit = Unit(training, self.plan.amount, lora_set=lora_set, rows=self.plan.rows)
         for row, key in zip(self.plan.rows, unit.keys(), strict=True):
             result: Result | None = self._store.results.get(key)
-            if result is not None and result.shares is not None:
+            if result is not None:
                 self.scores[row.title][training, lora_set.title] = score(lora_set, result.shares, alone)
                 self.seconds[row.title][training, lora_set.title] = result.seconds + result.recording
 
     def alone(self, training: str, name: str) -> Shares:
         """What one LoRA alone draws right."""
         (key,) = Unit(training, self.plan.amount, lora=name).keys()
-        shares = self._store.results[key].shares
-        assert shares is not None
-        return shares
+        return self._store.results[key].shares
 
     def values(self, title: str, group: str, measure: str) -> dict[Place, float]:
         """One measure of a row on the sets of a group, where the sets have it."""
@@ -81,7 +79,9 @@ class Scores:
 
     def figures(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        names = dict.fromkeys(source for t in self.plan.trainings for s in self.plan.sets for source in sources(s, t))
+        names = dict.fromkeys(
+            source for t in self.plan.trainings for s in self.plan.sets for source in sources(s, t)
+        )
         return {
             "alone": {f"{training} {name}": _named(self.alone(training, name)) for training, name in names},
             "rows": {row.title: self._row(row) for row in self.plan.rows if self.scores[row.title]},
@@ -111,4 +111,7 @@ def _scores(result: Score) -> dict[str, float | None]:
 
 
 def _rounded(summary: Summary) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(summary).items()}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in asdict(summary).items()
+    }

@@ -10,19 +10,20 @@ LINEAR, CALIBRATED, DISTILLED = "linear", "calibrated", "distilled"
 FIVE, RANK_8 = "distilled, styles on five prompts", "distilled at rank 8"
 
 Data = dict[str, Any]
+Read = Callable[[Data], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure that shall be at least (or at most) so much; ``found`` is None where the run did not measure it."""
+    """A figure that shall be at least (or at most) so much; ``found`` is None where it was not measured."""
 
     what: str
-    wanted: Callable[[Data], float | None]
-    found: Callable[[Data], float | None]
+    wanted: Read
+    found: Read
     at_most: bool = False
 
 
-def mean(title: str, group: str, measure: str) -> Callable[[Data], float | None]:
+def mean(title: str, group: str, measure: str) -> Read:
     """The mean of a measure of a row over the sets of a group."""
 
     def read(data: Data) -> float | None:
@@ -33,12 +34,12 @@ def mean(title: str, group: str, measure: str) -> Callable[[Data], float | None]
     return read
 
 
-def constant(value: float) -> Callable[[Data], float | None]:
+def constant(value: float) -> Read:
     """A figure that is fixed."""
     return lambda data: value
 
 
-def times(factor: float, read: Callable[[Data], float | None], more: float = 0.0) -> Callable[[Data], float | None]:
+def times(factor: float, read: Read, more: float = 0.0) -> Read:
     """A figure that depends on another."""
 
     def wanted(data: Data) -> float | None:
@@ -48,7 +49,7 @@ def times(factor: float, read: Callable[[Data], float | None], more: float = 0.0
     return wanted
 
 
-def text_kept(title: str, group: str) -> Callable[[Data], float | None]:
+def text_kept(title: str, group: str) -> Read:
     """The share of the text LoRAs' gain that a row keeps."""
 
     def read(data: Data) -> float | None:
@@ -58,11 +59,16 @@ def text_kept(title: str, group: str) -> Callable[[Data], float | None]:
     return read
 
 
+def each(title: str, what: str, wanted: float, measure: str) -> list[Goal]:
+    """The same goal for every number of LoRAs."""
+    return [Goal(f"{title}, N = {n}: {what}", constant(wanted), mean(title, n, measure)) for n in "23468"]
+
+
 GOALS = (
-    *(Goal(f"{DISTILLED}, N = {n}: own skills", constant(0.95), mean(DISTILLED, n, "own")) for n in "23468"),
-    *(Goal(f"{DISTILLED}, N = {n}: worst LoRA", constant(0.80), mean(DISTILLED, n, "worst")) for n in "23468"),
-    *(Goal(f"{RANK_8}, N = {n}: own skills", constant(0.92), mean(RANK_8, n, "own")) for n in "23468"),
-    *(Goal(f"{FIVE}, N = {n}: other subjects of a style", constant(0.85), mean(FIVE, n, "others")) for n in "23468"),
+    *each(DISTILLED, "own skills", 0.95, "own"),
+    *each(DISTILLED, "worst LoRA", 0.80, "worst"),
+    *each(RANK_8, "own skills", 0.92, "own"),
+    *each(FIVE, "other subjects of a style", 0.85, "others"),
     *(
         Goal(f"{DISTILLED}, N = {n}: combinations, not below linear", mean(LINEAR, n, "pairs"),
              mean(DISTILLED, n, "pairs"))
@@ -72,7 +78,10 @@ GOALS = (
          mean(DISTILLED, "6", "pairs")),
     Goal(f"{CALIBRATED}, N = 6: own skills, linear + .10", times(1, mean(LINEAR, "6", "own"), 0.10),
          mean(CALIBRATED, "6", "own")),
-    *(Goal(f"text, {DISTILLED}, {n} tasks: gain kept", constant(0.95), text_kept(DISTILLED, n)) for n in "35"),
+    *(
+        Goal(f"text, {DISTILLED}, {n} tasks: gain kept", constant(0.95), text_kept(DISTILLED, n))
+        for n in "35"
+    ),
     Goal("CPU seconds to record and distill six LoRAs", constant(40),
          lambda data: _seconds(data, DISTILLED, "6"), at_most=True),
 )  # fmt: skip

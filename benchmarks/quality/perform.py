@@ -10,6 +10,7 @@ import torch
 
 from merge_ops import merge
 
+from .learned import Learner
 from .plan import LoraSet
 from .rows import Row, merge_row
 from .studio import Studio
@@ -42,16 +43,12 @@ def _row(unit: Unit, lora_set: LoraSet, row: Row) -> Result:
     else:
         begin = time.process_time()
         merged = merge_row(row, loras)
-    if merged is None:
-        return Result(None, 0.0)
     seconds = time.process_time() - begin
     return Result(studio().shares(set_drawings(unit), merged), seconds, recording)
 
 
 @functools.lru_cache(maxsize=1)
-def _learner(training: str, lora_set: LoraSet):  # type: ignore[no-untyped-def]
-    from .learned import Learner
-
+def _learner(training: str, lora_set: LoraSet) -> Learner:
     return Learner(studio(), lora_set, studio().loras(lora_set, training))
 
 

@@ -1,7 +1,7 @@
 """The plan of the benchmark: LoRAs, trainings, prompts and the sets that are merged.
 
-A prompt is a digit and a style. The base model draws the digits 0 to 4, plain and in colours; each LoRA teaches
-one more digit, or one style on those five digits.
+A prompt is a digit and a style. The base model draws the digits 0 to 4, plain and in colours; each LoRA
+teaches one more digit, or one style on those five digits.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class LoraSet:
         return [OWN[name] for name in self.names]
 
     def others(self) -> list[Prompt]:
-        """Other subjects in each style: digits that the LoRA was trained on, not the one of its own prompt."""
+        """Other subjects in each style: digits that it was trained on, without that of its own prompt."""
         styles = [name for name in dict.fromkeys(self.names) if name in STYLE_SUBJECTS]
         return [(digit, style) for style in styles for digit in KNOWN_DIGITS if digit != OWN[style][0]]
 
     def pairs(self) -> list[Prompt]:
-        """Combinations of a learned digit and a learned style; every LoRA's turn comes before a second one's."""
+        """Combinations of a learned digit and a learned style; each LoRA has a turn before any has two."""
         digits = [DIGITS[name] for name in self.names if name in DIGITS]
         styles = [name for name in self.names if name in STYLE_SUBJECTS]
         if self.twins or not digits or not styles:

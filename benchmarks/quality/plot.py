@@ -29,7 +29,10 @@ def draw(data: Data, path: Path) -> None:
     page = Image.new("RGB", (width, TOP + len(rows) * LINE + BOTTOM), PAGE)
     pen = ImageDraw.Draw(page)
     pen.text((40, 26), "What merges keep of their LoRAs", TEXT, _font(26))
-    about = "own skills as a share of the same LoRAs alone (1 is all); the mark is the worst LoRA; whiskers: standard error to linear"
+    about = (
+        "own skills as a share of the same LoRAs alone (1 is all); mark: the worst LoRA; "
+        "line: standard error of the difference to linear"
+    )
     pen.text((40, 62), about, QUIET, _font(15))
     for number, group in enumerate(groups):
         _panel(pen, LEFT + number * (PANEL + GAP), group, rows)

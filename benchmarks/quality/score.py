@@ -40,8 +40,8 @@ def drawings(lora_set: LoraSet, amount: Amount) -> Drawings:
 class Score:
     """What a merge of one set keeps; None where the set has no such prompts.
 
-    ``own`` and ``others`` are shares of what the LoRAs alone draw right (over all prompts together), ``worst``
-    that of the LoRA that kept least of its own prompt; ``pairs`` and ``kept`` are shares of the drawings.
+    ``own`` and ``others`` are shares of what the LoRAs alone draw right, over all prompts together; ``worst``
+    is that of the LoRA that kept least of its own prompt; ``pairs`` and ``kept`` are shares of the drawings.
     """
 
     own: float
@@ -59,7 +59,9 @@ def score(lora_set: LoraSet, merged: Shares, alone: Mapping[str, list[Shares]]) 
         merged: what the merge draws right.
         alone: what each LoRA alone draws right, by name; twins have two entries.
     """
-    reference = {prompt: _mean_of(alone, prompt, lora_set) for prompt in (*lora_set.own(), *lora_set.others())}
+    reference = {
+        prompt: _mean_of(alone, prompt, lora_set) for prompt in (*lora_set.own(), *lora_set.others())
+    }
     own = lora_set.own()
     return Score(
         own=_of(own, merged, reference),
@@ -82,9 +84,6 @@ def _mean(prompts: list[Prompt] | tuple[Prompt, ...], shares: Shares) -> float:
 def _mean_of(alone: Mapping[str, list[Shares]], prompt: Prompt, lora_set: LoraSet) -> float:
     """The share of a prompt with the LoRA that teaches it; for twins the mean of both."""
     found = [
-        shares[prompt]
-        for name in dict.fromkeys(lora_set.names)
-        for shares in alone[name]
-        if prompt in shares
+        shares[prompt] for name in dict.fromkeys(lora_set.names) for shares in alone[name] if prompt in shares
     ]
     return sum(found) / len(found)

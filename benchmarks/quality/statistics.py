@@ -30,7 +30,9 @@ def summarize(values: Mapping[Hashable, float], baseline: Mapping[Hashable, floa
     if not values:
         raise ValueError("there is nothing to summarize")
     mean = sum(values.values()) / len(values)
-    differences = [value - baseline[key] for key, value in values.items() if key in baseline] if baseline else []
+    differences = (
+        [value - baseline[key] for key, value in values.items() if key in baseline] if baseline else []
+    )
     if not differences:
         return Summary(mean, len(values))
     difference = sum(differences) / len(differences)

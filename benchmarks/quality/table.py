@@ -13,7 +13,7 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A heading, a line that explains the figures, and cells; the first line of cells are the column heads."""
+    """A heading, what the figures are, and cells; the first line of cells are the heads of the columns."""
 
     heading: str
     about: str
@@ -82,16 +82,18 @@ def _drawing_tables(drawings: Data) -> list[Table]:
     mixed = [g for g in groups if g != "twins"]
     return [
         _table(drawings, groups, "What merges keep of each LoRA's own skill",
-               f"As a share of the same LoRAs alone; in brackets the worst LoRA of a set, on average. Training "
+               "As a share of the same LoRAs alone; in brackets the mean of the sets' worst LoRAs. Trainings "
                f"{trainings}; sets: {sets}; {drawn['own']} drawings a skill.", _own),
         _table(drawings, groups, "The same, as a difference to linear",
                "Paired over sets and trainings, plus or minus the standard error.", _difference),
         _table(drawings, groups, "Other subjects in a style",
-               "Digits that the base knows, in each learned style, other than the one of the style's own prompt; "
-               f"as a share of the same LoRAs alone, {drawn['others']} drawings a prompt.", _mean_of("others")),
+               "Digits that the base knows, in each learned style, other than the one of the style's own "
+               f"prompt; as a share of the same LoRAs alone, {drawn['others']} drawings a prompt.",
+               _mean_of("others")),
         _table(drawings, mixed, "A learned digit in a learned style",
-               f"Share of the drawings that are right; no LoRA alone can draw them. {drawn['pairs']} drawings a "
-               "prompt, twice as many where there are only one or two.", _mean_of("pairs")),
+               "Share of the drawings that are right; no LoRA alone can draw them. "
+               f"{drawn['pairs']} drawings a prompt, twice as many where there are only one or two.",
+               _mean_of("pairs")),
         _table(drawings, groups, "What the base can draw",
                f"Share of the drawings that are right; {drawn['kept']} drawings of each of three prompts.",
                _mean_of("kept")),
@@ -141,8 +143,8 @@ def _text_table(found: Data) -> Table:
         ]
         lines.append([title, *cells])
     about = (
-        "Percent of what the LoRAs gain over the base, each on its own task, that a merge of all of them keeps; in "
-        f"brackets the worst task. {found['texts']} test texts a task."
+        "Percent of what the LoRAs gain over the base, each on its own task, that a merge of all of them "
+        f"keeps; in brackets the worst task. {found['texts']} test texts a task."
     )
     return Table("Sentence encoder", about, lines)
 

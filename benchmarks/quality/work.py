@@ -37,19 +37,21 @@ class Unit:
             return [json.dumps(about | {"alone": self.lora})]
         about["set"] = self.lora_set.title
         return [
-            json.dumps(about | {"row": row.title, "subjects": row.style_prompts, "options": row.options}, sort_keys=True)
+            json.dumps(
+                about | {"row": row.title, "subjects": row.style_prompts, "options": row.options},
+                sort_keys=True,
+            )
             for row in self.rows
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was drawn right; ``shares`` is None if the row cannot merge this set."""
+    """What was drawn right, and what it took."""
 
-    shares: Shares | None
+    shares: Shares
     seconds: float  # CPU seconds of the merge, without recording and drawing
     recording: float = 0.0  # CPU seconds of recording
-    notes: str = ""
 
 
 class Store:
@@ -69,17 +71,16 @@ class Store:
     def add(self, key: Key, result: Result) -> None:
         """File a result."""
         self.results[key] = result
-        shares = None if result.shares is None else [[*prompt, value] for prompt, value in result.shares.items()]
+        shares = [[*prompt, value] for prompt, value in result.shares.items()]
         entry = {"key": key, "shares": shares, "seconds": round(result.seconds, 3),
-                 "recording": round(result.recording, 3), "notes": result.notes}  # fmt: skip
+                 "recording": round(result.recording, 3)}  # fmt: skip
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(entry) + "\n")
 
 
 def _read(entry: dict[str, Any]) -> Result:
-    shares = entry["shares"]
-    known = None if shares is None else {(digit, style): value for digit, style, value in shares}
-    return Result(known, entry["seconds"], entry["recording"], entry["notes"])
+    shares = {(digit, style): value for digit, style, value in entry["shares"]}
+    return Result(shares, entry["seconds"], entry["recording"])
 
 
 def alone_units(sets: Iterable[LoraSet], trainings: Sequence[str], amount: Amount) -> list[Unit]:
@@ -104,10 +105,14 @@ def set_drawings(unit: Unit) -> Drawings:
 
 
 def work_through(
-    units: Sequence[Unit], store: Store, do: Callable[[Unit], list[Result]], workers: int, say: Callable[[str], None]
+    units: Sequence[Unit],
+    store: Store,
+    do: Callable[[Unit], list[Result]],
+    workers: int,
+    say: Callable[[str], None],
 ) -> None:
     """Do every unit that the store does not have, in ``workers`` processes of one thread each."""
-    todo = [unit for unit in map(lambda unit: _missing(unit, store), units) if unit]
+    todo = [left for unit in units if (left := _missing(unit, store))]
     begin = time.perf_counter()
     for done, (unit, results) in enumerate(_results(todo, do, workers), 1):
         for key, result in zip(unit.keys(), results, strict=True):

@@ -1,4 +1,4 @@
-"""The sentence encoder as it is asked: a text, a task, and how near the text is to each label of that task."""
+"""The sentence encoder as it is asked: a text and a task; it answers how near each label is."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class TextBench:
                 return self.score(None, tasks)
         return {task: self.encoder.right(*self.texts[task], self.heads[task]) for task in tasks}
 
-    def merge(self, row: Row, tasks: Sequence[str], learner: Any) -> Merged | None:
+    def merge(self, row: Row, tasks: Sequence[str], learner: Any) -> Merged:
         """Merge the LoRAs of some tasks by a row."""
         if row.learned:
             return learner.merge(row)  # type: ignore[no-any-return]
@@ -47,7 +47,7 @@ class TextBench:
 
 
 class Learner:
-    """Merges of some tasks' LoRAs that need a recording, which is made once: a few texts, without their labels."""
+    """Merges of some tasks' LoRAs that need a recording, which is made once: a few unlabelled texts."""
 
     def __init__(self, bench: TextBench, tasks: Sequence[str]) -> None:
         from merge_ops.learning import record
@@ -94,19 +94,18 @@ def measure_texts(rows: Sequence[Row], split: str = "test") -> dict[str, Any]:
             begin = time.process_time()
             merged = bench.merge(row, tasks, learner)
             seconds = time.process_time() - begin
-            if merged is not None:
-                scores = bench.score(merged, tasks)
-                found[row.title][group] = kept(scores, base, alone) | {"seconds": round(seconds, 2)}
+            scores = bench.score(merged, tasks)
+            found[row.title][group] = kept(scores, base, alone) | {"seconds": round(seconds, 2)}
     return {
         "texts": len(bench.texts["number"][0]), "recorded": RECORDED,
         "tasks": {group: list(tasks) for group, tasks in GROUPS.items()},
         "base": _rounded(base), "alone": _rounded(alone),
-        "rows": {title: row for title, row in found.items() if row},
+        "rows": found,
     }  # fmt: skip
 
 
 def kept(scores: Scores, base: Scores, alone: Scores) -> dict[str, Any]:
-    """Return a merge's gain over the base as a share of the gain of the LoRAs alone: of all, and of the worst."""
+    """Return the gain over the base as a share of that of the LoRAs alone: of all tasks, and of the worst."""
     gains = {task: alone[task] - base[task] for task in scores}
     shares = {task: (scores[task] - base[task]) / gains[task] for task in scores}
     whole = sum(scores[task] - base[task] for task in scores) / sum(gains.values())

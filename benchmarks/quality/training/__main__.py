@@ -1,9 +1,9 @@
-"""Train the benchmark's eight LoRAs, three times each, on the demo's base model. About two minutes each on one core.
+"""Train the benchmark's eight LoRAs, three times each, on the demo's base model. Under two minutes each.
 
 python -m benchmarks.quality.training [TRAINING ...] [NAME ...]      for example: A C neon
 
-A training is one seed: LoRAs of different trainings start from other factors and see other data, in another order.
-The recipe is the demo's own (``merge_ops/demo/training/train_loras.py``).
+LoRAs of different trainings start from other factors and see other data, in another order. The recipe is the
+demo's own (``merge_ops/demo/training/train_loras.py``).
 """
 
 import os

@@ -32,7 +32,9 @@ def main() -> None:
     for number, (name, task) in enumerate(MORE.items()):
         if len(sys.argv) > 1:
             words = lexicon(Path(sys.argv[1]), TAGS[name])
-            rows = split(words, SPLITS | {"train": TRAIN[name]}, random.Random(number), lambda word: word[:FAMILY])
+            rows = split(
+                words, SPLITS | {"train": TRAIN[name]}, random.Random(number), lambda word: word[:FAMILY]
+            )
             lines = ["split\tlabel\ttext", *("\t".join(row) for row in rows)]
             FOLDER.mkdir(parents=True, exist_ok=True)
             (FOLDER / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
