@@ -1,4 +1,4 @@
-"""The engine of methods on factors: every kind of adapter, batches, memory, saving, the order of the parts."""
+"""The engine of methods on factors: every kind of adapter, batches, memory, saving, order of the parts."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""TSV, NP-LoRA and KnOTS-TIES against the singular value decompositions of their papers, on dense matrices."""
+"""TSV, NP-LoRA and KnOTS-TIES against the decompositions of their papers, on dense matrices."""
 
 import pytest
 import torch

@@ -56,6 +56,15 @@ def check(function):
     return function
 
 
+def every_method():
+    """``(name, parameters)`` of each method that needs no recording, at a density of 0.4 where it has one."""
+    return [
+        (name, {p.name: 0.4 for p in method.params if p.name == "density"})
+        for name, method in merge_ops.METHODS.items()
+        if not method.needs_recording
+    ]
+
+
 def run(node, **inputs):
     """Execute a node and return its outputs."""
     with torch.inference_mode():
