@@ -1,4 +1,4 @@
-"""Recording the demo's model, and the merges that learn from the recording."""
+"""The merges that learn from a recording of the demo's model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from merge_ops import Lora, Merged
-from merge_ops.demo.plan import Prompt, label
-from merge_ops.learning import Recording, calibrate, distill, record
+from merge_ops.demo.learned import recorded
+from merge_ops.demo.plan import Prompt
+from merge_ops.learning import Recording, calibrate, distill
 from merge_ops.models.hosts import DiffusersHost
 
 from .plan import KNOWN_DIGITS, OWN, STYLE_SUBJECTS, LoraSet
 from .rows import Row
 from .studio import Studio
 
-NOISE = 1000  # recordings start from this noise and the seeds that follow; scores use another
-DRAWN = 16  # drawings of a LoRA with one prompt
-DRAWN_OF_SEVERAL = 4  # drawings of each prompt where there are several
 KEEP: tuple[Prompt, ...] = ((0, "plain"), (1, "plain"))  # what the scores ask of the base is not shown
 TOGETHER_UP_TO = 3  # with more LoRAs addition itself loses the combinations, so it cannot teach them
 
@@ -31,29 +29,6 @@ def prompts_of(name: str, style_prompts: int) -> list[Prompt]:
     return [(subject, style) for subject in [digit, *others][:style_prompts]]
 
 
-def sampled(studio: Studio, prompts: Sequence[Prompt]) -> None:
-    """Draw each prompt from noise of its own, for the recording alone."""
-    count = DRAWN if len(prompts) == 1 else DRAWN_OF_SEVERAL
-    for number, prompt in enumerate(prompts):
-        studio.draw([prompt], count, NOISE + number)
-
-
-def recorded(studio: Studio, lora_set: LoraSet, loras: Sequence[Lora], style_prompts: int = 1) -> Recording:
-    """Record every LoRA of a set alone, the base on what it knows, and in small sets their sum on pairs."""
-    told = [prompts_of(name, style_prompts) for name in lora_set.names]
-    of_lora = {id(lora): prompts for lora, prompts in zip(loras, told, strict=True)}
-    pairs = lora_set.pairs() if len(loras) <= TOGETHER_UP_TO else []
-    return record(
-        DiffusersHost(studio.unet),
-        loras,
-        lambda lora: sampled(studio, of_lora[id(lora)]),
-        keep=lambda: sampled(studio, KEEP),
-        together=(lambda: sampled(studio, pairs)) if pairs else None,
-        prompts=[[label(prompt) for prompt in prompts] for prompts in told],
-        seed=NOISE,
-    )
-
-
 class Learner:
     """The merges of one set that need a recording; rows that need the same recording share it."""
 
@@ -65,7 +40,9 @@ class Learner:
         """Return the recording and the CPU seconds that it took."""
         if style_prompts not in self._recordings:
             begin = time.process_time()
-            made = recorded(self.studio, self.lora_set, self.loras, style_prompts)
+            prompts = [prompts_of(name, style_prompts) for name in self.lora_set.names]
+            pairs = self.lora_set.pairs() if len(self.loras) <= TOGETHER_UP_TO else []
+            made = recorded(self.studio.unet, self.studio.tokens, self.loras, prompts, KEEP, pairs)
             self._recordings[style_prompts] = made, time.process_time() - begin
         return self._recordings[style_prompts]
 
