@@ -39,7 +39,7 @@ def main() -> int:
     if "text" in options.part:
         from .text.measure import measure_texts
 
-        data["text"] = measure_texts(rows_of(_with_baseline(options.only)))
+        data["text"] = measure_texts(rows_of(_with_baseline(options.only)), options.quick)
     data["goals"] = verdicts(data)
     data["minutes"] = round((time.perf_counter() - begin) / 60, 1)
     write(data, options.output)
