@@ -23,7 +23,8 @@ def with_figures(page: str, data: dict[str, Any]) -> str:
     """Return the page with the tables of a run between its markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{markdown(data)}\n{END}{after}"
+    picture = f"![What each method keeps of the LoRAs alone, by their number]({PICTURE.name})"
+    return f"{before}{BEGIN}\n\n{picture}\n\n{markdown(data)}\n{END}{after}"
 
 
 def main() -> int:
