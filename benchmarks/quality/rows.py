@@ -52,7 +52,7 @@ TRIED: dict[str, tuple[Options, ...]] = {
     "dare_linear": ({"density": 0.7}, {"density": 0.9}),
     "magnitude_prune": ({"density": 0.5}, {"density": 0.8}),
     "breadcrumbs": ({"density": 0.7}, {"density": 0.9}),
-    "sce": tuple({"density": density, "scale": scale} for density in (0.5, 1.0) for scale in (1.0, 2.0, 3.0)),
+    "sce": tuple({"density": density, "scale": scale} for density in (0.5, 1.0) for scale in (1.0, 1.3, 1.6)),
     "even": ({"ridge": 0.3}, {"ridge": 1.0}, {"ridge": 3.0}),
     "tsv": ({"scale": 0.85}, {"scale": 1.0}, {"scale": 1.15}),
     "np": ({"mu": 0.1}, {"mu": 0.5}, {"mu": 2.0}),
