@@ -32,7 +32,7 @@ def record(
     text_weights: Sequence[float] | None = None,
     blocks: Sequence[str | BlockStrengths | None] | None = None,
     keep: Sampling | None = None,
-    together: Sampling | None = None,
+    together: Sampling | Sequence[tuple[Sequence[Lora], Sampling]] | None = None,
     prompts: Sequence[Sequence[str]] | None = None,
     keep_prompts: Iterable[str] = (),
     together_prompts: Iterable[str] = (),
@@ -56,8 +56,9 @@ def record(
         text_weights: the strengths in text encoders; ``weights`` by default.
         blocks: strengths by block, as in ``merge``.
         keep: samples without any LoRA, on prompts whose results must stay as they are.
-        together: samples with the linear merge of all, on prompts that name several LoRAs: no single LoRA can
-            teach what they show together.
+        together: samples on prompts that name several LoRAs: no single LoRA can teach what they show
+            together. A function samples with the linear merge of all LoRAs; pairs ``(LoRAs, function)`` each
+            with the linear merge of those LoRAs, which teaches more where there are others that spoil it.
         prompts: the prompts of each LoRA, to be written down in recipes; ``keep_prompts`` and
             ``together_prompts`` likewise.
         budget: bytes of memory for all samples; where there are more, a fair choice of each LoRA's is kept.
@@ -75,10 +76,15 @@ def record(
     plan = [_alone(host, loras, request, i, run) for i in range(len(loras))]
     if keep is not None:
         plan.append(_Run(KEEP, "the prompts to keep", None, keep))
-    if together is not None and len(loras) > 1:
-        linear = carry_out(request, loras, host.base)
-        plan.append(_Run(TOGETHER, "the prompts together", linear, together))
-    store = Store(budget // (len(plan) * max(1, len(host.modules))), seed)
+    several = [(loras, together)] if callable(together) else (together or ())
+    for named, sampling in several:
+        chosen = [index for index, lora in enumerate(loras) if any(lora is each for each in named)]
+        if len(chosen) > 1:
+            plan.append(
+                _Run(TOGETHER, "the prompts together", _sum_of(host, loras, request, chosen), sampling)
+            )
+    roles = {part.role for part in plan}
+    store = Store(budget // (len(roles) * max(1, len(host.modules))), seed)
     for step, part in enumerate(plan):
         if progress is not None:
             progress(step, len(plan), part.what)
@@ -114,6 +120,10 @@ def _alone(
     return _Run(index, lora.name, alone(host, loras, request, index), lambda: run(lora))
 
 
+def _sum_of(host: Host, loras: Sequence[Lora], request: Request, chosen: Sequence[int]) -> Merged:
+    return carry_out(_part_of(request, chosen), [loras[index] for index in chosen], host.base)
+
+
 def _written_down(
     loras: Sequence[Lora], request: Request, told: Sequence[tuple[str, ...]]
 ) -> tuple[RecordedLora, ...]:
@@ -128,11 +138,16 @@ def _written_down(
 
 def alone(host: Host, loras: Sequence[Lora], request: Request, index: int) -> Merged:
     """Return one LoRA merged alone, at the strengths that it has in a request."""
-    own = replace(
-        request, weights=(request.weights[index],), text_weights=(request.text_weights[index],),
-        blocks=(request.blocks[index],),
+    return _sum_of(host, loras, request, [index])
+
+
+def _part_of(request: Request, chosen: Sequence[int]) -> Request:
+    """The request for some of the LoRAs."""
+    return replace(
+        request, weights=tuple(request.weights[index] for index in chosen),
+        text_weights=tuple(request.text_weights[index] for index in chosen),
+        blocks=tuple(request.blocks[index] for index in chosen),
     )  # fmt: skip
-    return carry_out(own, [loras[index]], host.base)
 
 
 def _without_zeros(
@@ -145,9 +160,4 @@ def _without_zeros(
     used = [i for i in range(len(loras)) if request.weights[i] or request.text_weights[i]]
     if not used:
         raise ParameterError("every LoRA is at weight 0, so there is nothing to record")
-    kept = replace(
-        request, weights=tuple(request.weights[i] for i in used),
-        text_weights=tuple(request.text_weights[i] for i in used),
-        blocks=tuple(request.blocks[i] for i in used),
-    )  # fmt: skip
-    return [loras[i] for i in used], kept, [told[i] for i in used]
+    return [loras[i] for i in used], _part_of(request, used), [told[i] for i in used]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ParameterError
+from ..learning.prompts import join_pairs
 from ..learning.record import record
 from ..learning.recording import Recording
 from ..lora import Lora
@@ -40,7 +42,8 @@ def record_pipeline(
         loras: what is to be merged.
         prompts: one prompt or several for each LoRA, trigger words included.
         keep: prompts whose images must stay as the base model makes them.
-        together: prompts that name several LoRAs; None joins the first prompts of every two of them.
+        together: prompts that name several LoRAs, drawn with all of them added; None joins the prompts of
+            every two LoRAs, and draws these with the two added.
         text_encoders: True to record the text encoders too.
         seed: of the noise, which is another for every prompt, and of the choice of samples.
         sampling: keywords of the pipeline's call, such as ``num_inference_steps``.
@@ -50,7 +53,8 @@ def record_pipeline(
         ParameterError: if there is not one entry of prompts per LoRA.
     """
     own = _one_per_lora(loras, prompts, "prompts")
-    joined = pairs_of(own) if together is None else _listed(together)
+    pairs = join_pairs(own) if together is None else []
+    named = _listed(together) if together is not None else [text for _, text in pairs]
     kept = _listed(keep)
     keywords = {"num_inference_steps": 8, "output_type": "latent", **(sampling or {})}
     numbers = itertools.count(seed)
@@ -64,8 +68,8 @@ def record_pipeline(
         return record(
             DiffusersHost(pipe, text_encoders), loras, _run(loras, own, draw), prompts=own, seed=seed,
             keep=(lambda: draw(kept)) if kept else None,
-            together=(lambda: draw(joined)) if joined else None,
-            keep_prompts=kept, together_prompts=joined, **options,
+            together=_together(loras, pairs, draw) if pairs else (lambda: draw(named)) if named else None,
+            keep_prompts=kept, together_prompts=named, **options,
         )  # fmt: skip
 
 
@@ -116,9 +120,10 @@ def record_texts(
         )  # fmt: skip
 
 
-def pairs_of(prompts: Sequence[Sequence[str]]) -> list[str]:
-    """Return prompts that name two LoRAs each: the first prompts of every two, joined by a comma."""
-    return [f"{a[0]}, {b[0]}" for a, b in itertools.combinations(prompts, 2)]
+def _together(
+    loras: Sequence[Lora], pairs: Sequence[tuple[tuple[int, int], str]], draw: Callable[[Sequence[str]], None]
+) -> list[tuple[tuple[Lora, Lora], Callable[[], None]]]:
+    return [((loras[i], loras[j]), partial(draw, [text])) for (i, j), text in pairs]
 
 
 def _run(

@@ -57,7 +57,10 @@ def test_pipeline(pipe, tmp_path):
         pipe, loras, ["a b c", ["d e", "f g"]], weights=[0.8, 0.7], text_encoders=True, sampling=SAMPLING
     )
     host = DiffusersHost(pipe, text_encoders=True)
-    assert recording.keep_prompts == ("",) and recording.together_prompts == ("a b c, d e",)
+    assert recording.keep_prompts == ("",) and recording.together_prompts == (
+        "a b c, d e",
+        "a b c, f g",
+    )
     # four steps, each with and without the prompt, for one prompt and for two
     assert [
         len(recording.part("denoiser", role)) + len(recording.part("denoiser", role, True)) for role in (0, 1)

@@ -9,6 +9,7 @@ from merge_ops import IncompatibleLoraError, LoraFormatError, MergeError, Parame
 from merge_ops.demo.model import ASSETS
 from merge_ops.learning.measured import squared_errors
 from merge_ops.learning.plain import plain, tensors_in
+from merge_ops.learning.prompts import join_pairs
 from merge_ops.models.diffusers import patched
 from merge_ops.models.hosts import DiffusersHost
 
@@ -35,6 +36,33 @@ def test_replay_gives_the_recorded_answers(recording, host, pair, role):
     with host.applied(merge(pair, [-1, -1])), torch.no_grad():
         wrong = squared_errors(host, samples)
     assert max(right) < 1e-8 < 1e-4 < min(wrong)
+
+
+def test_together_with_some_of_the_loras(record, draw, studio, host):
+    """A prompt of two LoRAs is answered by the sum of these two, at their strengths."""
+    loras = [studio.loras[name] for name in ("six", "seven", "neon")]
+    recording = record(
+        loras,
+        weights=[0.9, 1.0, 0.8],
+        together=[
+            ((loras[2], loras[0]), lambda: draw([(6, "neon")])),
+            (loras[:1], lambda: draw([(6, "plain")])),
+        ],
+    )
+    samples = recording.part(role="together")
+    assert len(samples) == 10  # the second entry names one LoRA, which is nothing together
+    with patched(studio.unet, merge([loras[0], loras[2]], [0.9, 0.8])), torch.no_grad():
+        assert max(squared_errors(host, samples)) < 1e-8
+
+
+def test_pairs_of_prompts():
+    """Every two LoRAs, with all their prompts; a choice of at most 16."""
+    assert join_pairs([["a"], ["b", "c"], ["d"]]) == [
+        ((0, 1), "a, b"), ((0, 1), "a, c"), ((0, 2), "a, d"), ((1, 2), "b, d"), ((1, 2), "c, d"),
+    ]  # fmt: skip
+    many = join_pairs([[str(number)] for number in range(9)])
+    assert len(many) == 16 == len(set(many)) and many[0] == ((0, 1), "0, 1")
+    assert {place for pair, _ in many for place in pair} == set(range(9))
 
 
 def test_recorded_at_the_strength_of_the_merge(record, studio, host, pair):
