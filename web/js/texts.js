@@ -16,7 +16,10 @@ const ZH = {
   "Set strengths block by block, such as down:0.5 mid:1": "按分块设置强度，例如 down:0.5 mid:1",
   "Edit the list as text": "以文本方式编辑列表",
   "The list as text": "文本形式的列表",
+  "Say what each LoRA was trained on, for Record LoRAs: a prompt, or several with | between them":
+    "为“录制 LoRA”填写每个 LoRA 的训练内容：一个提示词，或用 | 分隔的多个提示词",
   "Blocks": "分块",
+  "Prompts": "提示词",
   "Text": "文本",
   // a row
   "{name} on": "开启 {name}",
@@ -26,6 +29,9 @@ const ZH = {
   "CLIP strength of {name}": "{name} 的 CLIP 强度",
   "Block strengths of {name}": "{name} 的分块强度",
   "blocks": "分块",
+  "Prompts of {name}": "{name} 的提示词",
+  "prompt": "提示词",
+  "what it was trained on; several with | between them": "它训练的内容；多个提示词之间用 | 分隔",
   "Drag to move {name}, or press Alt+Up or Alt+Down": "拖动以移动 {name}，或按 Alt+↑、Alt+↓",
   "Remove": "移除",
   "Remove {name}": "移除 {name}",
