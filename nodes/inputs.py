@@ -17,6 +17,7 @@ STACK = io.Custom("LORA_ALLOY_STACK")
 METHOD = io.Custom("LORA_ALLOY_METHOD")
 COMMUNITY_STACK = io.Custom("LORA_STACK")
 LORA_MODEL = io.Custom("LORA_MODEL")
+RECORDING = io.Custom("LORA_RECORDING")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "dare", "power lora", "peft"]
 
@@ -31,7 +32,8 @@ def lora_list() -> io.String.Input:
         tooltip=(
             "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
             "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
-            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>."
+            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. A prompt for Record LoRAs comes last: "
+            "<lora:name:0.8:prompt=a photo of mia|mia in a boat>."
         ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
