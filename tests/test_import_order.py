@@ -18,6 +18,7 @@ FLOORS = (
     ("merge_ops.merging",),
     ("merge_ops.recipes", "merge_ops.analysis"),
     ("merge_ops.saving",),
+    ("merge_ops.learning",),
     ("merge_ops.models",),
     ("merge_ops",),  # the public names
     ("merge_ops.demo",),

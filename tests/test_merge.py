@@ -15,8 +15,7 @@ from merge_ops import (
     ParameterError,
     UnknownMethodError,
 )
-from merge_ops.merging import merge
-from tests.laws import skip_if_broken
+from tests.laws import merge, skip_if_broken
 
 
 @pytest.fixture
@@ -197,22 +196,31 @@ def tensors_of(value, seen):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_exact_result_holds_nothing_but_its_sources(method, pair):
-    """Source factors and one number a LoRA and layer; a delta is made when it is asked for, and not kept."""
+    """Source factors and one number a LoRA and layer, or a core; a delta is made when it is asked for.
+
+    Merged coordinates are kept as the factors that they are.
+    """
     merged = merge(pair, [0.7, 0.3], method)
+    kind = METHODS[method].kind
     sources = tensors_of([lora.layers for lora in pair], {})
     for _ in range(2):
         assert isinstance(merged, Merged)
-        assert tensors_of(merged, {}).keys() == sources.keys()
+        held = tensors_of(merged, {})
+        assert sources.keys() <= held.keys()
+        if kind != "coordinates":
+            ranks = [sum(layer.aligned.ranks) for layer in merged.layers.values() if kind == "core"]
+            made = sorted(tuple(held[key].shape) for key in held.keys() - sources.keys())
+            assert made == sorted((rank, rank) for rank in ranks)
         for name in merged.layers:
             assert torch.equal(merged.delta(name), merged.delta(name))
         assert merged.report.layers
     for name in merged.layers:
         layer = merged.layer(name)
-        assert layer.fixed is None
+        assert (layer.fixed is None) == (kind != "coordinates")
         trims = "thresholds" in METHODS[method].supplied
         assert (layer.thresholds is not None) == trims
         assert all(isinstance(t, float) for t in layer.thresholds or ())
-        assert (merged.factors(name) is None) == (method != "linear")
+        assert (merged.factors(name) is None) == (kind == "entrywise" and method != "linear")
 
 
 def test_linear_never_forms_a_delta(make_lora):

@@ -140,4 +140,5 @@ def test_a_file_is_a_method():
     folder = Path(merge_ops.methods.registry.__file__).parent
     assert set(METHODS) <= {path.stem for path in folder.glob("*.py")}
     assert next(iter(METHODS)) == "linear"
-    assert [m.paper for m in METHODS.values()] == sorted(m.paper for m in METHODS.values())
+    papers = [m.paper for m in list(METHODS.values())[1:]]
+    assert papers == sorted(papers)

@@ -17,12 +17,7 @@ _PEFT_PARAMS = ("density", "majority_sign_method")
 
 def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Add the LoRAs and the options of a merge; those of the chosen method come from its signature."""
-    parser.add_argument(
-        "loras",
-        nargs="+",
-        metavar="LORA[:WEIGHT]",
-        help="a LoRA file or PEFT folder, and its weight (default: 1)",
-    )
+    add_strengths(parser)
     how = parser.add_argument_group("how to merge")
     _add_method(how)
     how.add_argument(
@@ -35,14 +30,6 @@ def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--rank",
         type=int,
         help="truncate the result to this rank (default: keep it exact, or the sum of the ranks)",
-    )
-    how.add_argument(
-        "--blocks",
-        action="append",
-        default=[],
-        metavar="[LORA=]TEXT",
-        help="strengths per block and type of layer, such as 'down:0.5 mid:1 attn:0.8', a preset, or an "
-        "A1111 vector; applies to all LoRAs, or to one given by name or position (1, 2, ...); repeatable",
     )
     how.add_argument("--scale", type=float, default=1.0, help="multiply the whole result (default: 1)")
     how.add_argument("--seed", type=int, default=0, help="seed of the random masks of DARE (default: 0)")
@@ -57,6 +44,24 @@ def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     for param in _params_of(argv).values():
         add_param(how, param)
+
+
+def add_strengths(parser: argparse.ArgumentParser) -> None:
+    """Add the LoRAs, their weights and their strengths by block."""
+    parser.add_argument(
+        "loras",
+        nargs="+",
+        metavar="LORA[:WEIGHT]",
+        help="a LoRA file or PEFT folder, and its weight (default: 1)",
+    )
+    parser.add_argument(
+        "--blocks",
+        action="append",
+        default=[],
+        metavar="[LORA=]TEXT",
+        help="strengths per block and type of layer, such as 'down:0.5 mid:1 attn:0.8', a preset, or an "
+        "A1111 vector; applies to all LoRAs, or to one given by name or position (1, 2, ...); repeatable",
+    )
     add_reading(parser)
 
 
@@ -102,13 +107,24 @@ def blocks_of(given: list[str], paths: list[str], loras: list[Lora]) -> list[str
     Raises:
         ParameterError: if a name matches no LoRA, or a LoRA is given two texts.
     """
+    pairs = [(name, text) for name, _, text in (option.rpartition("=") for option in given)]
+    return one_per_lora(pairs, paths, loras, "--blocks")
+
+
+def one_per_lora(
+    given: list[tuple[str, str]], paths: list[str], loras: list[Lora], flag: str
+) -> list[str | None]:
+    """Return what an option says for each LoRA, from its values as ``(LoRA, text)``; no name means all others.
+
+    Raises:
+        ParameterError: if a name matches no LoRA, or a LoRA is given two texts.
+    """
     own: dict[int, str] = {}
     shared = None
-    for option in given:
-        name, equals, text = option.rpartition("=")
-        if not equals:
+    for name, text in given:
+        if not name:
             if shared is not None:
-                raise ParameterError("--blocks is given twice for all LoRAs; name the LoRA, as in a=down:0.5")
+                raise ParameterError(f"{flag} is given twice for all LoRAs; name the LoRA, as in 1={text}")
             shared = text
             continue
         matches = [i for i, path in enumerate(paths) if name in (path, Path(path).name, loras[i].name)]
@@ -116,10 +132,10 @@ def blocks_of(given: list[str], paths: list[str], loras: list[Lora]) -> list[str
             matches = [int(name) - 1]
         if not matches:
             hint = did_you_mean(name, [lora.name for lora in loras])
-            raise ParameterError(f"--blocks names no LoRA of this merge: {name!r}{hint}")
+            raise ParameterError(f"{flag} names no LoRA of this merge: {name!r}{hint}")
         for i in matches:
             if i in own:
-                raise ParameterError(f"--blocks is given twice for {loras[i].name}; write one text")
+                raise ParameterError(f"{flag} is given twice for {loras[i].name}; write one text")
             own[i] = text
     return [own.get(i, shared) for i in range(len(paths))]
 

@@ -114,9 +114,9 @@ def chosen_device(name: str | None) -> torch.device | None:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar on standard error if that is a terminal, and yield the callback that moves it."""
-    with tqdm(desc=title, unit="layer", disable=None, leave=False) as bar:
+    with tqdm(desc=title, unit=unit, disable=None, leave=False) as bar:
 
         def show(done: int, total: int, _layer: str) -> None:
             bar.total = total

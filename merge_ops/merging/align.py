@@ -22,6 +22,8 @@ class AlignedLayer:
     parts: tuple[Layer, ...]
     weights: tuple[float, ...]  # with the block strength multiplied in
     identities: tuple[str, ...]  # what random masks are drawn by
+    indices: tuple[int, ...] = ()  # the place of each LoRA in the list, from 0
+    count: int = 0  # how many LoRAs the list has
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -74,6 +76,8 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
                 tuple(loras[i].layers[name] for i in chosen),
                 tuple(request.weight(i, name) * strengths[i] for i in chosen),
                 tuple(identities[i] for i in chosen),
+                tuple(chosen),
+                len(loras),
             )
         )
     if not aligned and any(lora.layers for lora in loras):

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 
 from ..blocks import BlockStrengths
-from ..errors import IncompatibleLoraError
+from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Lora, LowRank
 from ..names.line_up import check_structure, name_alike
 from .align import AlignedLayer, align
-from .batches import group_into_batches, merge_batch
+from .batches import group_into_batches, merge_batch, merge_cores
 from .bind import bind, open_base_weights
+from .cores import Moments, factors_of_coordinates
 from .ia3 import merge_ia3
 from .merged import Merged
 from .merged_layer import MergedLayer
 from .overflow import refuse_overflow
 from .request import Request, Settings, settle_rank
 from .scratch import Scratch
-from .spaces import find_thresholds, merge_factors
+from .spaces import measure_layer, merge_factors
 from .whole_weights import agree_on_whole_weights
 
 Progress = Callable[[int, int, str], None]
@@ -41,6 +42,7 @@ def merge(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     base: Any = None,
+    moments: Moments | None = None,
     reader: str = "peft",
     keep: str | None = None,
     combination_type: str | None = None,
@@ -76,6 +78,8 @@ def merge(
             (IA)3): a safetensors file; a diffusers or transformers folder, from which only the weights
             needed are read; a model or pipeline; or a function from a layer's name to its weight. Without
             it, (IA)3 adapters can be merged by ``linear`` only, as the factors that they are.
+        moments: for methods that need a recording of what the model does with each LoRA: per layer a tensor
+            ``(n, R, R)``. A layer that is missing is merged as by ``linear``.
         reader: which program's arithmetic such adapters follow where programs differ: ``peft`` (also the
             trainers'), or ``comfyui``, which takes the norms of a DoRA from the weight without the LoRA.
         keep: name of the LoRA whose heads and other whole weights are kept where the LoRAs differ.
@@ -95,7 +99,7 @@ def merge(
         seed=seed, reader=reader, keep=keep, combination_type=combination_type, svd_rank=svd_rank,
         svd_clamp=svd_clamp, **params,
     )  # fmt: skip
-    return carry_out(request, loras, base, device=device, dtype=dtype, progress=progress)
+    return carry_out(request, loras, base, moments=moments, device=device, dtype=dtype, progress=progress)
 
 
 def carry_out(
@@ -103,6 +107,7 @@ def carry_out(
     loras: Sequence[Lora],
     base: Any = None,
     *,
+    moments: Moments | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -112,6 +117,7 @@ def carry_out(
 
     ``sparing`` is for a device that has run out of memory: the merge then works in small tiles.
     """
+    _check_recorded(request, moments)
     base_weights = open_base_weights(base)
     loras, ia3 = merge_ia3(list(loras), request) if base is None else (list(loras), {})
     loras = bind(loras, base_weights, request.reader)
@@ -122,13 +128,13 @@ def carry_out(
     aligned = align(loras, request)
     refuse_overflow(aligned, request.settings.scale, loras)
     where, kept = torch.device(device) if device is not None else None, dtype or torch.float32
-    layers = _merge_layers(aligned, request.settings, where, kept, progress, Scratch(sparing))
+    layers = _merge_layers(aligned, request.settings, where, kept, progress, Scratch(sparing), moments)
     return Merged(request, loras, layers, whole_weights, ia3, where, kept)
 
 
 def _merge_layers(
     aligned: list[AlignedLayer], settings: Settings, device: torch.device | None, dtype: torch.dtype,
-    progress: Progress | None, scratch: Scratch,
+    progress: Progress | None, scratch: Scratch, moments: Moments | None,
 ) -> dict[str, MergedLayer]:  # fmt: skip
     """Every layer merged, in the order in which they are aligned."""
     results: dict[str, MergedLayer] = {}
@@ -138,7 +144,12 @@ def _merge_layers(
         if settings.space == "factors":
             for layer in group:
                 _check_factors(layer)
-        if len(group) > 1:
+        if settings.method.kind == "core":
+            made = [
+                _cut(layer, settings, device, dtype, scratch)
+                for layer in merge_cores(group, settings, device, moments)
+            ]
+        elif len(group) > 1:
             made = merge_batch(group, settings, device, dtype)
         else:
             made = [_merge_layer(group[0], settings, device, dtype, scratch)]
@@ -155,15 +166,37 @@ def _merge_layer(
     dtype: torch.dtype,
     scratch: Scratch,
 ) -> MergedLayer:
+    # a rank is cut from what was computed, not from what its dtype keeps of it
+    kept = dtype if settings.rank is None else torch.float32
     if settings.space == "factors" and aligned.parts[0].layout != "vector":
         ups, downs = merge_factors([aligned], settings, device)
-        # a rank is cut from what was computed, not from what its dtype keeps of it
-        kept = dtype if settings.rank is None else torch.float32
         layer = MergedLayer(aligned, settings).pinned(ups[0], downs[0], kept)
+    elif settings.method.kind == "coordinates" and aligned.is_low_rank:
+        layer = MergedLayer(aligned, settings).pinned(
+            *factors_of_coordinates(aligned, settings, device), kept
+        )
     else:
-        thresholds = None if settings.method.linear else find_thresholds(aligned, settings, device, scratch)
-        layer = MergedLayer(aligned, settings, thresholds)
+        figures = None if settings.method.linear else measure_layer(aligned, settings, device, scratch)
+        layer = MergedLayer(aligned, settings, figures)
+    return _cut(layer, settings, device, dtype, scratch)
+
+
+def _cut(
+    layer: MergedLayer,
+    settings: Settings,
+    device: torch.device | None,
+    dtype: torch.dtype,
+    scratch: Scratch,
+) -> MergedLayer:
     return layer if settings.rank is None else layer.truncated(settings.rank, device, dtype, scratch)
+
+
+def _check_recorded(request: Request, moments: Moments | None) -> None:
+    if request.settings.method.needs_recording and moments is None:
+        raise ParameterError(
+            f"{request.settings.method.name} needs a recording of what the model does with each LoRA; record "
+            "one, or choose a method that works without"
+        )
 
 
 def _check_factors(aligned: AlignedLayer) -> None:

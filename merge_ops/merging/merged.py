@@ -148,6 +148,7 @@ class Merged:
             LayerReport(
                 name=name,
                 status="merged",
+                reason=layer.note,
                 loras=len(layer.aligned.parts),
                 ranks_in=layer.aligned.ranks,
                 rank_out=_rank_out(layer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from ..lora import Layer, LowRank
 from .align import AlignedLayer
+from .cores import factors_of_coordinates, factors_of_core
 from .request import Settings
 from .scratch import Scratch
-from .spaces import concatenate, merge_deltas
+from .spaces import concatenate, merge_deltas, merged_tiles
 from .svd import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
 
 
@@ -20,19 +22,32 @@ from .svd import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_p
 class MergedLayer:
     """One merged layer: it holds the LoRAs' factors, and computes from them what is asked for.
 
-    ``fixed`` is set where the result was computed at once: in factor space, and when it was truncated.
+    ``figures`` are what an entrywise method measured on the whole layer, ``core`` is the R x R matrix of a
+    method on cores. ``fixed`` is set where the result was computed at once: in factor space, in shared
+    coordinates, and when it was truncated.
     """
 
     aligned: AlignedLayer
     settings: Settings
-    thresholds: tuple[float, ...] | None = None
+    figures: tuple[float, ...] | None = None
     fixed: LowRank | None = None
     energy_kept: float = 1.0
+    core: Tensor | None = None  # (R, R) in float64, on the CPU
+    note: str = ""  # for the report
 
     @property
     def is_low_rank(self) -> bool:
         """True if the result has up and down factors."""
-        return self.fixed is not None or (self.settings.method.linear and self.aligned.is_low_rank)
+        method = self.settings.method
+        of_factors = method.linear or method.kind != "entrywise"
+        return self.fixed is not None or (of_factors and self.aligned.is_low_rank)
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """The magnitude below which each LoRA's entries are dropped; None if the method drops none so."""
+        if self.figures is None or "thresholds" not in self.settings.method.supplied:
+            return None
+        return self.figures[: len(self.aligned.parts)]
 
     @property
     def template(self) -> Layer:
@@ -46,10 +61,23 @@ class MergedLayer:
 
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """Return the merged delta as a float32 matrix ``(out, in)``."""
-        pair = self.factors(device)
+        pair = self._product(device)
         if pair is None:
-            return merge_deltas(self.aligned, self.settings, self.thresholds, device, scratch)
+            return merge_deltas(self.aligned, self.settings, self.figures, device, scratch)
         return pair[0] @ pair[1]
+
+    def tiles(self, device: torch.device, scratch: Scratch | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yield ``(first row, rows of the merged delta)`` over all rows; a tile may be used up."""
+        scratch, scale = scratch or Scratch(), self.settings.scale
+        pair = self._product(device)
+        if pair is None:
+            for start, tile in merged_tiles(self.aligned, self.settings, self.figures, device, scratch):
+                yield start, tile if scale == 1 else tile.mul_(scale)
+            return
+        up, down = pair
+        height = scratch.tile_height(down.shape[1], device)
+        for start in range(0, up.shape[0], height):
+            yield start, up[start : start + height] @ down
 
     def factors(self, device: torch.device | None = None, even: bool = True) -> tuple[Tensor, Tensor] | None:
         """Return float32 ``(up (out, r), down (r, in))`` with every scale folded in; None at full rank.
@@ -57,10 +85,19 @@ class MergedLayer:
         Unless ``even``, the scales of a sum are all on ``up``: ``down`` then has the LoRAs' own values, which
         need no rounding in their dtype.
         """
+        return self._product(device, even) if self.is_low_rank else None
+
+    def _product(self, device: torch.device | None, even: bool = True) -> tuple[Tensor, Tensor] | None:
+        """The factors, even if they are larger than the delta; None where it is made entry by entry."""
+        method = self.settings.method
         if self.fixed is not None:
             up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
             return up if self.fixed.scale == 1 else up * self.fixed.scale, down
-        if self.is_low_rank:
+        if method.kind == "core":
+            return factors_of_core(self.aligned, self.settings, self.core, device)
+        if method.kind == "coordinates":
+            return factors_of_coordinates(self.aligned, self.settings, device)
+        if method.linear and self.aligned.is_low_rank:
             return concatenate(self.aligned, self.settings.scale, device, even)
         return None
 

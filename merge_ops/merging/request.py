@@ -51,6 +51,10 @@ class Settings:
         if svd_clamp is not None and not 0 <= svd_clamp <= 1:
             raise ParameterError(f"svd_clamp {svd_clamp} is outside [0, 1]")
         chosen = get_method(method)
+        if space == "factors" and chosen.kind != "entrywise":
+            raise ParameterError(
+                f"{method} works on whole deltas; it has no space='factors', so leave it out"
+            )
         return cls(chosen, chosen.resolve(params), space, rank, float(scale), int(seed), svd_clamp)
 
 
@@ -69,6 +73,7 @@ class Request:
     reader: str = READERS[0]  # whose arithmetic base-dependent adapters follow
     keep: str | None = None  # the LoRA whose whole weights win
     cut_to: int | None = None  # the rank that the finished result was truncated to
+    learned: dict[str, Any] | None = None  # how the result was trained, as plain data, if it was
 
     @classmethod
     def of(
@@ -112,7 +117,9 @@ class Request:
 
     @property
     def method_name(self) -> str:
-        """The name that was asked for: PEFT's combination type, or a method of ours."""
+        """The name that was asked for: PEFT's combination type, a method of ours, or ``distilled``."""
+        if self.learned is not None:
+            return "distilled"
         return self.combination_type or self.settings.method.name
 
     def weight(self, index: int, layer: str) -> float:

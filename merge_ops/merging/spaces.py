@@ -58,26 +58,53 @@ def merge_factors(
     split = [_split(w * p.scale) for w, p in zip(group[0].weights, parts[0], strict=True)]
     ups = _stacked([[layer[i].up for layer in parts] for i in range(len(split))], device)
     downs = _stacked([[layer[i].down for layer in parts] for i in range(len(split))], device)
-    up = _apply(settings, group[0], ups, [b for b, _ in split], "up")
-    down = _apply(settings, group[0], downs, [a for _, a in split], "down")
+    up = apply_method(settings, group[0], ups, [b for b, _ in split], "up")
+    down = apply_method(settings, group[0], downs, [a for _, a in split], "down")
     if settings.scale == 1.0:
         return up, down
     on_up, on_down = _split(settings.scale)
     return up * on_up, down * on_down
 
 
-def find_thresholds(
+def measure_layer(
     aligned: AlignedLayer, settings: Settings, device: torch.device | None, scratch: Scratch | None = None
 ) -> tuple[float, ...] | None:
-    """Return the magnitude below which each LoRA's entries are dropped; None if the method drops none so.
+    """Return the figures of the whole layer that the method needs before it sees any entries, or None.
+
+    They are the magnitudes at which each LoRA's entries are cut, first the thresholds of all and then the
+    ceilings, or whatever the method's ``measure`` returns.
+    """
+    scratch = scratch or Scratch()
+    method, params = settings.method, settings.params
+    if method.measure is not None:
+        where = device or aligned.parts[0].device
+
+        def tiles() -> Iterator[Tensor]:
+            return (tile for _, tile in _delta_tiles(aligned, where, scratch))
+
+        return method.measure(tiles, torch.tensor(aligned.weights), **params)
+    density = params.get("density", 1.0)
+    outliers = min(params.get("outliers", 0.0), 1 - density)  # the density comes first
+    shares = {"thresholds": min(density + outliers, 1.0), "ceilings": outliers}
+    if shares["thresholds"] == 1 and "ceilings" not in method.supplied:
+        return None
+    found = [_find_thresholds(aligned, shares[name], device, scratch) for name in _cuts(settings)]
+    return tuple(threshold for each in found for threshold in each) or None
+
+
+def _cuts(settings: Settings) -> list[str]:
+    """The magnitudes at which the method cuts, by name."""
+    return [name for name in ("thresholds", "ceilings") if name in settings.method.supplied]
+
+
+def _find_thresholds(
+    aligned: AlignedLayer, density: float, device: torch.device | None, scratch: Scratch
+) -> tuple[float, ...]:
+    """Return for each LoRA the magnitude that its share ``density`` of the entries reaches.
 
     A threshold does not depend on the weights: it is found once for each LoRA and density, and kept by the
     layer of the LoRA.
     """
-    density = settings.params.get("density", 1.0)
-    if "thresholds" not in settings.method.supplied or density >= 1:
-        return None
-    scratch = scratch or Scratch()
     device = torch.device("cpu") if scratch.sparing else device
     height = scratch.tile_height(aligned.parts[0].matrix_shape[1], device or aligned.parts[0].device)
     known = [part.measured for part in aligned.parts]
@@ -97,7 +124,7 @@ def find_thresholds(
 def merge_deltas(
     aligned: AlignedLayer,
     settings: Settings,
-    thresholds: tuple[float, ...] | None,
+    figures: tuple[float, ...] | None,
     device: torch.device | None,
     scratch: Scratch | None = None,
 ) -> Tensor:
@@ -105,7 +132,7 @@ def merge_deltas(
     where = device or aligned.parts[0].device
     scratch = scratch or Scratch()
     merged = scratch.matrix(*aligned.parts[0].matrix_shape, where)
-    for start, tile in merged_tiles(aligned, settings, thresholds, where, scratch):
+    for start, tile in merged_tiles(aligned, settings, figures, where, scratch):
         torch.mul(tile, settings.scale, out=merged[start : start + tile.shape[0]])
     return merged
 
@@ -113,15 +140,14 @@ def merge_deltas(
 def merged_tiles(
     aligned: AlignedLayer,
     settings: Settings,
-    thresholds: tuple[float, ...] | None,
+    figures: tuple[float, ...] | None,
     device: torch.device,
     scratch: Scratch | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``settings.scale``."""
-    limits = None if thresholds is None else torch.tensor(thresholds).view(-1, 1, 1)
     columns = aligned.parts[0].matrix_shape[1]
     for start, tile in _delta_tiles(aligned, device, scratch or Scratch()):
-        yield start, _apply(settings, aligned, tile, aligned.weights, "delta", start * columns, limits)
+        yield start, apply_method(settings, aligned, tile, aligned.weights, "delta", start * columns, figures)
 
 
 def _delta_tiles(
@@ -149,23 +175,30 @@ def _stacked(factors: list[list[Tensor]], device: torch.device | None) -> Tensor
     return stacked
 
 
-def _apply(
+def apply_method(
     settings: Settings,
     aligned: AlignedLayer,
     values: Tensor,
     weights: tuple[float, ...] | list[float],
     factor: str,
     first: int = 0,
-    thresholds: Tensor | None = None,
+    figures: tuple[float, ...] | None = None,
 ) -> Tensor:
-    supplied: dict[str, Any] = {}
-    if "thresholds" in settings.method.supplied:
-        supplied["thresholds"] = thresholds
-    if "generator" in settings.method.supplied:
+    """Call an entrywise method on ``values (n, ..., rows, columns)``, which it may use up.
+
+    ``factor`` and ``first`` say where the values stand among all entries; ``figures`` are of the whole layer.
+    """
+    method, supplied = settings.method, dict[str, Any]()
+    if "statistics" in method.supplied:
+        supplied["statistics"] = figures
+    for place, name in enumerate(_cuts(settings)):
+        limits = None if figures is None else figures[place * len(values) : (place + 1) * len(values)]
+        supplied[name] = None if limits is None else torch.tensor(limits).view(-1, 1, 1)
+    if "generator" in method.supplied:
         supplied["generator"] = aligned.generator(settings.seed, factor, first)
-    if "overwrite" in settings.method.supplied:
+    if "overwrite" in method.supplied:
         supplied["overwrite"] = True
-    result = settings.method.fn(values, torch.tensor(weights), **settings.params, **supplied)
+    result = method.fn(values, torch.tensor(weights), **settings.params, **supplied)
     assert isinstance(result, Tensor)
     return result
 

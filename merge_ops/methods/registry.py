@@ -3,12 +3,19 @@
     @merge_method("ties", "TIES", paper="arXiv:2306.01708")
     def ties(deltas, weights, *, density: Annotated[float, Param("Fraction kept.", min=0, max=1)] = 0.5): ...
 
-Shape contract: ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the result is ``(..., out,
-in)``. Dim 0 is the LoRA, the last two dims are the matrix, anything between is batch. Keyword-only arguments
-annotated with ``Param`` are what a user sets: widgets, command line flags, checks and the README's table are
-made from them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and are never shown:
-``thresholds`` and ``generator`` determine which entries survive, and ``overwrite`` allows the function to use
-``deltas`` up.
+There are three kinds of method (``KINDS``), by what the function is given:
+
+- ``entrywise``: ``(deltas, weights)``. ``deltas`` is ``(n, ..., out, in)``, ``weights`` is ``(n,)``, the
+  result is ``(..., out, in)``. Dim 0 is the LoRA, the last two are the matrix, anything between is batch.
+- ``core``: ``(gram_up, gram_down, ranks, weights)``. The factors of all LoRAs are stacked, ``up (out, R)``
+  with alpha and without weights, and ``down (R, in)``. The function sees only ``up.T @ up`` and ``down @
+  down.T``, ``(..., R, R)`` in float64, the rank of each LoRA, and the weights ``(n,)``. It returns K ``(...,
+  R, R)``, and the merge is ``up @ K @ down``: exact, and of rank R.
+- ``coordinates``: as ``entrywise``, but each delta is given in the left singular basis that all share.
+
+Keyword-only arguments annotated with ``Param`` are what a user sets: widgets, command line flags, checks and
+the README's table are made from them. Keyword-only arguments named in ``SUPPLIED`` come from the engine and
+are never shown.
 
 A method keeps the ``LAWS``, or declares with ``breaks`` which it cannot keep and why. Tests, the README and
 the nodes read that.
@@ -34,8 +41,18 @@ LAWS = {
     "weighting": "A factor on one LoRA's weight is the same as that factor on the LoRA itself.",
     "homogeneous": "A factor on all weights, or on the scale, is a factor on the result.",
 }
-SUPPLIED = ("thresholds", "generator", "overwrite")
-_KINDS = {float: "a number", int: "a whole number", bool: "True or False"}
+# what the engine hands to an entrywise method, and to one on cores
+SUPPLIED = {
+    "thresholds": "per LoRA, the magnitude below which entries are dropped: a share ``density`` is kept",
+    "ceilings": "per LoRA, the magnitude from which on entries are dropped: a share ``outliers`` is",
+    "statistics": "what the method's ``measure`` returned for the whole layer",
+    "generator": "the source of random masks",
+    "overwrite": "the function may use ``deltas`` up",
+    "moments": "``(n, ..., R, R)``: per LoRA, the mean of ``z z.T``, ``z = down @ x``, on its own prompts",
+    "places": "per LoRA, ``(its place in the list, the length of the list)``",
+}
+KINDS = ("entrywise", "core", "coordinates")
+_TYPES = {float: "a number", int: "a whole number", bool: "True or False"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,7 +80,7 @@ class Param:
             return value
         is_wrong = isinstance(value, bool) != (self.type is bool) or not isinstance(value, int | float)
         if is_wrong or (self.type is int and value % 1):
-            raise ParameterError(f"{method}: {self.name} must be {_KINDS[self.type]}, not {value!r}")
+            raise ParameterError(f"{method}: {self.name} must be {_TYPES[self.type]}, not {value!r}")
         if not math.isfinite(value):
             raise ParameterError(f"{method}: {self.name} is {value}; give a finite number")
         low = -math.inf if self.min is None else self.min
@@ -85,6 +102,15 @@ class Method:
     linear: bool  # the result is sum(w_i * delta_i): exact on the factors, no full delta needed
     supplied: tuple[str, ...]
     breaks: dict[str, str] = field(default_factory=dict)  # name of a law to the reason why it does not hold
+    kind: str = "entrywise"  # one of ``KINDS``
+    measure: Callable[..., tuple[float, ...]] | None = (
+        None  # statistics of a whole layer; see ``merge_method``
+    )
+
+    @property
+    def needs_recording(self) -> bool:
+        """True if the method is given moments, which come from a recording."""
+        return "moments" in self.supplied
 
     @property
     def summary(self) -> str:
@@ -110,7 +136,14 @@ METHODS: dict[str, Method] = {}
 
 
 def merge_method(
-    name: str, title: str, *, paper: str, linear: bool = False, breaks: dict[str, str] | None = None
+    name: str,
+    title: str,
+    *,
+    paper: str,
+    linear: bool = False,
+    kind: str = "entrywise",
+    breaks: dict[str, str] | None = None,
+    measure: Callable[..., tuple[float, ...]] | None = None,
 ) -> Callable[[F], F]:
     """Register a merge function under ``name``; the function itself is returned unchanged.
 
@@ -126,18 +159,24 @@ def merge_method(
         title: what menus show.
         paper: where the method comes from, ``arXiv:...``.
         linear: True if the result is ``sum(weights[i] * deltas[i])``, which needs no full delta.
+        kind: what the function is given, one of ``KINDS``.
+        measure: for an entrywise method that needs figures of a whole layer: a function of ``(tiles, weights,
+            **params)``, where ``tiles()`` yields the deltas ``(n, rows, in)`` a few rows at a time, in a
+            buffer that is reused. What it returns is handed on as ``statistics``.
         breaks: the ``LAWS`` that the method does not keep, with the reasons.
     """
     broken = dict(breaks or {})
     for law in broken:
         if law not in LAWS:
             raise ValueError(f"{name}: there is no law {law!r}{did_you_mean(law, LAWS)}")
+    if kind not in KINDS:
+        raise ValueError(f"{name}: there is no kind {kind!r}{did_you_mean(kind, KINDS)}")
 
     def register(fn: F) -> F:
         if name in METHODS:
             raise ValueError(f"merge method {name!r} is registered twice")
         params, supplied = _read_signature(fn)
-        METHODS[name] = Method(name, title, fn, params, paper, linear, supplied, broken)
+        METHODS[name] = Method(name, title, fn, params, paper, linear, supplied, broken, kind, measure)
         return fn
 
     return register
@@ -167,8 +206,9 @@ def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[Param, ...], tuple[st
                 declared, name=arg.name, type=str if choices else kind, default=arg.default, choices=choices
             )
         )
-    if "thresholds" in supplied and not any(p.name == "density" for p in params):
-        raise TypeError(f"{fn.__name__}: thresholds follow from the parameter density, which is missing")
+    for needing, param in (("thresholds", "density"), ("ceilings", "outliers")):
+        if needing in supplied and not any(p.name == param for p in params):
+            raise TypeError(f"{fn.__name__}: {needing} follow from the parameter {param}, which is missing")
     return tuple(params), tuple(supplied)
 
 

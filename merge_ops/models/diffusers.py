@@ -39,7 +39,7 @@ def patched(target: Any, merged: Merged, strength: float = 1.0) -> AppliedMerge:
     return AppliedMerge(finder(target), merged, strength)
 
 
-def _components(target: Any) -> dict[str, nn.Module]:
+def components(target: Any) -> dict[str, nn.Module]:
     """Return the models of a target by the component that layer names begin with."""
     parts = getattr(target, "components", None)
     if isinstance(parts, dict):
@@ -58,7 +58,7 @@ def _components(target: Any) -> dict[str, nn.Module]:
 
 def finder(target: Any) -> FindModule:
     """Return a function that maps a layer name to its module, or to None if the target has none."""
-    modules = {name: dict(component.named_modules()) for name, component in _components(target).items()}
+    modules = {name: dict(component.named_modules()) for name, component in components(target).items()}
     # layers of a text model outside a pipeline are named by their module paths
     elsewhere = Modules(target).find if isinstance(target, nn.Module) else lambda _: None
     denoiser = modules.get("transformer") or modules.get("unet") or {}

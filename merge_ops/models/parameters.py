@@ -76,18 +76,19 @@ def is_transposed(merged: Merged, name: str, module: nn.Module) -> bool:
     if EXPERT.fullmatch(name):
         return bool(getattr(module, "is_transposed", False))
     layout = merged.layer(name).template.layout
-    return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != _stores_in_out(module)
+    return layout in ("linear", "fan_in_fan_out") and (layout == "fan_in_fan_out") != stores_in_out(module)
 
 
 def _with_ia3(weight: Tensor, factors: Ia3, module: nn.Module, strength: float) -> Tensor:
     """Return the weight with rows or columns scaled by (IA)3; a Conv1D stores (in, out)."""
     before = weight.detach().to(torch.float32)
-    transposed = before.ndim == 2 and _stores_in_out(module)
+    transposed = before.ndim == 2 and stores_in_out(module)
     change = factors.change(before.T if transposed else before, "peft") * strength
     return before + (change.T if transposed else change)
 
 
-def _stores_in_out(module: nn.Module) -> bool:
+def stores_in_out(module: nn.Module) -> bool:
+    """Return True if the module keeps its weight as ``(in, out)``, as transformers' Conv1D does."""
     return type(owner_of(module)).__name__ == "Conv1D"
 
 

@@ -25,7 +25,7 @@ RECIPE_VERSION = 1
 _PEFT_PARAMS = ("density", "majority_sign_method")
 _KEYS = (
     "recipe", "version", "sources", "method", "combination_type", "svd_rank", "svd_clamp", "params", "space",
-    "rank", "scale", "seed", "reader", "keep",
+    "rank", "scale", "seed", "reader", "keep", "learned",
 )  # fmt: skip
 _MAX_RANK = 2**31
 _MAX_SEED = 10**100
@@ -36,8 +36,9 @@ class Recipe:
     """The LoRAs of a merge and all its settings. A recipe holds no path, and is always valid.
 
     ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` have the same meaning as in ``merge``;
-    ``rank`` is the rank of the result, whether it was requested when merging or when saving. ``warnings``
-    list what an import from another program left out.
+    ``rank`` is the rank of the result, whether it was requested when merging or when saving. ``learned`` tells
+    how the result was distilled, if it was: such a recipe cannot be run without the model. ``warnings`` list
+    what an import from another program left out.
 
     Raises:
         UnknownMethodError, ParameterError: on creation, for a value that ``merge`` would refuse too.
@@ -55,6 +56,7 @@ class Recipe:
     seed: int = 0
     reader: str = "peft"
     keep: str | None = None
+    learned: dict[str, Any] | None = None
     version: str = __version__  # of the program that wrote it
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -73,6 +75,8 @@ class Recipe:
             )
         if self.keep is not None:
             checked.plain_name(self.keep, "keep")
+        if self.learned is not None:
+            checked.mapping(self.learned, "learned")
         for what, rank in (("rank", self.rank), ("svd_rank", self.svd_rank)):
             if rank is not None:
                 checked.whole(rank, what, 1, _MAX_RANK)
@@ -92,6 +96,7 @@ class Recipe:
         shared: dict[str, Any] = {
             "params": how.params, "scale": how.scale, "seed": how.seed, "reader": merged.reader,
             "keep": None if request.keep is None else checked.made_plain(request.keep),
+            "learned": request.learned,
         }  # fmt: skip
         if request.combination_type is None:
             return cls(sources, how.method.name, space=how.space, rank=request.rank or rank, **shared)
@@ -140,6 +145,7 @@ class Recipe:
             "seed": self.seed,
             **({} if self.reader == "peft" else {"reader": self.reader}),
             **({} if self.keep is None else {"keep": self.keep}),
+            **({} if self.learned is None else {"learned": self.learned}),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -162,7 +168,16 @@ class Recipe:
         return [source.blocks for source in self.sources]
 
     def keywords(self) -> dict[str, Any]:
-        """Return the keywords of ``merge``, except for the scale and what there is one of per LoRA."""
+        """Return the keywords of ``merge``, except for the scale and what there is one of per LoRA.
+
+        Raises:
+            ParameterError: if the merge was distilled, which ``merge`` cannot do.
+        """
+        if self.learned is not None:
+            raise ParameterError(
+                "this merge was distilled, and making it again needs the base model: record its LoRAs, and "
+                "distill them with the settings under 'learned' in the recipe"
+            )
         own: dict[str, Any] = (
             {"method": self.method, "space": self.space, "rank": self.rank}
             if self.combination_type is None

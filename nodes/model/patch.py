@@ -17,7 +17,6 @@ from ...merge_ops.merging.align import AlignedLayer
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
-from ...merge_ops.merging.spaces import merged_tiles
 from ...merge_ops.methods.registry import get_method
 from .memory import make_tiles
 from .target import Target
@@ -55,19 +54,18 @@ class MergedAdapter(WeightAdapterBase):
             settings.scale,
             settings.seed,
         )
-        return cls(
-            set(), (aligned.name, parts, aligned.weights, aligned.identities, layer.thresholds, how, whole)
-        )
+        owners = (aligned.weights, aligned.identities, aligned.indices, aligned.count)
+        return cls(set(), (aligned.name, parts, owners, layer.figures, layer.core, how, whole))
 
     def layer(self, weight: torch.Tensor) -> MergedLayer:
         """Unpack the merged layer; base-dependent adapters get a copy of ``weight``."""
-        name, parts, weights, identities, thresholds, how, _ = self.weights
+        name, parts, owners, figures, core, how, _ = self.weights
         method, params, space, scale, seed = how
         base = weight.clone() if any(part[0] == Bound.__name__ for part in parts) else weight
         layers = tuple(_unpack(part, base) for part in parts)
-        aligned = AlignedLayer(name, layers, tuple(weights), tuple(identities))
+        aligned = AlignedLayer(name, layers, *(tuple(o) if isinstance(o, list) else o for o in owners))
         settings = Settings(get_method(method), dict(params), space, None, scale, seed)
-        return MergedLayer(aligned, settings, thresholds)
+        return MergedLayer(aligned, settings, figures, core=core)
 
     def calculate_weight(
         self,
@@ -92,10 +90,10 @@ class MergedAdapter(WeightAdapterBase):
             return weight
 
         def tiles(device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-            return merged_tiles(layer.aligned, layer.settings, layer.thresholds, device)
+            return layer.tiles(device)
 
         for start, tile in make_tiles(tiles, weight.device):
-            scaled = tile.mul_(strength * layer.settings.scale)
+            scaled = tile.mul_(strength)
             rows[start : start + tile.shape[0]] += scaled.type(weight.dtype)
         return weight
 

@@ -1,12 +1,15 @@
 """Biases, weights of norms, set weights and widened weights: read, merged, saved, and read back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, MergeError
+from merge_ops import IncompatibleLoraError, Lora, MergeError
 from merge_ops.merging import merge
+from tests.laws import ENTRYWISE, WITHOUT_RECORDING
 
 PROJ, NORM = "unet.mid_block.attentions.0.proj_in", "unet.conv_norm_out"
 STEM, NORM_STEM = (f"lora_{name.replace('.', '_')}" for name in (PROJ, NORM))
@@ -46,7 +49,7 @@ def test_what_is_read(loras):
 
 
 @pytest.mark.parametrize("space", ["delta", "factors"])
-@pytest.mark.parametrize("method", sorted(merge_ops.METHODS))
+@pytest.mark.parametrize("method", ENTRYWISE)
 def test_vectors_are_merged_as_one_column(method, space, loras):
     """In factor space too: a vector has one factor, itself."""
     params = {p.name: 0.5 for p in merge_ops.METHODS[method].params if p.name == "density"}
@@ -57,6 +60,17 @@ def test_vectors_are_merged_as_one_column(method, space, loras):
         defaults = merge_ops.METHODS[method].resolve(params)
         assert torch.allclose(merged.delta(NORM), fn(values, weights, **defaults).flatten(), atol=1e-6)
     assert merged.delta(NORM).shape == (8,)
+
+
+@pytest.mark.parametrize("method", [name for name in WITHOUT_RECORDING if name not in ENTRYWISE])
+def test_vectors_are_merged_as_matrices_of_one_column(method, loras):
+    """By methods on factors: the same numbers as a linear layer with one input."""
+    as_matrices = [Lora(lora.name, {NORM: replace(lora.layers[NORM], layout="linear")}) for lora in loras]
+    merged = merge(loras, [0.5, -1.0, 2.0], method)
+    wanted = merge(as_matrices, [0.5, -1.0, 2.0], method)
+    assert merged.delta(NORM).shape == (8,)
+    assert merged.delta(NORM).any()
+    assert torch.allclose(merged.delta(NORM), wanted.delta(NORM)[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])

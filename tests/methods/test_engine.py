@@ -10,10 +10,23 @@ import torch
 
 import merge_ops
 from merge_ops import METHODS, Lora
-from merge_ops.merging import merge, scratch
+from merge_ops.merging import scratch
 from merge_ops.methods.sparsify import MaskGenerator, mask_key
 from merge_ops.methods.thresholds import magnitude_thresholds
-from tests.laws import WEIGHTS, assert_close, assert_same_bits, deltas, every_method, with_density
+from tests.laws import (
+    CASES,
+    WEIGHTS,
+    assert_close,
+    assert_same_bits,
+    deltas,
+    every_method,
+    merge,
+    with_density,
+)
+
+of_entries = pytest.mark.parametrize(
+    ("name", "settings"), [case for case in CASES if METHODS[case.values[0]].kind != "core"]
+)
 
 
 @every_method
@@ -64,7 +77,7 @@ def test_law_7_masks_do_not_depend_on_threads(name, settings, make_lora):
         torch.set_num_threads(threads)
 
 
-@every_method
+@of_entries
 @pytest.mark.parametrize("give_thresholds", [False, True])
 def test_batched_equals_layer_by_layer(name, settings, give_thresholds):
     """Dim 0 is the LoRA, the last two dims are the matrix, and what lies between is batch."""
@@ -122,7 +135,7 @@ def test_declaration_is_complete(name):
         assert param.choices or (param.min is not None and param.max is not None)
 
 
-@every_method
+@of_entries
 def test_overwriting_gives_the_same_and_not_overwriting_leaves_the_input(name, settings):
     method = METHODS[name]
     values = torch.randn(3, 40, 50, generator=torch.Generator().manual_seed(0))

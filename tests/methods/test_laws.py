@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from merge_ops import METHODS, merge_method
-from merge_ops.merging import merge
 from merge_ops.methods.registry import LAWS
 from tests.laws import (
     WEIGHTS,
@@ -15,6 +14,7 @@ from tests.laws import (
     assert_same_bits,
     deltas,
     every_method,
+    merge,
     settings_of,
     skip_if_broken,
     with_density,

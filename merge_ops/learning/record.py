@@ -1,0 +1,136 @@
+"""Recording a model with each LoRA alone, without any, and with all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+
+from ..blocks import BlockStrengths
+from ..errors import MergeError, ParameterError
+from ..lora import Lora
+from ..merging.merge import carry_out
+from ..merging.merged import Merged
+from ..merging.request import Request
+from .capture import Store, captured
+from .host import Host
+from .measured import add_distances
+from .recording import RecordedLora, Recording, identity
+from .samples import KEEP, TOGETHER, Role
+
+BUDGET = 10**9  # bytes
+
+Sampling = Callable[[], object]
+Progress = Callable[[int, int, str], None]
+
+
+def record(
+    host: Host,
+    loras: Sequence[Lora],
+    run: Callable[[Lora], object],
+    *,
+    weights: Sequence[float] | None = None,
+    text_weights: Sequence[float] | None = None,
+    blocks: Sequence[str | BlockStrengths | None] | None = None,
+    keep: Sampling | None = None,
+    together: Sampling | None = None,
+    prompts: Sequence[Sequence[str]] | None = None,
+    keep_prompts: Iterable[str] = (),
+    together_prompts: Iterable[str] = (),
+    budget: int = BUDGET,
+    held_out: float = 0.2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Recording:
+    """Record what each LoRA does to a model: the inputs and outputs of its modules, kept in CPU memory.
+
+    >>> host = merge_ops.models.hosts.DiffusersHost(pipe)
+    >>> def run(lora): pipe(prompts[lora.name], num_inference_steps=8)
+    >>> recording = record(host, loras, run, keep=lambda: pipe("a photo"))
+
+    Args:
+        host: the base model.
+        loras: what is to be merged; one at weight 0 is left out.
+        run: samples with one LoRA, which has already been added to the model, on prompts of its own. One
+            prompt is enough for a subject; a style needs three to five with different subjects.
+        weights: the strength of each LoRA in the merge, 1.0 by default; it is recorded at that strength.
+        text_weights: the strengths in text encoders; ``weights`` by default.
+        blocks: strengths by block, as in ``merge``.
+        keep: samples without any LoRA, on prompts whose results must stay as they are.
+        together: samples with the linear merge of all, on prompts that name several LoRAs: no single LoRA can
+            teach what they show together.
+        prompts: the prompts of each LoRA, to be written down in recipes; ``keep_prompts`` and
+            ``together_prompts`` likewise.
+        budget: bytes of memory for all samples; where there are more, a fair choice of each LoRA's is kept.
+        held_out: the share of samples that is kept for measuring, and not learned from.
+        seed: decides which samples are kept, and which are held out.
+        progress: called as ``progress(done, total, what)``; an exception raised in it ends the recording.
+
+    Raises:
+        ParameterError: for LoRAs or strengths that ``merge`` would refuse too, or if none is left.
+        MergeError: if ``run`` called no recorded module.
+    """
+    loras, request, told = _without_zeros(
+        list(loras), Request.of(loras, weights, text_weights=text_weights, blocks=blocks), prompts
+    )
+    plan: list[tuple[Role, Merged | None, Sampling]] = [
+        (i, alone(host, loras, request, i), lambda lora=lora: run(lora))  # type: ignore[misc]
+        for i, lora in enumerate(loras)
+    ]
+    if keep is not None:
+        plan.append((KEEP, None, keep))
+    if together is not None and len(loras) > 1:
+        plan.append((TOGETHER, carry_out(request, loras, host.base), together))
+    store = Store(budget // (len(plan) * max(1, len(host.modules))), seed)
+    names = [lora.name for lora in loras]
+    for step, (role, merged, sampling) in enumerate(plan):
+        what = names[role] if isinstance(role, int) else role
+        if progress is not None:
+            progress(step, len(plan), what)
+        with host.applied(merged), captured(host, role, store):
+            sampling()
+        if not store.count(role):
+            raise MergeError(f"sampling for {what} called none of {', '.join(host.modules)}; nothing was recorded")
+    recorded = tuple(
+        RecordedLora(
+            lora.name, identity(lora), request.weights[i], request.text_weights[i],
+            None if request.blocks[i] is None else str(request.blocks[i]), told[i],
+        )
+        for i, lora in enumerate(loras)
+    )  # fmt: skip
+    recording = Recording(
+        tuple(store.chosen(held_out)), recorded, host.fingerprint(), seed, tuple(keep_prompts),
+        tuple(together_prompts),
+    )  # fmt: skip
+    if progress is not None:
+        progress(len(plan), len(plan), "")
+    return add_distances(recording, host)
+
+
+def alone(host: Host, loras: Sequence[Lora], request: Request, index: int) -> Merged:
+    """Return one LoRA merged alone, at the strengths that it has in a request."""
+    own = replace(
+        request, weights=request.weights[index : index + 1], text_weights=request.text_weights[index : index + 1],
+        blocks=request.blocks[index : index + 1],
+    )  # fmt: skip
+    return carry_out(own, [loras[index]], host.base)
+
+
+def _without_zeros(
+    loras: list[Lora], request: Request, prompts: Sequence[Sequence[str]] | None
+) -> tuple[list[Lora], Request, list[tuple[str, ...]]]:
+    """The LoRAs, request and prompts without those that are at weight 0 everywhere."""
+    if prompts is not None and len(prompts) != len(loras):
+        raise ParameterError(f"{len(loras)} LoRAs need {len(loras)} entries of prompts, not {len(prompts)}")
+    told = [tuple(each) for each in prompts] if prompts is not None else [()] * len(loras)
+    used = [i for i in range(len(loras)) if request.weights[i] or request.text_weights[i]]
+    if not used:
+        raise ParameterError("every LoRA is at weight 0, so there is nothing to record")
+    kept = replace(
+        request, weights=tuple(request.weights[i] for i in used),
+        text_weights=tuple(request.text_weights[i] for i in used),
+        blocks=tuple(request.blocks[i] for i in used),
+    )  # fmt: skip
+    return [loras[i] for i in used], kept, [told[i] for i in used]
+
+
