@@ -45,15 +45,15 @@ class ComfyHost(Host):
     LoRAs have layers in them.
     """
 
-    def __init__(self, model: Any, clip: Any | None, fitted: FittedLoras) -> None:
+    def __init__(self, model: Any, clip: Any | None, fitted: FittedLoras, with_text: bool = True) -> None:
         self.model, self.clip = make_static(model, clip)
         self.fitted = fitted
         # what sampling takes: patched clones inside ``applied``
         self.model_now, self.clip_now = self.model, self.clip
         self._targets: dict[str, Target] = {**fitted.unet, **fitted.clip}
         self._fingerprint: str | None = None
-        self._encoders = _text_encoders(self.clip) if self.clip is not None and fitted.clip else {}
-        self.modules: Mapping[str, nn.Module] = {DENOISER: self.model.model.diffusion_model, **self._encoders}
+        encoders = _text_encoders(self.clip) if self.clip is not None and fitted.clip and with_text else {}
+        self.modules: Mapping[str, nn.Module] = {DENOISER: self.model.model.diffusion_model, **encoders}
 
     def site(self, layer: str) -> Site | None:
         """Return the module of a layer, and its rows where several layers share a weight.
@@ -146,6 +146,17 @@ class ComfyHost(Host):
             answer.register_hook(lambda gradient: gradient * _FP16_SCALE)
         return answer
 
+    def adopt(self, given: Applied) -> Applied:
+        """Return the patches of a MODEL and a CLIP on clones of the host's own.
+
+        Raises:
+            ParameterError: if they are of another model.
+        """
+        return Applied(
+            _adopted(self.model, given.model, "MODEL"),
+            None if self.clip is None or given.clip is None else _adopted(self.clip, given.clip, "CLIP"),
+        )
+
     def _patched(self, merged: Merged | Applied | None) -> tuple[Any, Any]:
         if isinstance(merged, Applied):
             return merged.model, merged.clip or self.clip
@@ -178,6 +189,19 @@ class ComfyHost(Host):
         if self.clip.layer_idx is not None:
             encoders.set_clip_options({"layer": self.clip.layer_idx})
         encoders.set_clip_options({"execution_device": self.clip.patcher.load_device})
+
+
+def _adopted(own: Any, given: Any, what: str) -> Any:
+    """A clone of the host's part with the patches of another one of the same model."""
+    mine, other = (getattr(part, "patcher", part) for part in (own, given))
+    shapes = [{key: weight.shape for key, weight in one.model.state_dict().items()} for one in (mine, other)]
+    if shapes[0] != shapes[1]:
+        raise ParameterError(f"this {what} is another model than the one that was recorded; record it first")
+    clone = own.clone()
+    patcher = getattr(clone, "patcher", clone)
+    patcher.patches = {key: patches[:] for key, patches in other.patches.items()}
+    patcher.patches_uuid = other.patches_uuid
+    return clone
 
 
 def _text_encoders(clip: Any) -> dict[str, nn.Module]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+from torch import Tensor
 
 from ...merge_ops.errors import ParameterError
-from ...merge_ops.learning import Recording, moments, record
+from ...merge_ops.learning import Recording, Retention, moments, record, retention
 from ...merge_ops.lora import Lora
+from ...merge_ops.merging.merge import carry_out
+from ...merge_ops.merging.merged import Merged
+from ...merge_ops.methods.registry import get_method
 from ..values.prompts import join_pairs, list_prompts
 from ..values.stack_entries import StackEntry
 from .fitting import FittedLoras, fit_to_model
-from .learning_host import ComfyHost
+from .learning_host import Applied, ComfyHost
 from .sampling import Sampling
 
 Show = Callable[[str], None]
@@ -27,6 +31,8 @@ class RecordedLoras:
 
     recording: Recording
     host: ComfyHost
+    model: Any  # the user's, which the host may hold a second time
+    clip: Any
     entries: tuple[StackEntry, ...]
 
     @property
@@ -39,13 +45,40 @@ class RecordedLoras:
         """The LoRAs that were recorded."""
         return self.fitted.loras
 
-    def moments_for(self, loras: list[Lora]) -> dict[str, Any]:
-        """Return the second moments that a calibrated merge of these LoRAs needs.
+    def match(self, entries: Sequence[StackEntry]) -> tuple[list[Lora], list[StackEntry]]:
+        """Return the fitted LoRAs and the entries of a stack, both in the order of the recording.
 
         Raises:
-            IncompatibleLoraError: if they are not the LoRAs that were recorded.
+            IncompatibleLoraError: if the stack holds other LoRAs than the recording.
         """
-        return dict(moments(self.recording, self.host, self.recording.match(loras)))
+        order = self.recording.match([entry.lora for entry in entries])
+        left = list(entries)
+        found = []
+        for lora in order:
+            found.append(left.pop(next(i for i, entry in enumerate(left) if entry.lora is lora)))
+        return self.recording.match(self.loras), found
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return what a calibrated merge needs, for the LoRAs in the order of the recording."""
+        return moments(self.recording, self.host, self.loras)
+
+    def merge(self, method: str, scale: float, seen: dict[str, Tensor] | None) -> Merged:
+        """Merge the recorded LoRAs at the strengths that they were recorded with."""
+        loras = self.recording.match(self.loras)
+        needed = seen if get_method(method).needs_recording else None
+        return carry_out(self.recording.request(loras, method, scale), loras, moments=needed)
+
+    def measure(self, merged: Merged | Applied | None) -> Retention:
+        """Measure what a merge, or a patched MODEL, keeps of each LoRA.
+
+        Raises:
+            ParameterError: if MODEL is another one than was recorded.
+        """
+        if isinstance(merged, Applied):
+            merged = self.host.adopt(merged)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        # the host applies either
+        return retention(self.recording, self.host, merged)  # type: ignore[arg-type]
 
 
 def record_loras(
@@ -68,7 +101,7 @@ def record_loras(
     """
     prompts = list_prompts(entries)
     fitted = fit_to_model([entry.lora for entry in entries], model, clip)
-    host = ComfyHost(model, clip, fitted)
+    host = ComfyHost(model, clip, fitted, with_text=any(entry.strength_clip for entry in entries))
     joined = join_pairs(prompts) if together is None else together
     loras = fitted.loras
     own = {id(lora): texts for lora, texts in zip(loras, prompts, strict=True)}
@@ -98,7 +131,7 @@ def record_loras(
         seed=sampling.seed,
         progress=progress,
     )
-    return RecordedLoras(recording, host, tuple(entries))
+    return RecordedLoras(recording, host, model, clip, tuple(entries))
 
 
 def refuse_empty(entries: list[StackEntry]) -> None:
