@@ -28,8 +28,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
         commands,
         "distill",
         "train one LoRA that keeps what several do (needs the model)",
-        "Run the model with each LoRA alone, then train one LoRA so that the model answers each time as it did "
-        "with that LoRA. No images or labels are needed, only prompts or texts.",
+        "Run the model with each LoRA alone, then train one LoRA so that the model answers each time as it "
+        "did with that LoRA. No images or labels are needed, only prompts or texts.",
         _EXAMPLES,
     )
     add_strengths(parser)
@@ -45,7 +45,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     how.add_argument(
         "--start", choices=STARTS, default=STARTS[0], help=f"the merge to begin with (default: {STARTS[0]})"
     )
-    how.add_argument("--seed", type=int, default=0, help="seed of noise and of the order of samples (default: 0)")
+    how.add_argument(
+        "--seed", type=int, default=0, help="seed of noise and of the order of samples (default: 0)"
+    )
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -76,7 +78,10 @@ def run(args: argparse.Namespace) -> None:
 def _print_kept(kept: Retention, linear: Retention) -> None:
     """Print each LoRA's share beside that of the sum, and name those that distilling did not help."""
     rows = [["share kept of", "linear", "distilled"]]
-    rows += [[name, f"{100 * linear.loras[name]:.0f} %", f"{100 * share:.0f} %"] for name, share in kept.loras.items()]
+    rows += [
+        [name, f"{100 * linear.loras[name]:.0f} %", f"{100 * share:.0f} %"]
+        for name, share in kept.loras.items()
+    ]
     print(table(rows))
     worse = [name for name, share in kept.loras.items() if share <= linear.loras[name]]
     if worse:

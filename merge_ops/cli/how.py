@@ -114,7 +114,7 @@ def blocks_of(given: list[str], paths: list[str], loras: list[Lora]) -> list[str
 def one_per_lora(
     given: list[tuple[str, str]], paths: list[str], loras: list[Lora], flag: str
 ) -> list[str | None]:
-    """Return what an option says for each LoRA, from its values as ``(LoRA, text)``; no name means all others.
+    """Return what an option says for each LoRA, from pairs ``(LoRA, text)``; no name means all others.
 
     Raises:
         ParameterError: if a name matches no LoRA, or a LoRA is given two texts.

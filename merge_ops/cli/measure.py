@@ -48,7 +48,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
         "--compare", metavar="METHODS", help=f"methods at their defaults (default: {_COMPARED}, or --method)"
     )
     out.add_argument("--scales", metavar="LIST", help="scales of the whole result, such as 0.8,1,1.2")
-    out.add_argument("--merged", action="append", default=[], metavar="FILE", help="a finished merge; repeatable")
+    out.add_argument(
+        "--merged", action="append", default=[], metavar="FILE", help="a finished merge; repeatable"
+    )
     out.add_argument("--json", action="store_true", help="print the figures as JSON")
     out.add_argument("--device", help="device to run on: cpu, cuda, mps, xpu (default: cpu)")
     parser.set_defaults(run=run)
@@ -92,7 +94,8 @@ def _maker(
         return lambda scale: calibrate(recording, host, loras, scale=scale, **params)
     matched = recording.match(loras)
     how: dict[str, Any] = {
-        "weights": [each.weight for each in recording.loras], "blocks": [each.blocks for each in recording.loras],
+        "weights": [each.weight for each in recording.loras],
+        "blocks": [each.blocks for each in recording.loras],
         "seed": args.seed, "base": host.base, "keep": args.keep, "reader": args.reader,
     }  # fmt: skip
     if name == args.combination_type:
@@ -105,13 +108,17 @@ def _maker(
 def _row(entry: tuple[str, Retention]) -> list[str]:
     title, seen = entry
     changed = "" if seen.keep is None else f"{100 * seen.keep:.1f} %"
-    return [title, *(f"{100 * share:.0f} %" for share in (*seen.loras.values(), seen.mean, seen.worst)), changed]
+    return [
+        title,
+        *(f"{100 * share:.0f} %" for share in (*seen.loras.values(), seen.mean, seen.worst)),
+        changed,
+    ]
 
 
 def _plain(seen: Retention) -> dict[str, Any]:
     return {
-        "loras": seen.loras, "mean": seen.mean, "worst": seen.worst, "keep": seen.keep, "together": seen.together,
-        "modules": seen.modules,
+        "loras": seen.loras, "mean": seen.mean, "worst": seen.worst, "keep": seen.keep,
+        "together": seen.together, "modules": seen.modules,
     }  # fmt: skip
 
 

@@ -72,7 +72,11 @@ def opened_and_recorded(args: argparse.Namespace, loras: list[Lora]) -> tuple[Ho
 
 def _record(args: argparse.Namespace, loras: list[Lora], model: OpenedModel) -> Recording:
     paths, weights = zip(*map(split_weight, args.loras), strict=True)
-    shared = {"weights": list(weights), "blocks": blocks_of(args.blocks, list(paths), loras), "seed": args.seed}
+    shared = {
+        "weights": list(weights),
+        "blocks": blocks_of(args.blocks, list(paths), loras),
+        "seed": args.seed,
+    }
     with progress_bar("recording", "LoRA") as progress:
         if model.pipeline is not None:
             prompts = _named(args.prompts, list(paths), loras, "--prompt", "a prompt that shows what it does")
@@ -91,7 +95,9 @@ def _record(args: argparse.Namespace, loras: list[Lora], model: OpenedModel) -> 
 
 
 def _named(given: list[str], paths: list[str], loras: list[Lora], flag: str, what: str) -> list[str]:
-    pairs = [(name, text) if equals else ("", name) for name, equals, text in (g.partition("=") for g in given)]
+    pairs = [
+        (name, text) if equals else ("", name) for name, equals, text in (g.partition("=") for g in given)
+    ]
     found = one_per_lora(pairs, paths, loras, flag)
     for number, (lora, text) in enumerate(zip(loras, found, strict=True), start=1):
         if not text:

@@ -13,7 +13,6 @@ from .measured import best_scale
 from .moments import moments
 from .recording import Recording
 
-
 SCALES = (0.7, 0.85, 1.0, 1.15, 1.3)  # those that ``auto`` tries
 
 

@@ -95,7 +95,7 @@ def captured(host: Host, role: Role, store: Store) -> Iterator[None]:
 def content(tensor: Tensor) -> bytes:
     """Return a digest of a tensor's dtype, shape and entries."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -138,9 +138,7 @@ def _without(merged: Merged, names: Mapping[str, Any]) -> Merged | None:
     layers = {name: layer for name, layer in merged.layers.items() if name not in names}
     if not (layers or merged.whole_weights or merged.ia3):
         return None
-    return Merged(
-        merged.request, merged.loras, layers, merged.whole_weights, merged.ia3, None, torch.float32
-    )
+    return Merged(merged.request, merged.loras, layers, merged.whole_weights, merged.ia3, None, torch.float32)
 
 
 def _finished(

@@ -36,8 +36,8 @@ class _Layer:
 def moments(recording: Recording, host: Host, loras: Sequence[Lora]) -> dict[str, Tensor]:
     """Return, for each layer, the second moments ``(n, R, R)`` of its stacked downs' outputs, float32.
 
-    Entry ``i`` is ``E[z z^T]`` of ``z = down @ x`` where LoRA ``i`` of the layer runs alone on its own recorded
-    calls; ``down (R, in)`` stacks the downs of the layer's LoRAs, and the sum is over calls and positions.
+    Entry ``i`` is the sum of ``z z^T``, with ``z = down @ x``, over all calls and positions where the LoRA of
+    part ``i`` runs alone on its own recorded calls; ``down (R, in)`` stacks the downs of the layer's LoRAs.
     Calls that were held out are not used. Layers whose inputs are not seen (a norm, a layer that the model
     does not have, a module without calls) are missing in the result, and are added up by ``calibrated``.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-
 from ..blocks import BlockStrengths
 from ..errors import MergeError, ParameterError
 from ..lora import Lora
@@ -90,7 +89,9 @@ def record(
         with host.applied(merged), captured(host, role, store):
             sampling()
         if not store.count(role):
-            raise MergeError(f"sampling for {what} called none of {', '.join(host.modules)}; nothing was recorded")
+            raise MergeError(
+                f"sampling for {what} called none of {', '.join(host.modules)}; nothing was recorded"
+            )
     recorded = tuple(
         RecordedLora(
             lora.name, identity(lora), request.weights[i], request.text_weights[i],
@@ -110,8 +111,8 @@ def record(
 def alone(host: Host, loras: Sequence[Lora], request: Request, index: int) -> Merged:
     """Return one LoRA merged alone, at the strengths that it has in a request."""
     own = replace(
-        request, weights=request.weights[index : index + 1], text_weights=request.text_weights[index : index + 1],
-        blocks=request.blocks[index : index + 1],
+        request, weights=(request.weights[index],), text_weights=(request.text_weights[index],),
+        blocks=(request.blocks[index],),
     )  # fmt: skip
     return carry_out(own, [loras[index]], host.base)
 
@@ -132,5 +133,3 @@ def _without_zeros(
         blocks=tuple(request.blocks[i] for i in used),
     )  # fmt: skip
     return [loras[i] for i in used], kept, [told[i] for i in used]
-
-

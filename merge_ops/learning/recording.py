@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Lora
@@ -71,7 +72,9 @@ class Recording:
         }
         return sum(tensors.values())
 
-    def part(self, module: str | None = None, role: Role | None = None, held_out: bool = False) -> list[Sample]:
+    def part(
+        self, module: str | None = None, role: Role | None = None, held_out: bool = False
+    ) -> list[Sample]:
         """Return the samples to learn from, or those held out; of one module or role where given."""
         return [
             sample
@@ -87,7 +90,9 @@ class Recording:
             return self.labels[role]
         return {KEEP: "the prompts to keep", TOGETHER: "the prompts together"}[role]
 
-    def request(self, loras: Sequence[Lora], method: str = "linear", scale: float = 1.0, **params: object) -> Request:
+    def request(
+        self, loras: Sequence[Lora], method: str = "linear", scale: float = 1.0, **params: Any
+    ) -> Request:
         """Return the request for a merge of the recorded LoRAs, at the strengths they were recorded with."""
         return Request.of(
             loras, [each.weight for each in self.loras], method, scale=scale,
@@ -107,8 +112,8 @@ class Recording:
             lora = next((each for each in left if identity(each) == recorded.sha256), None)
             if lora is None:
                 raise IncompatibleLoraError(
-                    f"the recording is of {', '.join(self.labels)}, and {recorded.name} is not among the LoRAs "
-                    "that were given, or its file has changed; record these LoRAs first"
+                    f"the recording is of {', '.join(self.labels)}, and {recorded.name} is not among the "
+                    "LoRAs that were given, or its file has changed; record these LoRAs first"
                 )
             left.remove(lora)
             found.append(lora)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ def split(module: str, role: Role, args: Tree, kwargs: Tree, output: Tensor) -> 
         return to_cpu(tensor[index : index + 1] if own else tensor)
 
     for index in range(count):
-        given = map_tensors(lambda tensor, at=index: entry(at, tensor), (args, kwargs))  # type: ignore[misc]
-        yield Sample(module, role, *given, to_cpu(output[index : index + 1]))
+        own_args, own_kwargs = map_tensors(partial(entry, index), (args, kwargs))
+        yield Sample(module, role, own_args, own_kwargs, to_cpu(output[index : index + 1]))
 
 
 def batches(samples: Iterable[Sample], device: torch.device, size: int) -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def save_recording(recording: Recording, path: str | os.PathLike[str], overwrite
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors.by_name(), unfinished, {FORMAT: json.dumps(content)})
-        os.replace(unfinished, target)
+        unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -65,7 +65,7 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
     try:
         with safe_open(source, "pt") as file:
             text = (file.metadata() or {}).get(FORMAT)
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if text else {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if text else {}
     except (OSError, SafetensorError) as error:
         raise LoraFormatError(f"{source.name}: cannot be read: {error}") from error
     if text is None:
@@ -73,7 +73,9 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
     try:
         return _recording(json.loads(text), tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoraFormatError(f"{source.name}: the recording is damaged or of a newer version: {error!r}") from error
+        raise LoraFormatError(
+            f"{source.name}: the recording is damaged or of a newer version: {error!r}"
+        ) from error
 
 
 def _recording(content: dict[str, Any], tensors: dict[str, Tensor]) -> Recording:
@@ -86,9 +88,7 @@ def _recording(content: dict[str, Any], tensors: dict[str, Tensor]) -> Recording
         )
         for each in content["samples"]
     )  # fmt: skip
-    loras = tuple(
-        RecordedLora(**each | {"prompts": tuple(each["prompts"])}) for each in content["loras"]
-    )
+    loras = tuple(RecordedLora(**each | {"prompts": tuple(each["prompts"])}) for each in content["loras"])
     return Recording(
         samples, loras, str(content["base"]), int(content["seed"]), tuple(content["keep_prompts"]),
         tuple(content["together_prompts"]),

@@ -52,7 +52,10 @@ def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
         return None
     through = _convolved_by_down(site.module)
     return Trainable(
-        site, _convolved(through), False, lambda given, down: through(given, down).transpose(0, 1).flatten(1).T
+        site,
+        _convolved(through),
+        False,
+        lambda given, down: through(given, down).transpose(0, 1).flatten(1).T,
     )
 
 
@@ -124,7 +127,7 @@ def _constant(given: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def _convolved_by_down(module: nn.Module) -> Outputs:
-    """The convolution that ``down`` makes, with the padding and strides of the module: ``(batch, R, ...)``."""
+    """The module's convolution with ``down`` as its weight, which gives ``(batch, R, ...)``."""
     conv: Any = module
     kernel = tuple(conv.kernel_size)
     run = _CONVOLUTIONS[len(kernel) - 1]

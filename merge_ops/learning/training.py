@@ -96,7 +96,9 @@ def train(
     return best
 
 
-def _step(host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample], size: int) -> float:
+def _step(
+    host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample], size: int
+) -> float:
     """Gather the gradients of one batch, at most ``size`` samples at a time; return the mean loss."""
     factors.zero_grad()
     total = 0.0
@@ -116,8 +118,8 @@ def _mean_squared(given: Tensor, wanted: Tensor) -> Tensor:
 
 def _divergence(given: Tensor, wanted: Tensor) -> Tensor:
     """The mean over all positions of the KL divergence of the given distribution from the wanted one."""
-    pairs = (F.log_softmax(each, dim=-1).flatten(0, -2) for each in (given, wanted))
-    return F.kl_div(*pairs, reduction="batchmean", log_target=True)
+    ours, theirs = (F.log_softmax(each, dim=-1).flatten(0, -2) for each in (given, wanted))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 _LOSSES = {"mse": _mean_squared, "kl": _divergence}
@@ -146,7 +148,7 @@ def _shuffled(samples: list[Sample], generator: torch.Generator) -> Iterator[Sam
 
 
 def _optimizer(factors: Factors, schedule: Schedule) -> torch.optim.Adam:
-    """Adam, whose steps do not depend on the size of the gradients, at rates that follow the factors' size."""
+    """Adam at rates that follow the size of each factor, as its steps do not follow that of the gradients."""
     sizes = [float(each.detach().square().mean().sqrt()) for each in factors.parameters()]
     least = 0.1 * sorted(sizes)[len(sizes) // 2]  # for a factor that begins at 0
     groups = [

@@ -1,8 +1,8 @@
 """Diffusers pipelines and transformers models as hosts of learning; see ``merge_ops.learning``.
 
-    host = DiffusersHost(pipe)
-    recording = merge_ops.learning.record(host, loras, lambda lora: pipe(prompts[lora.name]))
-    merged = merge_ops.learning.distill(recording, host, loras)
+host = DiffusersHost(pipe)
+recording = merge_ops.learning.record(host, loras, lambda lora: pipe(prompts[lora.name]))
+merged = merge_ops.learning.distill(recording, host, loras)
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class TransformersHost(ModelHost):
     def output(self, name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return hidden states or centred logits, with padding set to 0."""
         states = output.logits if self.loss == "kl" else first_tensor(output)
-        mask = kwargs.get("attention_mask")
-        has_mask = isinstance(mask, Tensor) and mask.shape == states.shape[:2]
+        given = kwargs.get("attention_mask")
+        mask = given if isinstance(given, Tensor) and given.shape == states.shape[:2] else None
         if self.loss == "mse":
-            return states * mask.unsqueeze(-1).to(states.dtype) if has_mask else states
-        if not has_mask:
+            return states if mask is None else states * mask.unsqueeze(-1).to(states.dtype)
+        if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         places, counts = _places(mask.bool())
         chosen = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
@@ -119,7 +119,7 @@ class TransformersHost(ModelHost):
 
 
 def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of each text that count, spread evenly, ``(texts, places)``, and which of them are no padding."""
+    """Places of each text, spread evenly, ``(texts, places)``, and which of them are no padding."""
     lengths = mask.sum(dim=1)  # (texts,)
     width = min(POSITIONS, mask.shape[1])
     order = torch.argsort(mask.to(torch.int8), dim=1, descending=True, stable=True)  # what counts comes first

@@ -39,8 +39,8 @@ def open_model(
     is_pipeline = (path / "model_index.json").is_file()
     if not is_pipeline and not (path / "config.json").is_file():
         raise ParameterError(
-            f"{path.name} is no model folder: a diffusers folder has a model_index.json, a transformers folder "
-            "a config.json"
+            f"{path.name} is not a model folder: a diffusers folder has a model_index.json, a transformers "
+            "folder a config.json"
         )
     try:
         opened = _pipeline(path, dtype, device) if is_pipeline else _text_model(path, dtype, device)

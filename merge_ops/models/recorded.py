@@ -124,7 +124,7 @@ def pairs_of(prompts: Sequence[Sequence[str]]) -> list[str]:
 def _run(
     loras: Sequence[Lora], own: Sequence[Sequence[str]], use: Callable[[Sequence[str]], None]
 ) -> Callable[[Lora], None]:
-    turns = {id(lora): list(own[i] for i, each in enumerate(loras) if each is lora) for lora in loras}
+    turns = {id(lora): [own[i] for i, each in enumerate(loras) if each is lora] for lora in loras}
 
     def run(lora: Lora) -> None:  # a LoRA that is given twice takes its prompts in turn
         use(turns[id(lora)].pop(0))

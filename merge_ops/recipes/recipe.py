@@ -36,9 +36,9 @@ class Recipe:
     """The LoRAs of a merge and all its settings. A recipe holds no path, and is always valid.
 
     ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` have the same meaning as in ``merge``;
-    ``rank`` is the rank of the result, whether it was requested when merging or when saving. ``learned`` tells
-    how the result was distilled, if it was: such a recipe cannot be run without the model. ``warnings`` list
-    what an import from another program left out.
+    ``rank`` is the rank of the result, whether it was requested when merging or when saving. ``learned``
+    tells how the result was distilled, if it was: such a recipe cannot be run without the model. ``warnings``
+    list what an import from another program left out.
 
     Raises:
         UnknownMethodError, ParameterError: on creation, for a value that ``merge`` would refuse too.

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from merge_ops import learning
+from merge_ops.demo.measure import Studio
 from merge_ops.demo.model import sample
 from merge_ops.demo.plan import LORAS
-from merge_ops.demo.measure import Studio
 from merge_ops.models.hosts import DiffusersHost
 
 NAMES = ("six", "neon")
@@ -20,7 +20,7 @@ def studio():
 
 @pytest.fixture
 def unchanged(studio):
-    """The model's weights are the same objects with the same bits after a test, and take gradients as before."""
+    """After a test the model has the same weights, bit for bit, and no hooks."""
     before = dict(studio.unet.named_parameters())
     bits = {name: value.clone() for name, value in before.items()}
     yield

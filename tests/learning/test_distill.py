@@ -36,7 +36,9 @@ def test_keeps_more_than_the_sum(recorded, host, four, studio):
     assert kept.mean > 0.85 and kept.mean > plain.mean + 0.2 and kept.worst > plain.worst + 0.2
     assert kept.keep < plain.keep
     assert [each.step for each in marks] == [6, 12, 18, 24, 30] and marks[-1].seconds_left == 0
-    assert kept.loras == pytest.approx(max(marks, key=lambda each: each.retention.mean).retention.loras, abs=1e-3)
+    assert kept.loras == pytest.approx(
+        max(marks, key=lambda each: each.retention.mean).retention.loras, abs=1e-3
+    )
     prompts = [LORAS[name][1] for name in FOUR]
     scores = [
         sum(cell.right for cell in studio.draw(prompts, each).values()) for each in (merge(four), distilled)
@@ -76,7 +78,7 @@ def test_an_ordinary_merge(recorded, host, four, tmp_path):
     recipe = merge_ops.read_recipe(path)
     assert recipe.learned["recording"] == recorded.sha256 and recipe.learned["settings"]["steps"] == 2
     assert [source.name for source in recipe.sources] == list(FOUR)
-    with pytest.raises(ParameterError, match="was distilled.*needs the base model"):
+    with pytest.raises(ParameterError, match=r"was distilled.*needs the base model"):
         recipe.run(four)
 
 

@@ -51,7 +51,9 @@ def test_against_captured_inputs(layer, studio, recorded, three, seen):
     for part, role in enumerate(aligned.indices):
         module, given = inputs_of(studio, layer, recorded, role, merge([three[role]]))
         if layer == CONV:
-            given = [F.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride) for x in given]
+            given = [
+                F.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride) for x in given
+            ]
             columns = torch.cat([x.transpose(0, 1).flatten(1) for x in given], dim=1)
         else:
             columns = torch.cat([x.flatten(0, -2) for x in given]).T

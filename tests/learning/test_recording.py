@@ -66,7 +66,9 @@ def test_budget(record, pair):
 
 def test_equal_tensors_are_kept_once(recording):
     """The prompt is the same in every call of a LoRA."""
-    prompts = {id(tensors_in(s.args)[2]) for s in recording.part(role=0) + recording.part(role=0, held_out=True)}
+    prompts = {
+        id(tensors_in(s.args)[2]) for s in recording.part(role=0) + recording.part(role=0, held_out=True)
+    }
     assert len(prompts) == 1
 
 
@@ -126,7 +128,7 @@ def test_other_files_are_refused(tmp_path, recording):
         learning.load_recording(path)
     with pytest.raises(LoraFormatError, match="not a recording"):
         learning.load_recording(ASSETS / "loras" / "six.safetensors")
-    with pytest.raises(ParameterError, match="ends in .safetensors"):
+    with pytest.raises(ParameterError, match=r"ends in \.safetensors"):
         learning.save_recording(recording, tmp_path / "x.bin")
 
 

@@ -86,7 +86,7 @@ def test_equals_changed_weights(model, inputs, make_lora, layer):
 
 
 def test_wrong_flag_of_a_mixed_adapter(model, inputs):
-    """PEFT has one ``fan_in_fan_out`` for all layers, which is wrong here for both; up and down are the same."""
+    """PEFT has one ``fan_in_fan_out`` for all layers, here wrong for both; up and down are the same."""
     generator = torch.Generator().manual_seed(2)
     layers = {
         "c_attn": LowRank(torch.randn(10, 2, generator=generator), torch.randn(2, 12, generator=generator)),
