@@ -146,6 +146,14 @@ class ComfyHost(Host):
             answer.register_hook(lambda gradient: gradient * _FP16_SCALE)
         return answer
 
+    def refuse_another(self, model: Any) -> None:
+        """Refuse a MODEL that was not recorded.
+
+        Raises:
+            ParameterError: if its weights have other names or shapes.
+        """
+        _refuse_another(self.model, model, "MODEL")
+
     def adopt(self, given: Applied) -> Applied:
         """Return the patches of a MODEL and a CLIP on clones of the host's own.
 
@@ -193,15 +201,26 @@ class ComfyHost(Host):
 
 def _adopted(own: Any, given: Any, what: str) -> Any:
     """A clone of the host's part with the patches of another one of the same model."""
-    mine, other = (getattr(part, "patcher", part) for part in (own, given))
-    shapes = [{key: weight.shape for key, weight in one.model.state_dict().items()} for one in (mine, other)]
-    if shapes[0] != shapes[1]:
-        raise ParameterError(f"this {what} is another model than the one that was recorded; record it first")
-    clone = own.clone()
-    patcher = getattr(clone, "patcher", clone)
+    _refuse_another(own, given, what)
+    clone, other = own.clone(), _patcher(given)
+    patcher = _patcher(clone)
     patcher.patches = {key: patches[:] for key, patches in other.patches.items()}
     patcher.patches_uuid = other.patches_uuid
     return clone
+
+
+def _refuse_another(own: Any, given: Any, what: str) -> None:
+    mine, other = _patcher(own).model, _patcher(given).model
+    if mine is other:
+        return
+    shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (mine, other)]
+    if shapes[0] != shapes[1]:
+        raise ParameterError(f"this {what} is another model than the one that was recorded; record it first")
+
+
+def _patcher(part: Any) -> Any:
+    """The ModelPatcher of a MODEL, which is one, or of a CLIP."""
+    return getattr(part, "patcher", part)
 
 
 def _text_encoders(clip: Any) -> dict[str, nn.Module]:

@@ -11,15 +11,18 @@ import comfy.utils
 from torch import Tensor
 
 from ...merge_ops.errors import ParameterError
-from ...merge_ops.learning import Recording, Retention, moments, record, retention
+from ...merge_ops.learning import Recording, Retention, best_scale, moments, record, retention
+from ...merge_ops.learning.calibrate import SCALES
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.merge import carry_out
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.methods.registry import get_method
+from ..values.keywords import Asked
 from ..values.prompts import join_pairs, list_prompts
 from ..values.stack_entries import StackEntry
 from .fitting import FittedLoras, fit_to_model
 from .learning_host import Applied, ComfyHost
+from .merging import run_merge
 from .sampling import Sampling
 
 Show = Callable[[str], None]
@@ -132,6 +135,52 @@ def record_loras(
         progress=progress,
     )
     return RecordedLoras(recording, host, model, clip, tuple(entries))
+
+
+def merge_recorded(
+    recorded: RecordedLoras,
+    entries: list[StackEntry],
+    asked: Asked,
+    auto_strength: bool = False,
+    on_cpu: bool = False,
+    show_progress: Show | None = None,
+) -> tuple[Merged, str]:
+    """Merge a stack of recorded LoRAs by any method, with what a calibrated one needs.
+
+    ``auto_strength`` tries a few strengths of the whole merge around the one that is asked for, and takes the
+    one that keeps most. The second result is a note on what was done.
+
+    Raises:
+        MergeError: if the stack holds other LoRAs than the recording.
+    """
+    loras, entries = recorded.match(entries)
+    name = asked.keywords.get("method")
+    seen = recorded.moments() if name is not None and get_method(name).needs_recording else None
+    notes: list[str] = []
+
+    def merge_at(scale: float) -> Merged:
+        merged, note = run_merge(loras, entries, asked.keywords, scale, on_cpu, show_progress, seen)
+        notes.append(note)
+        return merged
+
+    if not auto_strength:
+        return merge_at(asked.strength), "".join(notes)
+    scales = [asked.strength * scale for scale in SCALES]
+    best, tried = best_scale(recorded.recording, recorded.host, merge_at, scales)
+    kept = ", ".join(f"{scale:g}: {100 * found.mean:.0f} %" for scale, found in tried.items())
+    return merge_at(best), f"strength {best:g} keeps most of the LoRAs ({kept})"
+
+
+def refuse_without_recording(recording: RecordedLoras | None, asked: Asked, auto_strength: bool) -> None:
+    """Refuse what only a recording makes possible, where none is connected.
+
+    Raises:
+        ParameterError: if so.
+    """
+    name = asked.keywords.get("method")
+    if recording is None and (auto_strength or (name is not None and get_method(name).needs_recording)):
+        what = "auto_strength" if auto_strength else f"method {name}"
+        raise ParameterError(f"{what} needs to know what the LoRAs do: connect Record LoRAs to recording")
 
 
 def refuse_empty(entries: list[StackEntry]) -> None:
