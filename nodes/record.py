@@ -152,7 +152,7 @@ def _sampling_inputs() -> list[io.Input]:
                      "images are faster, and mostly teach as much.", **size),
         io.Int.Input("height", default=default.height, tooltip="Height of the recorded images in pixels.",
                      **size),
-        io.Int.Input("steps", default=default.steps, min=1, max=1000, optional=True,
+        io.Int.Input("steps", default=default.steps, min=2, max=1000, optional=True,
                      tooltip="Sampling steps for each prompt. Eight are enough to record."),
         io.Float.Input("cfg", default=default.cfg, min=0, max=100, step=0.1, optional=True,
                        tooltip="Guidance, as you sample with. Use 1 for distilled models such as Flux or Turbo."),

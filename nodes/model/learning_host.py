@@ -237,8 +237,9 @@ def _rows(target: Target, count: int) -> slice | Tensor | None:
     if target.function is None:
         return slice(start, start + length)
     # the function puts rows of a delta into the weight's order: entry i tells which row comes to place i
-    order = target.function(torch.arange(length, dtype=torch.float32)[:, None])[:, 0].long()
-    return start + order.argsort()
+    with torch.inference_mode(False):  # it is part of what gradients pass through
+        order = target.function(torch.arange(length, dtype=torch.float32)[:, None])[:, 0].long()
+        return start + order.argsort()
 
 
 def _token_tensor(tokens: Any) -> Tensor:

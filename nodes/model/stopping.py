@@ -1,7 +1,7 @@
 """Stopping a training and keeping what it has learned: by the button of its node, or by a request.
 
-``POST /lora_alloy/stop`` with ``{"node": "12"}``, or with nothing for every training, answers
-``{"stopped": 1}``: how many trainings were told to stop.
+``POST /lora_alloy/stop`` with ``{"node": "12"}``, or with ``{}`` for every training, answers ``{"stopped": 1}``:
+how many trainings were told to stop. ``GET`` answers ``{"running": ["12"]}``.
 """
 
 from __future__ import annotations
@@ -51,12 +51,18 @@ def add_route() -> None:
         return
     from aiohttp import web
 
-    async def answer(request: web.Request) -> web.Response:
+    async def post(request: web.Request) -> web.Response:
         try:
             given = await request.json() if request.can_read_body else {}
         except ValueError:
-            return web.json_response({"error": "the body is not JSON"}, status=400)
-        node = given.get("node") if isinstance(given, dict) else None
+            given = None
+        if not isinstance(given, dict):
+            return web.json_response({"error": "the body is not a JSON object"}, status=400)
+        node = given.get("node")
         return web.json_response({"stopped": stop(None if node is None else str(node))})
 
-    server.routes.post(PATH)(answer)
+    async def get(_request: web.Request) -> web.Response:
+        return web.json_response({"running": list(_running)})
+
+    server.routes.post(PATH)(post)
+    server.routes.get(PATH)(get)

@@ -379,7 +379,7 @@ def merged_in_place(name="flux"):
             )
 
         recording = learning.record(host, host.fitted.loras, run_it, keep=run_it, together=run_it)
-        linear = learning.calibrate.__globals__["carry_out"](recording.request(host.fitted.loras), host.fitted.loras)
+        linear = merge_ops.merge(host.fitted.loras)
         seen = []
         merged = learning.distill(
             recording, host, host.fitted.loras, steps=4, batch=2, learning_rate=1e-3, start="linear",
@@ -389,8 +389,8 @@ def merged_in_place(name="flux"):
         last = next(found for found in reversed(seen) if found is not None)
         best = max((found for found in seen if found), key=lambda found: found.mean)
         assert abs(best.mean - kept.mean) < 1e-3 * max(1, abs(kept.mean)), (best, kept, last)
-        trained = [layer for layer in linear.layers if host.module_of(layer)]
-        assert len(trained) == len(linear.layers), set(linear.layers) - set(trained)
+        rest = {layer for layer in linear.layers if host.module_of(layer) is None}
+        assert rest <= {"diffusion_model.pos_embed"}, rest  # a bare parameter
 
 
 for _name in ("flux", "sd3", "wan"):

@@ -48,6 +48,10 @@ const ZH = {
   "The loras folders are empty.": "loras 文件夹是空的。",
   "No matching LoRAs.": "没有匹配的 LoRA。",
   "{count} more; type to search": "还有 {count} 个，输入文字可搜索",
+  // Distill LoRAs
+  "Stop and keep": "停止并保留",
+  "End the training now and keep the best so far. Cancel keeps nothing.":
+    "立即结束训练，并保留目前最好的结果。取消则什么都不保留。",
   // tooltips of parameters, which ComfyUI takes from the node's definition, without translating them
   "Fraction of each LoRA that is kept, largest entries first: 0.7 keeps 70 %. 1 keeps everything, which is linear.":
     "每个 LoRA 保留的比例，优先保留数值最大的元素：0.7 即保留 70%。1 表示全部保留，等同于 linear。",
