@@ -35,8 +35,8 @@ class LoraAlloyDistill(io.ComfyNode):
             display_name="Distill LoRAs",
             category=CATEGORY,
             description=(
-                "Train one LoRA that answers as each recorded LoRA did alone. It keeps more of them than adding "
-                "them up, most of all from three LoRAs on. Needs no images; takes seconds to minutes."
+                "Train one LoRA that answers as each recorded LoRA did alone. It keeps more of them than "
+                "adding them up, most of all from three LoRAs on. Needs no images; takes seconds to minutes."
             ),
             search_aliases=[*ALIASES, "distill lora", "train merge", "lora interference"],
             inputs=[
@@ -47,7 +47,8 @@ class LoraAlloyDistill(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=4096, optional=True,
-                    tooltip="Rank of the result. 0 uses the sum of the LoRAs' ranks; 8 to 32 gives a small file.",
+                    tooltip="Rank of the result. 0 uses the sum of the LoRAs' ranks; 8 to 32 gives a small "
+                            "file.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**53, optional=True, control_after_generate="fixed",
@@ -159,7 +160,9 @@ def _heading(merged: Merged, watch: _Watch, stopped: bool, seconds: float) -> st
     rank = merged.request.rank
     size = "the sum of the ranks" if rank is None else f"rank {rank}"
     steps = f"stopped after {watch.steps} steps" if stopped else f"{watch.steps} steps"
-    return f"distilled {len(merged.loras)} LoRAs, {len(merged.layers)} layers, {size}, {steps}, {seconds:.0f} s"
+    return (
+        f"distilled {len(merged.loras)} LoRAs, {len(merged.layers)} layers, {size}, {steps}, {seconds:.0f} s"
+    )
 
 
 def _patch(recorded: RecordedLoras, merged: Merged) -> tuple[Any, Any]:

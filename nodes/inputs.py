@@ -33,7 +33,7 @@ def lora_list() -> io.String.Input:
             "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
             "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
             "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. A prompt for Record LoRAs comes last: "
-            "<lora:name:0.8:prompt=a photo of mia|mia in a boat>."
+            "<lora:name:0.8:prompt=a photo of mia>."
         ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
@@ -83,8 +83,8 @@ def recording_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the one "
-                "that keeps most of the recorded LoRAs. Needs a recording."
+                "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the "
+                "one that keeps most of the recorded LoRAs. Needs a recording."
             ),
         ),
     ]

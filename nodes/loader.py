@@ -143,12 +143,14 @@ class LoraAlloyLoader(io.ComfyNode):
         refuse_without_recording(recording, asked, bool(auto_strength))
         show = status.show_progress
         if recording is not None:
-            recording.host.refuse_another(model)
+            recording.host.check_model(model)
             fitted = recording.fitted
             merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), show_progress=show)
         else:
             fitted = fit_to_model([entry.lora for entry in entries], model, clip)
-            merged, note = run_merge(fitted.loras, entries, asked.keywords, asked.strength, show_progress=show)
+            merged, note = run_merge(
+                fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
+            )
         new_model = model.clone()
         add_merge(new_model, merged, fitted.unet, 1.0)
         new_clip = clip.clone() if clip is not None else None

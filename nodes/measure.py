@@ -24,8 +24,8 @@ from .values.learning_pictures import Kept, draw_bars, percent
 from .values.sweep_values import read_sweep
 
 ROUGHLY = (
-    "It is measured on calls that were held out, and ranks settings of one set of LoRAs only roughly: look at "
-    "images before you decide between close ones."
+    "It is measured on calls that were held out, and ranks settings of one set of LoRAs only roughly: look "
+    "at images before you decide between close ones."
 )
 
 
@@ -60,11 +60,11 @@ class LoraAlloyMeasure(io.ComfyNode):
                     "model", optional=True,
                     tooltip="A model that is patched already, to measure as it is.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder that belongs to the model input."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder of the model input."),
                 io.String.Input(
                     "methods", default="linear", optional=True,
-                    tooltip="Methods to compare, such as linear, even, calibrated. Every method is measured at "
-                            "every strength.",
+                    tooltip="Methods to compare, such as linear, even, calibrated. Every method is measured "
+                            "at every strength.",
                 ),
                 io.String.Input(
                     "strengths", default="1", optional=True,
@@ -126,7 +126,9 @@ class LoraAlloyMeasure(io.ComfyNode):
 def _read_lists(methods: str | None, strengths: str | None) -> tuple[list[str], list[float]]:
     names = read_sweep("method", methods or "linear")[1]
     if "peft" in names:
-        raise ParameterError("PEFT's combination types are not measured in a list; connect their merge as lora")
+        raise ParameterError(
+            "PEFT's combination types are not measured in a list; connect their merge as lora"
+        )
     return names, read_sweep("strength", strengths or "1")[1]
 
 
@@ -158,12 +160,20 @@ def _report(rows: list[_Row], best: _Row) -> str:
     lines = []
     for row in rows:
         shares = ", ".join(f"{name} {percent(share)}" for name, share in row.retention.loras.items())
-        lines.append(f"{row.title} keeps {percent(row.retention.mean)} (worst {percent(row.retention.worst)}): {shares}")
-        others = [f"{module} {percent(min(own.values()))}" for module, own in list(row.retention.modules.items())[1:]]
+        lines.append(
+            f"{row.title} keeps {percent(row.retention.mean)} "
+            f"(worst {percent(row.retention.worst)}): {shares}"
+        )
+        others = [
+            f"{module} {percent(min(own.values()))}"
+            for module, own in list(row.retention.modules.items())[1:]
+        ]
         if others:
             lines.append(f"  worst LoRA in text encoders: {', '.join(others)}")
         if row.retention.keep is not None:
-            lines.append(f"  changes the prompts to keep by {percent(row.retention.keep)} of what a LoRA changes")
+            lines.append(
+                f"  changes the prompts to keep by {percent(row.retention.keep)} of what a LoRA changes"
+            )
     if len(rows) > 1:
         lines.append(f"Best of the list: {best.title}")
     return "\n".join([*lines, ROUGHLY])

@@ -30,8 +30,9 @@ class LoraAlloyRecord(io.ComfyNode):
             display_name="Record LoRAs",
             category=CATEGORY,
             description=(
-                "Sample a few images with each LoRA alone and record what the model does. From the recording, "
-                "other nodes measure what a merge keeps of each LoRA, and make merges that keep more."
+                "Sample a few images with each LoRA alone and record what the model does. From the "
+                "recording, other nodes measure what a merge keeps of each LoRA, and make merges that keep "
+                "more."
             ),
             search_aliases=[*ALIASES, "calibrate lora", "distill lora", "lora interference"],
             inputs=[
@@ -41,8 +42,8 @@ class LoraAlloyRecord(io.ComfyNode):
                 lora_list(),
                 io.MultiType.Input(
                     "stack", types=[STACK, COMMUNITY_STACK], optional=True,
-                    tooltip="More LoRAs. They come before the list; those of other packs need trigger words in "
-                            "their files, since only our list has prompts.",
+                    tooltip="More LoRAs. They come before the list; those of other packs need trigger words "
+                            "in their files, since only our list has prompts.",
                 ),
                 *_prompt_inputs(),
                 *_sampling_inputs(),
@@ -127,14 +128,14 @@ def _prompt_inputs() -> list[io.Input]:
     return [
         io.String.Input(
             "keep", placeholder="prompts whose images must stay as they are", tooltip=(
-                "Prompts that the merge must not change, with | or a new line between them. The empty prompt is "
-                "always among them."
+                "Prompts that the merge must not change, one on each line. The empty prompt is always one "
+                "of them."
             ), **shared,
         ),
         io.String.Input(
             "together", placeholder="prompts that name several LoRAs; empty joins them in pairs", tooltip=(
-                "Prompts that use several LoRAs at once, with | or a new line between them. Left empty, the "
-                "prompts of each two LoRAs are joined."
+                "Prompts that use several LoRAs at once, one on each line. Left empty, the prompts of each "
+                "two LoRAs are joined."
             ), **shared,
         ),
         io.String.Input(
@@ -148,19 +149,19 @@ def _sampling_inputs() -> list[io.Input]:
     default = Sampling()
     size: dict[str, Any] = {"min": 16, "max": 16384, "step": 8, "optional": True}
     return [
-        io.Int.Input("width", default=default.width, tooltip="Width of the recorded images in pixels. Smaller "
-                     "images are faster, and mostly teach as much.", **size),
+        io.Int.Input("width", default=default.width, tooltip="Width of the recorded images in pixels.",
+                     **size),
         io.Int.Input("height", default=default.height, tooltip="Height of the recorded images in pixels.",
                      **size),
         io.Int.Input("steps", default=default.steps, min=2, max=1000, optional=True,
                      tooltip="Sampling steps for each prompt. Eight are enough to record."),
         io.Float.Input("cfg", default=default.cfg, min=0, max=100, step=0.1, optional=True,
-                       tooltip="Guidance, as you sample with. Use 1 for distilled models such as Flux or Turbo."),
+                       tooltip="Guidance, as you sample with. Use 1 for models such as Flux or Turbo."),
         io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), optional=True,
                        default=default.sampler, tooltip="The sampler, as you sample with."),
         io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), optional=True,
                        default=default.scheduler, tooltip="The scheduler, as you sample with."),
         io.Int.Input("seed", default=0, min=0, max=2**53, optional=True, control_after_generate="fixed",
-                     tooltip="Seed of the noise, and of which calls are kept for measuring. The same seed gives "
-                             "the same recording."),
+                     tooltip="Seed of the noise, and of which calls are kept for measuring. The same seed "
+                             "gives the same recording."),
     ]  # fmt: skip

@@ -11,7 +11,11 @@ from .patch import add_merge
 
 
 def patch_clones(
-    merged: Merged, model: Any | None, clip: Any | None, strength_model: float = 1.0, strength_clip: float = 1.0
+    merged: Merged,
+    model: Any | None,
+    clip: Any | None,
+    strength_model: float = 1.0,
+    strength_clip: float = 1.0,
 ) -> tuple[Any | None, Any | None, FittedLoras]:
     """Return clones with the merge added, whatever names its layers have, and where they are in the model.
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import comfy.model_management
 import comfy.patcher_extension
-import comfy.sd1_clip
 import torch
 from torch import Tensor, nn
 
-from ...merge_ops.errors import ParameterError
 from ...merge_ops.learning import Host, Site
 from ...merge_ops.learning.host import first_tensor
 from ...merge_ops.learning.plain import plain
 from ...merge_ops.merging.merged import Merged
 from .fitting import FittedLoras
+from .host_parts import adopted, refuse_another, rows, text_encoders, token_tensor
 from .patch import add_merge
 from .static import make_static
 from .target import Target
@@ -52,7 +51,8 @@ class ComfyHost(Host):
         self.model_now, self.clip_now = self.model, self.clip
         self._targets: dict[str, Target] = {**fitted.unet, **fitted.clip}
         self._fingerprint: str | None = None
-        encoders = _text_encoders(self.clip) if self.clip is not None and fitted.clip and with_text else {}
+        has_text = self.clip is not None and fitted.clip and with_text
+        encoders = text_encoders(self.clip) if has_text else {}
         self.modules: Mapping[str, nn.Module] = {DENOISER: self.model.model.diffusion_model, **encoders}
 
     def site(self, layer: str) -> Site | None:
@@ -71,7 +71,7 @@ class ComfyHost(Host):
         module = whole.get_submodule(path)
         if isinstance(module, nn.Embedding):
             return None
-        return Site(module, _rows(target, len(getattr(module, role))))
+        return Site(module, rows(target, len(getattr(module, role))))
 
     @contextmanager
     def applied(self, merged: Merged | Applied | None) -> Iterator[None]:
@@ -118,7 +118,7 @@ class ComfyHost(Host):
             ParameterError: if a prompt contains an embedding in place of a token.
         """
         if name != DENOISER:
-            return (_token_tensor(args[0]),), {}
+            return (token_tensor(args[0]),), {}
         kept = dict(kwargs)
         if "transformer_options" in kept:
             given = kept["transformer_options"] or {}
@@ -146,13 +146,13 @@ class ComfyHost(Host):
             answer.register_hook(lambda gradient: gradient * _FP16_SCALE)
         return answer
 
-    def refuse_another(self, model: Any) -> None:
+    def check_model(self, model: Any) -> None:
         """Refuse a MODEL that was not recorded.
 
         Raises:
             ParameterError: if its weights have other names or shapes.
         """
-        _refuse_another(self.model, model, "MODEL")
+        refuse_another(self.model, model, "MODEL")
 
     def adopt(self, given: Applied) -> Applied:
         """Return the patches of a MODEL and a CLIP on clones of the host's own.
@@ -161,8 +161,8 @@ class ComfyHost(Host):
             ParameterError: if they are of another model.
         """
         return Applied(
-            _adopted(self.model, given.model, "MODEL"),
-            None if self.clip is None or given.clip is None else _adopted(self.clip, given.clip, "CLIP"),
+            adopted(self.model, given.model, "MODEL"),
+            None if self.clip is None or given.clip is None else adopted(self.clip, given.clip, "CLIP"),
         )
 
     def _patched(self, merged: Merged | Applied | None) -> tuple[Any, Any]:
@@ -197,57 +197,3 @@ class ComfyHost(Host):
         if self.clip.layer_idx is not None:
             encoders.set_clip_options({"layer": self.clip.layer_idx})
         encoders.set_clip_options({"execution_device": self.clip.patcher.load_device})
-
-
-def _adopted(own: Any, given: Any, what: str) -> Any:
-    """A clone of the host's part with the patches of another one of the same model."""
-    _refuse_another(own, given, what)
-    clone, other = own.clone(), _patcher(given)
-    patcher = _patcher(clone)
-    patcher.patches = {key: patches[:] for key, patches in other.patches.items()}
-    patcher.patches_uuid = other.patches_uuid
-    return clone
-
-
-def _refuse_another(own: Any, given: Any, what: str) -> None:
-    mine, other = _patcher(own).model, _patcher(given).model
-    if mine is other:
-        return
-    shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (mine, other)]
-    if shapes[0] != shapes[1]:
-        raise ParameterError(f"this {what} is another model than the one that was recorded; record it first")
-
-
-def _patcher(part: Any) -> Any:
-    """The ModelPatcher of a MODEL, which is one, or of a CLIP."""
-    return getattr(part, "patcher", part)
-
-
-def _text_encoders(clip: Any) -> dict[str, nn.Module]:
-    """The encoders of a CLIP that take tokens, by their names in it."""
-    named = clip.cond_stage_model.named_modules()
-    return {path or "clip": part for path, part in named if isinstance(part, comfy.sd1_clip.SDClipModel)}
-
-
-def _rows(target: Target, count: int) -> slice | Tensor | None:
-    """Where the rows of a layer lie in a weight of ``count`` rows."""
-    if target.is_whole:
-        return None
-    start, length = (0, count) if target.part is None else (target.part.start, target.part.length)
-    if target.function is None:
-        return slice(start, start + length)
-    # the function puts rows of a delta into the weight's order: entry i tells which row comes to place i
-    with torch.inference_mode(False):  # it is part of what gradients pass through
-        order = target.function(torch.arange(length, dtype=torch.float32)[:, None])[:, 0].long()
-        return start + order.argsort()
-
-
-def _token_tensor(tokens: Any) -> Tensor:
-    """Token numbers ``(batch, tokens)``, so that each prompt of a batch is a sample of its own."""
-    if not all(isinstance(token, int) for row in tokens for token in row):
-        raise ParameterError(
-            "a prompt contains a textual inversion embedding, which cannot be recorded with the text encoder; "
-            "leave it out of the prompts"
-        )
-    with torch.inference_mode(False):
-        return torch.tensor(tokens, dtype=torch.long)

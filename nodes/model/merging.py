@@ -34,7 +34,8 @@ def run_merge(
     """Merge on ComfyUI's device, or with less memory if that runs out; return the merge and a note on that.
 
     ``loras`` are those of ``entries``, perhaps fitted to a model. ``show_progress`` is called with a line of
-    text each time that some layers are done. ``moments`` are what a calibrated merge needs. The result holds its tensors in CPU memory.
+    text each time that some layers are done. ``moments`` are what a calibrated merge needs. The result holds
+    its tensors in CPU memory.
 
     Raises:
         MergeError: if the LoRAs cannot be merged so.

@@ -31,6 +31,6 @@ def _static(part: Any, patcher: Any, what: str) -> Any:
         return part.clone(disable_dynamic=True)
     except RuntimeError as error:
         raise ParameterError(
-            f"this {what} is streamed (dynamic VRAM), and its loader cannot load it a second time for training; "
-            "use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram"
+            f"this {what} is streamed (dynamic VRAM), and its loader cannot load it a second time for "
+            "training; use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram"
         ) from error

@@ -1,7 +1,7 @@
 """Stopping a training and keeping what it has learned: by the button of its node, or by a request.
 
-``POST /lora_alloy/stop`` with ``{"node": "12"}``, or with ``{}`` for every training, answers ``{"stopped": 1}``:
-how many trainings were told to stop. ``GET`` answers ``{"running": ["12"]}``.
+``POST /lora_alloy/stop`` with ``{"node": "12"}``, or with ``{}`` for every training, answers
+``{"stopped": 1}``: how many trainings were told to stop. ``GET`` answers ``{"running": ["12"]}``.
 """
 
 from __future__ import annotations

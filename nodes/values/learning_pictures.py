@@ -1,4 +1,4 @@
-"""Pictures of learning: bars of what a merge keeps of each LoRA, and the curve of a training. Needs Pillow only."""
+"""Pictures of learning: bars of what a merge keeps, and the curve of a training. Needs Pillow only."""
 
 from __future__ import annotations
 

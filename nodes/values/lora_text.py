@@ -1,9 +1,9 @@
-"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
+r"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
 
 ``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives a strength for each block, and
-``:prompt=TEXT`` after it the prompts that show what the LoRA does, with ``|`` between them. The prompt is the
-last part, so colons and commas are free in it; ``<`` and ``>`` are written ``\\<`` and ``\\>``, and a backslash
-before one of them, or at the end, is doubled. Needs neither ComfyUI nor torch.
+``:prompt=TEXT`` after it the prompts that show what the LoRA does, with ``|`` between them. The prompt is
+the last part, so colons and commas are free in it; ``<`` and ``>`` are written ``\<`` and ``\>``, and a
+backslash before one of them, or at the end, is doubled. Needs neither ComfyUI nor torch.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _line(row: LoraRow) -> str:
 
 
 def _escape(prompt: str) -> str:
-    """Write a prompt so that it can stand in a tag; most backslashes stay, since prompts write ``\\(``."""
+    r"""Write a prompt so that it can stand in a tag; most backslashes stay, since prompts write ``\(``."""
     one_line = " ".join(prompt.splitlines())
     return re.sub(r"(\\*)([<>])|(\\+)$", lambda m: m[3] * 2 if m[3] else f"{m[1] * 2}\\{m[2]}", one_line)
 

@@ -54,9 +54,9 @@ def list_prompts(entries: Sequence[StackEntry]) -> list[tuple[str, ...]]:
     lacking = [entry.lora.name for entry, own in zip(entries, prompts, strict=True) if not own]
     if lacking:
         raise ParameterError(
-            f"{', '.join(lacking)} {'needs' if len(lacking) == 1 else 'need'} a prompt that shows what the LoRA "
-            "does: press Prompts in the list, or write <lora:name:1:prompt=a photo of mia>; the file names "
-            "no trigger words"
+            f"{', '.join(lacking)} {'needs' if len(lacking) == 1 else 'need'} a prompt that shows what the "
+            "LoRA does: press Prompts in the list, or write <lora:name:1:prompt=a photo of mia>; the file "
+            "names no trigger words"
         )
     return prompts
 

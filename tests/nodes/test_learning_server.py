@@ -34,7 +34,9 @@ def test_a_recording_is_made_once(server):
     assert "20" in cached and "22" not in cached
     lines = text_of(entry).splitlines()
     assert "rank 2, 2 steps" in lines[0]
-    assert all(any(f"{name}: " in line and "(linear " in line for line in lines) for name in ("sd15_a", "sd15_b"))
+    assert all(
+        any(f"{name}: " in line and "(linear " in line for line in lines) for name in ("sd15_a", "sd15_b")
+    )
     assert "read back and compared" in text_of(entry, "15")
 
 
