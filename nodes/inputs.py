@@ -54,7 +54,10 @@ def method_input() -> io.DynamicCombo.Input:
     )
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    start = "How to merge the LoRAs. linear is a good start."
+    start = (
+        "How to merge the LoRAs. For a quick look: linear. For LoRAs of one subject: even or mean. For a "
+        "merge to keep, and for three LoRAs or more: record the LoRAs and distill them."
+    )
     peft = f"{PEFT_OPTION}: the combination types of the PEFT library, under PEFT's own names."
     tooltip = f"{start}\n\n{summaries}\n{peft}\n\n{_broken_laws()}"
     return io.DynamicCombo.Input("method", options=options, tooltip=tooltip)
@@ -101,7 +104,7 @@ def space_input() -> io.Combo.Input:
         tooltip=(
             "delta merges the actual weight changes; keep it unless you need the same result as PEFT."
             " factors merges the two matrices of each LoRA separately, which needs equal ranks and "
-            "adds cross terms between the LoRAs."
+            "adds cross terms between the LoRAs; only some methods offer it."
         ),
     )
 
@@ -130,7 +133,7 @@ def result_inputs() -> list[io.Input]:
             advanced=True,
             control_after_generate="fixed",  # the enum came later than the oldest ComfyUI that is supported
             tooltip=(
-                "Seed for the dare methods, which drop entries at random: the same seed gives the "
+                "Seed for dare and della methods, which drop entries at random: the same seed gives the "
                 "same merge on every machine. Other methods ignore it."
             ),
         ),

@@ -5,6 +5,7 @@ import torch
 
 import merge_ops
 from merge_ops.adapters import Ia3
+from tests.laws import merge
 
 SHAPES = {"unet.mid_block.proj": (12, 10), "text_encoder.text_model.encoder.layers.0.mlp.fc1": (14, 9)}
 
@@ -18,9 +19,9 @@ def loras(make_lora):
 def test_each_part_has_its_weights(loras, method):
     """The UNet's layers get ``weights``, the text encoder's get ``text_weights``."""
     unet, text = SHAPES
-    both = merge_ops.merge(loras, [0.5, 1.0, -1.0], method, text_weights=[2.0, 0.0, 0.3])
-    assert torch.equal(both.delta(unet), merge_ops.merge(loras, [0.5, 1.0, -1.0], method).delta(unet))
-    assert torch.equal(both.delta(text), merge_ops.merge(loras, [2.0, 0.0, 0.3], method).delta(text))
+    both = merge(loras, [0.5, 1.0, -1.0], method, text_weights=[2.0, 0.0, 0.3])
+    assert torch.equal(both.delta(unet), merge(loras, [0.5, 1.0, -1.0], method).delta(unet))
+    assert torch.equal(both.delta(text), merge(loras, [2.0, 0.0, 0.3], method).delta(text))
 
 
 def test_order_does_not_matter_for_one_lora_twice(loras):

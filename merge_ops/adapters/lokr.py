@@ -52,6 +52,14 @@ class Kronecker(Layer):
     def kronecker_factors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         return _matrix(self.left, device), _matrix(self.right, device)
 
+    @property
+    def product_rank(self) -> int:
+        return _product_rank(self.left) * _product_rank(self.right)
+
+    def product_factors(self) -> tuple[Tensor, Tensor]:
+        (up_1, down_1), (up_2, down_2) = _product(self.left), _product(self.right)
+        return torch.kron(up_1, up_2), torch.kron(down_1, down_2)
+
     def rows(self, device: torch.device | None) -> Rows:
         left, right = self.kronecker_factors(device)
         left = left * self.scale
@@ -69,6 +77,19 @@ class Kronecker(Layer):
 def _shape(factor: Tensor | LowRank) -> tuple[int, int]:
     rows, columns = factor.matrix_shape if isinstance(factor, LowRank) else factor.shape
     return rows, columns
+
+
+def _product_rank(factor: Tensor | LowRank) -> int:
+    return factor.rank if isinstance(factor, LowRank) else min(factor.shape)
+
+
+def _product(factor: Tensor | LowRank) -> tuple[Tensor, Tensor]:
+    """Up and down of a factor, in float64; one that is whole is its own up or down."""
+    if isinstance(factor, LowRank):
+        return factor.up.double() * factor.scale, factor.down.double()
+    whole = torch.eye(min(factor.shape), dtype=torch.float64, device=factor.device)
+    rows, columns = factor.shape
+    return (whole, factor.double()) if rows <= columns else (factor.double(), whole)
 
 
 def _matrix(factor: Tensor | LowRank, device: torch.device | None) -> Tensor:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from ..blocks.order import section_of
 from .relations import BlockComparison, Relation
+from .repetition import Repetition
 from .spectrum import LoraSpectrum
 
 ALIKE = 0.9  # cosine above which two LoRAs are the same for most purposes
-OVERLAP = 0.25  # cosine above which their sum overshoots
+OVERLAP = 0.1  # cosine above which their sum overshoots: by more than 5 % if both are of one size
 OPPOSED = -0.1  # cosine below which they work against each other
 LOPSIDED = 3.0  # ratio of strengths at which the weaker one is lost
 _MOSTLY = 0.5  # share of the conflict above which a part of the model is named
@@ -33,7 +34,8 @@ def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[
     alike = [r for r in near if r.cosine >= ALIKE]
     lopsided = sorted((r for r in near if _ratio(r) >= LOPSIDED), key=_ratio, reverse=True)
     overlap = sorted((r for r in near if OVERLAP <= r.cosine < ALIKE), key=lambda r: -r.cosine)
-    advice = [*empty, *map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
+    advice = [*empty, *_on_sum(near, norms)]
+    advice += [*map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
     advice += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
     quiet = [r for r in near if r not in (*opposed, *alike, *lopsided, *overlap)]
     return [*advice, *_on_quiet(quiet)]
@@ -52,6 +54,15 @@ def on_ranks(spectrum: LoraSpectrum) -> str:
     if size is None or 4 * size > 3 * max(rank, whole.rank_for(1.0)):
         return f"{sentence}: it uses its full rank, and a smaller one would lose some of it"
     return f"{sentence}: resizing to {size} keeps {_percent(whole.energy_at(size))}"
+
+
+def _on_sum(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[str]:
+    """Return a sentence on all LoRAs together if adding them counts much of what they do twice."""
+    parts = sum(norm**2 for norm in norms.values())
+    shared = sum(r.cosine * r.norm_first * r.norm_second for r in relations)
+    found = Repetition.of(parts + 2 * shared, parts)
+    who = " and ".join(norms) if len(norms) == 2 else f"the {len(norms)} LoRAs"
+    return [found.sentence(who)] if found.is_notable else []
 
 
 def _opposition(relation: Relation) -> float:
@@ -104,10 +115,7 @@ def _on_opposed(r: Relation) -> str:
 
 
 def _on_alike(r: Relation) -> str:
-    return (
-        f"{r.first} and {r.second} make nearly the same change ({_figures(r)}): "
-        "use one of them, or strengths that add up to 1"
-    )
+    return f"{r.first} and {r.second} make nearly the same change ({_figures(r)}): use one of them, or mean"
 
 
 def _on_lopsided(r: Relation) -> str:
@@ -121,8 +129,8 @@ def _on_lopsided(r: Relation) -> str:
 
 def _on_overlap(r: Relation) -> str:
     return (
-        f"{r.first} and {r.second} pull the same way{_where(r, 1)} ({_figures(r)}), and a sum counts "
-        "that twice: lower both strengths, or use ties, which averages what agrees"
+        f"{r.first} and {r.second} pull the same way{_where(r, 1)} ({_figures(r)}), and a sum counts that "
+        "twice: lower both strengths, or use even or mean"
     )
 
 

@@ -65,7 +65,7 @@ def opened_and_recorded(args: argparse.Namespace, loras: list[Lora]) -> tuple[Ho
         recording.check(host)
         return host, recording
     recording = _record(args, loras, model)
-    if args.recording:
+    if args.recording and not vars(args).get("dry_run"):
         save_recording(recording, args.recording)
     return host, recording
 

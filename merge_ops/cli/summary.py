@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..analysis.repetition import advice_on_sum
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.report import LEFT_OUT, block_lines
@@ -21,6 +22,8 @@ def print_summary(merged: Merged) -> None:
         print(f"  {text}")
     for warning in merged.outline.warnings:
         print(f"  warning: {in_options(warning)}")
+    for sentence in advice_on_sum(merged):
+        print(f"  {sentence}")
 
 
 def print_plan(merged: Merged, as_json: bool) -> None:

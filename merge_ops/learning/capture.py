@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import MergeError
 from .host import Host
 from .plain import map_tensors
 from .samples import Role, Sample, split
@@ -77,6 +78,11 @@ def captured(host: Host, role: Role, store: Store) -> Iterator[None]:
         def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = host.inputs(name, args, kwargs)
             counted = host.output(name, output, args, kwargs)
+            if not bool(torch.isfinite(counted).all()):
+                raise MergeError(
+                    f"{name} answered with NaN or infinity while it was recorded; a LoRA is damaged or far "
+                    "too strong, or the model needs a dtype with a larger range"
+                )
             for sample in split(name, role, *given, counted):
                 store.add(sample)
 

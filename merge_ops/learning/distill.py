@@ -164,7 +164,7 @@ def _record(recording: Recording, how: dict[str, Any], results: Mapping[str, Bes
         "prompts": [list(lora.prompts) for lora in recording.loras],
         "keep": list(recording.keep_prompts),
         "together": list(recording.together_prompts),
-        "retention": {module: best.retention.modules[module] for module, best in results.items()},
+        "retention": {module: best.retention.loras for module, best in results.items()},
         "best_step": {module: best.step for module, best in results.items()},
     }
 

@@ -65,11 +65,14 @@ def retention(recording: Recording, host: Host, merged: Merged | None) -> Retent
         return measured(recording, host)
 
 
-def measured(recording: Recording, host: Host) -> Retention:
-    """Measure whatever the host's modules compute at the moment; see ``retention``."""
-    samples = recording.part(held_out=True)
-    if not samples:
-        raise ParameterError("the recording has no calls held out, so nothing can be measured on it")
+def measured(recording: Recording, host: Host, module: str | None = None) -> Retention:
+    """Measure whatever the host's modules, or one of them, compute at the moment; see ``retention``."""
+    samples = recording.part(module, held_out=True)
+    if not any(isinstance(sample.role, int) for sample in samples):
+        raise ParameterError(
+            "the recording has no calls held out, so nothing can be measured on it; record more steps or "
+            "prompts"
+        )
     errors: dict[tuple[str, Role], float] = defaultdict(float)
     for sample, error in zip(samples, squared_errors(host, samples), strict=True):
         errors[sample.module, sample.role] += error

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import MergeError
 from .host import Host
 from .measured import Retention, answer, measured
 from .memory import Effort
@@ -19,6 +21,7 @@ from .samples import Role, Sample, batches
 from .student import Factors, Trainable, added
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
+_MOST = 30.0  # times that the errors of a LoRA count more, or less, than those of a typical one
 _EVALUATIONS = 5  # times that the held-out calls are measured during training
 
 
@@ -70,23 +73,29 @@ def train(
 ) -> Best:  # fmt: skip
     """Train in place, and return what kept most; see ``distill`` for the errors."""
     samples = recording.part(name)
+    says = _says(recording, name)
     optimizer = _optimizer(factors, schedule)
     effort = Effort(host, name, places, schedule.batch)
-    best = Best(factors.copied(), _look(host, recording, factors, places), 0)
+    scaler = _scaler(host, name, samples)
+    best = Best(factors.copied(), _look(host, recording, name, factors, places), 0)
     marks = {round(schedule.steps * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     began = time.monotonic()
-    with effort:
+    with effort, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for step, drawn in enumerate(_draws(samples, schedule), start=1):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * schedule.rate(step - 1)
-            loss = effort.attempt(lambda size, drawn=drawn: _step(host, factors, places, drawn, size))  # type: ignore[misc]
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = effort.attempt(partial(_step, host, factors, places, drawn, says, scaler))
+            if not math.isfinite(loss):
+                raise MergeError(
+                    f"training diverged at step {step}: the loss is {loss}; try a lower learning rate"
+                )
+            scaler.step(optimizer)
+            scaler.update()
             is_last = step == schedule.steps or (stop is not None and stop())
             seen = None
             if step in marks or is_last:
-                seen = _look(host, recording, factors, places)
-                if seen.modules[name] and _mean(seen, name) > _mean(best.retention, name):
+                seen = _look(host, recording, name, factors, places)
+                if seen.mean > best.retention.mean:
                     best = Best(factors.copied(), seen, step)
             if report is not None:
                 left = (time.monotonic() - began) / step * (schedule.steps - step)
@@ -97,8 +106,9 @@ def train(
 
 
 def _step(
-    host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample], size: int
-) -> float:
+    host: Host, factors: Factors, places: Mapping[str, Trainable], drawn: list[Sample],
+    says: Mapping[Role, float], scaler: torch.amp.GradScaler, size: int,
+) -> float:  # fmt: skip
     """Gather the gradients of one batch, at most ``size`` samples at a time; return the mean loss."""
     factors.zero_grad()
     total = 0.0
@@ -106,20 +116,43 @@ def _step(
         for batch in batches(drawn, host.device(drawn[0].module), size):
             wanted = batch.output.to(torch.float32)
             given = answer(host, batch)
-            loss = _LOSSES[host.loss](given, wanted) * (len(batch.samples) / len(drawn))
-            torch.autograd.backward(loss)
+            shares = torch.tensor([says.get(sample.role, 1.0) for sample in batch.samples])
+            loss = (_LOSSES[host.loss](given, wanted) * shares.to(given.device)).sum() / len(drawn)
+            torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
     return total
 
 
+def _scaler(host: Host, name: str, samples: list[Sample]) -> torch.amp.GradScaler:
+    """Scales the loss where half precision would round small gradients to 0; elsewhere it does nothing."""
+    is_half = any(sample.output.dtype == torch.float16 for sample in samples)
+    return torch.amp.GradScaler(host.device(name).type, enabled=is_half)
+
+
+def _says(recording: Recording, name: str) -> dict[Role, float]:
+    """How much an error counts: a LoRA that changes little has the same say as one that changes much.
+
+    The inverse of each LoRA's mean squared change on the held-out calls, relative to the mean of all LoRAs.
+    """
+    changes: dict[Role, list[float]] = {}
+    for sample in recording.part(name, held_out=True):
+        if isinstance(sample.role, int):
+            changes.setdefault(sample.role, []).append(sample.distance or 0.0)
+    means = {role: sum(own) / len(own) for role, own in changes.items()}
+    typical = sum(means.values()) / max(1, len(means))
+    return {role: min(max(typical / mean, 1 / _MOST), _MOST) if mean else 1.0 for role, mean in means.items()}
+
+
 def _mean_squared(given: Tensor, wanted: Tensor) -> Tensor:
-    return F.mse_loss(given, wanted)
+    """The mean squared error of each sample."""
+    return (given - wanted).square().flatten(1).mean(dim=1)
 
 
 def _divergence(given: Tensor, wanted: Tensor) -> Tensor:
-    """The mean over all positions of the KL divergence of the given distribution from the wanted one."""
-    ours, theirs = (F.log_softmax(each, dim=-1).flatten(0, -2) for each in (given, wanted))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    """The mean over the positions of each sample of the KL divergence from the wanted distribution."""
+    ours, theirs = (F.log_softmax(each, dim=-1) for each in (given, wanted))
+    apart = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)  # (batch, positions)
+    return apart.flatten(1).mean(dim=1)
 
 
 _LOSSES = {"mse": _mean_squared, "kl": _divergence}
@@ -158,11 +191,8 @@ def _optimizer(factors: Factors, schedule: Schedule) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=schedule.learning_rate)
 
 
-def _look(host: Host, recording: Recording, factors: Factors, places: Mapping[str, Trainable]) -> Retention:
+def _look(
+    host: Host, recording: Recording, name: str, factors: Factors, places: Mapping[str, Trainable]
+) -> Retention:
     with torch.no_grad(), added(factors, places):
-        return measured(recording, host)
-
-
-def _mean(seen: Retention, name: str) -> float:
-    shares = seen.modules[name].values()
-    return sum(shares) / len(shares)
+        return measured(recording, host, name)

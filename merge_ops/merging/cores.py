@@ -100,7 +100,8 @@ def factors_of_coordinates(
     squares, turn = torch.linalg.eigh(root.T @ gram_up @ root)
     # eigenvalues in float64 from float32 factors: what is below this is rounding
     live = squares > 1e-12 * squares[-1].clamp(min=1e-300)
-    basis = root @ turn[:, live] / squares[live].sqrt()  # U = up @ basis
+    live[-1] = True  # even of zeros there is one coordinate
+    basis = root @ turn[:, live] / squares[live].clamp(min=1e-300).sqrt()  # U = up @ basis
     onto = (basis.T @ gram_up).to(down.device, torch.float32)  # U.T @ up
     coordinates = torch.stack([onto[:, at] @ down[at] for at in own])
     # a singular vector has no sign of its own, but a vote in which a tie counts as plus needs one

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..lora import LowRank
-from ..methods.thresholds import magnitude_thresholds, product_thresholds
+from ..methods.thresholds import magnitude_thresholds, product_thresholds, shares_above
 from .align import AlignedLayer
 from .request import Settings
 from .scratch import Scratch
@@ -83,11 +83,10 @@ def measure_layer(
             return (tile for _, tile in _delta_tiles(aligned, where, scratch))
 
         return method.measure(tiles, torch.tensor(aligned.weights), **params)
-    density = params.get("density", 1.0)
-    outliers = min(params.get("outliers", 0.0), 1 - density)  # the density comes first
-    shares = {"thresholds": min(density + outliers, 1.0), "ceilings": outliers}
-    if shares["thresholds"] == 1 and "ceilings" not in method.supplied:
+    lower, upper = shares_above(params.get("density", 1.0), params.get("outliers", 0.0))
+    if lower == 1 and not upper:
         return None
+    shares = {"thresholds": lower, "ceilings": upper}
     found = [_find_thresholds(aligned, shares[name], device, scratch) for name in _cuts(settings)]
     return tuple(threshold for each in found for threshold in each) or None
 

@@ -77,6 +77,8 @@ class MaskGenerator:
     Low bits that cannot matter are not drawn: a density of one half needs one word for 64 entries.
     """
 
+    numbers_below = 1 << _BITS
+
     def __init__(self, keys: Sequence[int], first: int = 0) -> None:
         """``keys``: one signed 64-bit integer per LoRA. ``first``: flat index of a tile's first entry."""
         self.keys = tuple(keys)
@@ -96,6 +98,17 @@ class MaskGenerator:
                 continue
             below = _below_on_cpu if like.device.type == "cpu" else _below
             yield below(key, share, first, words, like.device)[skip : skip + shape.numel()].view(shape)
+
+    def numbers(self, like: Tensor) -> Iterator[Tensor]:
+        """Yield for each LoRA the numbers below ``numbers_below`` that masks compare with a density.
+
+        ``like`` is ``(n, ..., rows, columns)``, the numbers are int32 of the shape ``like.shape[1:]``.
+        """
+        shape = like.shape[1:]
+        first, skip = divmod(self.first, _WORD)
+        words = -(-(skip + shape.numel()) // _WORD)
+        for key in self.keys:
+            yield _numbers(key, first, words, like.device)[skip : skip + shape.numel()].view(shape)
 
 
 def mask_key(seed: int, layer: str, lora: str, part: str = "delta") -> int:
@@ -135,6 +148,17 @@ def _below_on_cpu(key: int, share: int, first: int, words: int, _device: torch.d
         np.invert(z, out=z)
         (np.bitwise_or if is_set else np.bitwise_and)(below, z, out=below)
     return torch.from_numpy(np.unpackbits(below.astype("<u8", copy=False).view(np.uint8), bitorder="little"))
+
+
+def _numbers(key: int, first: int, words: int, device: torch.device) -> Tensor:
+    """The 16-bit numbers ``(64 * words,)`` of the groups from ``first`` on, in int32."""
+    groups = torch.arange(first, first + words, device=device).mul_(_signed(_BITS * _GOLDEN))
+    places = torch.arange(_WORD, device=device)
+    numbers = torch.zeros((words, _WORD), dtype=torch.int32, device=device)
+    for place in range(_BITS):
+        bits = _mix(groups + _signed((place + 1) * _GOLDEN + key))[:, None] >> places
+        numbers.bitwise_left_shift_(1).bitwise_or_(bits.bitwise_and_(1).to(torch.int32))
+    return numbers.flatten()
 
 
 def _signed(value: int) -> int:

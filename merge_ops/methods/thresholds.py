@@ -40,6 +40,15 @@ def magnitude_thresholds(matrices: Iterable[Tensor], density: float) -> list[flo
     ]
 
 
+def shares_above(density: float, outliers: float) -> tuple[float, float]:
+    """Return the shares of the entries above the lower and above the upper cut of a trimming.
+
+    Between the two lies ``density``; a share ``outliers`` is above both, if the density leaves room for it.
+    """
+    above = min(outliers, round(1 - density, 9))  # rounded, as 1 - 0.9 is a little less than 0.1
+    return round(density + above, 9), above
+
+
 def product_thresholds(factors: list[tuple[Tensor, Tensor]], density: float, height: int) -> list[float]:
     """Return ``magnitude_thresholds`` of the products ``up @ down``; all factors are on one device.
 

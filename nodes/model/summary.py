@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...merge_ops.analysis.repetition import advice_on_sum
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
 from ...merge_ops.names.parts import is_text
@@ -23,7 +24,7 @@ def summarize(
     swept = f"{label}: " if label else ""
     if merged is None:
         return f"{swept}No LoRA is on: model and CLIP are unchanged."
-    lines = [swept + describe_merge(merged, seconds), *list_left_out(merged, fitted)]
+    lines = [swept + describe_merge(merged, seconds), *advice_on_sum(merged), *list_left_out(merged, fitted)]
     if note:
         lines.append(note)
     if fitted and fitted.apart:

@@ -25,7 +25,7 @@ for path in sys.argv[2:]:
     except merge_ops.MergeError as error:
         continue
     for method in merge_ops.METHODS:
-        merged = merge_ops.merge([lora, lora], method=method)
+        merged = merge_ops.merge([lora, lora], method=method, moments={})
         merge_ops.save(merged, f"{folder}/{method}.safetensors", overwrite=True)
     cli.main(["inspect", path])
 print("seen:", seen)

@@ -37,7 +37,7 @@ def of(name, layer):
 def test_factors_that_overflow(kind, method):
     """In every method, before anything of it is used."""
     with pytest.raises(MergeError, match=r"unet.conv_in of broken becomes NaN or infinity"):
-        merge_ops.merge([of("fine", FINE), of("broken", LAYERS[kind])], method=method)
+        merge_ops.merge([of("fine", FINE), of("broken", LAYERS[kind])], method=method, moments={})
 
 
 def test_a_weight_that_overflows():

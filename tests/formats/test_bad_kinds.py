@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import merge_ops
 from merge_ops import LoraFormatError, MergeError
 from merge_ops.formats.container import read_container
+from tests.laws import merge
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 GOOD = {
@@ -99,7 +100,7 @@ def test_a_lora_without_effect(method, dtype, write):
     """As it is before training: methods that divide by norms survive it, and so does saving."""
     path = write(GOOD | {f"{STEM}.lora_up.weight": torch.zeros(6, 2), f"{STEM}.alpha": torch.tensor(2.0)})
     zero = merge_ops.load(path)
-    merged = merge_ops.merge([zero, zero], [0.5, 0.5], method)
+    merged = merge([zero, zero], [0.5, 0.5], method)
     report = merge_ops.save(merged, path.with_name("out.safetensors"), dtype=dtype)
     assert report.total_error == 0
     for layer in merge_ops.load(path.with_name("out.safetensors")).layers.values():

@@ -1,11 +1,15 @@
 """Distilling: it keeps more than the sum, for a seed always the same bits, and leaves the base alone."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
 import merge_ops
-from merge_ops import IncompatibleLoraError, ParameterError, learning, merge
+from merge_ops import IncompatibleLoraError, MergeError, ParameterError, learning, merge
+from merge_ops.demo.model import STYLES, prompt
 from merge_ops.demo.plan import LORAS
+from merge_ops.models.hosts import DiffusersHost
 
 pytestmark = pytest.mark.usefixtures("unchanged")
 FOUR = ("six", "seven", "neon", "slant")
@@ -134,3 +138,39 @@ def test_other_loras_are_refused(recorded, host, four):
     """A recording is of its LoRAs only."""
     with pytest.raises(IncompatibleLoraError, match="slant is not among the LoRAs"):
         learning.distill(recorded, host, four[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_base(studio, pair, dtype):
+    """The base keeps its dtype, and float16 gradients that are small are not lost."""
+    half = deepcopy(studio.unet).to(dtype)
+    host = DiffusersHost(half)
+
+    noise = torch.randn(8, 12, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def run(lora):
+        digit, style = LORAS[lora.name][1]
+        given = torch.full((8,), digit), torch.full((8,), STYLES.index(style))
+        context = prompt(studio.tokens, *given).to(dtype)
+        with torch.no_grad():
+            for time in (100.0, 400.0, 700.0):
+                half(noise, torch.full((8,), time), context)
+
+    recording = learning.record(host, pair, run)
+    assert {each.output.dtype for each in recording.samples} == {dtype}
+    distilled = learning.distill(recording, host, pair, steps=15, batch=16, start="linear")
+    kept, plain = (learning.retention(recording, host, each) for each in (distilled, merge(pair)))
+    assert kept.mean > plain.mean + 0.05
+    assert {weight.dtype for weight in half.parameters()} == {dtype}
+
+
+def test_divergence_is_an_error(recorded, host, four):
+    """Nothing that is not a number is kept."""
+    with pytest.raises(MergeError, match=r"diverged at step \d+: the loss is (inf|nan)"):
+        learning.distill(recorded, host, four, steps=60, batch=8, learning_rate=1e12, start="linear")
+
+
+def test_answers_that_are_not_numbers(host, pair, draw):
+    """A LoRA that breaks the model is named where it is recorded."""
+    with pytest.raises(MergeError, match="denoiser answered with NaN or infinity"):
+        learning.record(host, pair, lambda lora: draw([(6, "plain")]), weights=[1e25, 1.0])

@@ -86,19 +86,22 @@ def test_batched_equals_layer_by_layer(name, settings, give_thresholds):
     weights = torch.tensor([0.7, -0.4, 1.3])
     params = method.resolve(settings)
     keys = [mask_key(0, "layer", who) for who in "abc"]
-    limits = None
-    if give_thresholds and "density" in params:
-        found = [magnitude_thresholds([m], params["density"])[0] for m in values.flatten(0, 1)]
-        limits = torch.tensor(found).view(3, 5, 1, 1)
+    limits = {}
+    if give_thresholds and "thresholds" in method.supplied:
+        dropped = params.get("outliers", 0.0)
+        shares = {"thresholds": params["density"] + dropped, "ceilings": dropped}
+        for cut in shares.keys() & set(method.supplied):
+            found = [magnitude_thresholds([m], shares[cut])[0] for m in values.flatten(0, 1)]
+            limits[cut] = torch.tensor(found).view(3, 5, 1, 1)
 
-    def call(some, thresholds, first):
-        offered = {"thresholds": thresholds, "generator": MaskGenerator(keys, first), "overwrite": False}
-        return method.fn(some, weights, **params, **{s: offered[s] for s in method.supplied})
+    def call(some, given, first):
+        offered = {**given, "generator": MaskGenerator(keys, first), "overwrite": False}
+        return method.fn(some, weights, **params, **{s: offered[s] for s in method.supplied if s in offered})
 
     batched = call(values, limits, 0)
     assert batched.shape == (5, 12, 20)
     for i in range(5):
-        alone = call(values[:, i], None if limits is None else limits[:, i], i * 12 * 20)
+        alone = call(values[:, i], {cut: of[:, i] for cut, of in limits.items()}, i * 12 * 20)
         torch.testing.assert_close(batched[i], alone, rtol=1e-6, atol=1e-6)
 
 
@@ -143,8 +146,8 @@ def test_overwriting_gives_the_same_and_not_overwriting_leaves_the_input(name, s
     keys = [mask_key(0, "layer", who) for who in "abc"]
 
     def call(overwrite):
-        offered = {"thresholds": None, "generator": MaskGenerator(keys), "overwrite": overwrite}
-        supplied = {s: offered[s] for s in method.supplied}
+        offered = {"generator": MaskGenerator(keys), "overwrite": overwrite}
+        supplied = {s: offered[s] for s in method.supplied if s in offered}
         return method.fn(values, weights, **method.resolve(settings), **supplied)
 
     kept = call(False)

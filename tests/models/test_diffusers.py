@@ -7,6 +7,7 @@ from peft.utils import get_peft_model_state_dict
 
 import merge_ops
 from merge_ops.models.diffusers import patched
+from tests.laws import merge
 
 UNET_TARGETS = [
     "to_q",
@@ -117,7 +118,7 @@ def test_switching_methods_needs_no_files(pipe, files):
     loras = [merge_ops.load(file) for file in files]
     for file in files:
         file.unlink()
-    merges = {name: merge_ops.merge(loras, method=name) for name in merge_ops.METHODS}
+    merges = {name: merge(loras, method=name) for name in merge_ops.METHODS}
     before = weights_of(pipe)
     with patched(pipe, merges["linear"]) as patch:
         pictures = {"linear": draw(pipe)}
@@ -134,7 +135,7 @@ def test_switching_methods_needs_no_files(pipe, files):
 def test_the_weight_gets_exactly_the_delta(sd15, tmp_path, method):
     """Weight after = weight before + strength * delta, for one model given instead of the pipeline."""
     lora = merge_ops.load(write_lora(sd15, tmp_path, "a", 4, 4, seed=5))
-    merged = merge_ops.merge([lora, lora], weights=[0.5, 0.25], method=method)
+    merged = merge([lora, lora], [0.5, 0.25], method)
     modules = dict(sd15.unet.named_modules())
     before = {name: module.weight.clone() for name, module in modules.items() if hasattr(module, "weight")}
     with patched(sd15.unet, merged, strength=0.5) as patch:

@@ -11,6 +11,7 @@ from comfy_inside import (
     assert_close,
     chained,
     check,
+    every_method,
     key_names,
     load_model,
     merge_ops,
@@ -117,10 +118,12 @@ def based_kinds_under_every_method():
         )
         for x in loras
     ]
-    for method in ("linear", "ties", "magnitude_prune"):
-        chosen = {"method": method, "density": 0.4} if method != "linear" else {"method": method}
+    random_masks = ("dare_linear", "dare_ties", "della")  # they follow the LoRA, here with and without a text
+    for method, density in every_method():
+        if method in random_masks:
+            continue
+        chosen = {"method": method, **density}
         ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=chosen)[0]
-        density = {} if method == "linear" else {"density": 0.4}
         merged = merge_ops.merge(
             loras,
             [0.7, -0.6],

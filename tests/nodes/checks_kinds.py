@@ -10,6 +10,7 @@ from comfy_inside import (
     assert_close,
     chained,
     check,
+    every_method,
     key_names,
     load_model,
     merge_ops,
@@ -75,10 +76,10 @@ def other_kinds_under_every_method():
     rows = [(name, strength, strength) for name, strength in zip(files, (0.7, -0.6), strict=True)]
     base = {key: weight.float() for key, weight in model.model.state_dict().items()}
     by_name = {stem: target for target, (stem, _) in key_names(model, None).items()}
-    for method in ("ties", "dare_ties", "dare_linear", "magnitude_prune"):
-        chosen = {"method": method, "density": 0.4}
+    for method, density in every_method():
+        chosen = {"method": method, **density}
         ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=chosen, seed=5)[0]
-        merged = merge_ops.merge(loras, [0.7, -0.6], method, density=0.4, seed=5)
+        merged = merge_ops.merge(loras, [0.7, -0.6], method, seed=5, **density)
         for key, weight in weights_of(ours, None).items():
             (layer,) = (n for n in merged.layers if by_name.get(merged.layer(n).template.key) == key)
             wanted = base[key] + merged.delta(layer).reshape(base[key].shape)

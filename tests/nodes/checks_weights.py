@@ -12,6 +12,7 @@ from comfy_inside import (
     assert_close,
     chained,
     check,
+    every_method,
     key_names,
     load_model,
     merge_ops,
@@ -48,11 +49,11 @@ for _name in MODELS:
         }
         by_name = {stem: target for target, (stem, _) in key_names(model, clip).items()}
         loras = [merge_ops.load(LORAS / row[0]) for row in rows]
-        for method in ("ties", "dare_ties", "dare_linear", "magnitude_prune"):
-            chosen = {"method": method, "density": 0.4}
+        for method, density in every_method()[1:]:
+            chosen = {"method": method, **density}
             ours = run("LoraAlloyLoader", model=model, clip=clip, loras=text_of(rows), method=chosen, seed=5)
             merged = merge_ops.merge(
-                loras, [r[1] for r in rows], method, text_weights=[r[2] for r in rows], density=0.4, seed=5
+                loras, [r[1] for r in rows], method, text_weights=[r[2] for r in rows], seed=5, **density
             )
             expected = {}
             for layer in merged.layers:

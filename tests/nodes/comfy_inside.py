@@ -21,7 +21,8 @@ import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-import comfy_api.latest  # noqa: E402, F401 a running ComfyUI has it before it loads packs
+import comfy.sample  # noqa: E402, F401 a running ComfyUI has these before it loads packs
+import comfy_api.latest  # noqa: E402, F401
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -54,6 +55,15 @@ merge_ops = sys.modules["alloy_pack.merge_ops"]
 def check(function):
     CHECKS.append(function)
     return function
+
+
+def every_method():
+    """``(name, parameters)`` of each method that needs no recording, at a density of 0.4 where it has one."""
+    return [
+        (name, {p.name: 0.4 for p in method.params if p.name == "density"})
+        for name, method in merge_ops.METHODS.items()
+        if not method.needs_recording
+    ]
 
 
 def run(node, **inputs):

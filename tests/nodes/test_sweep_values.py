@@ -46,7 +46,7 @@ def test_values(parameter, text, values):
         ("densty", "0.1", "did you mean 'density'"),
         ("", "0.1", "no parameter ''"),
         ("density", " , ", "no values for density; write for example 0.2"),
-        ("method", "", "write for example linear, magnitude_prune"),
+        ("method", "", "write for example linear, mean"),
         ("density", "0.1; 0.2", "cannot read '0.1; 0.2' as a value of density"),
         ("density", "0.1-0.9", "0.1..0.9 step 0.2"),
         ("density", "1.5", r"density 1.5 is outside \[0, 1\]"),

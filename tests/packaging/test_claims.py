@@ -18,8 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-# commands that other tests run: fuse in tests/text, the demo in tests/test_demo.py, YAML in tests/recipes
-ELSEWHERE = ("lora-alloy fuse", "lora-alloy demo", "lora-alloy recipe run mergekit.yaml")
+# commands that other tests run: fuse in tests/text, the demo in tests/test_demo.py, YAML in tests/recipes,
+# and those that need a model in tests/learning
+ELSEWHERE = tuple(
+    f"lora-alloy {rest}" for rest in ("fuse", "demo", "measure", "distill", "recipe run mergekit.yaml")
+)
 
 
 def commands(text):
@@ -75,7 +78,10 @@ def test_code_of_the_page_on_recipes(folder):
 
 def test_options_of_the_commands(capsys):
     """Each option of the table is one of the commands that its row names, and of no others."""
-    every = ("merge", "inspect", "resize", "recipe show", "recipe run", "fuse", "methods", "demo")
+    every = (
+        "merge", "distill", "measure", "inspect", "resize", "recipe show", "recipe run", "fuse", "methods",
+        "demo",
+    )  # fmt: skip
     offered = {}
     for command in every:
         with pytest.raises(SystemExit):
