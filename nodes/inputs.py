@@ -72,25 +72,27 @@ def _broken_laws() -> str:
     return "Note: " + "; ".join(f"{reason} ({', '.join(names)})" for reason, names in methods.items()) + "."
 
 
-def recording_inputs() -> list[io.Input]:
-    """What a merge can use of a recording."""
-    return [
-        RECORDING.Input(
-            "recording",
-            optional=True,
-            tooltip="From Record LoRAs, of the same LoRAs: for method calibrated, and for auto_strength.",
+def recording_input() -> io.Input:
+    """A recording, for what a merge can use of it."""
+    return RECORDING.Input(
+        "recording",
+        optional=True,
+        tooltip="From Record LoRAs, of the same LoRAs: for method calibrated, and for auto_strength.",
+    )
+
+
+def auto_strength_input() -> io.Input:
+    """The strength by measuring. The last widget of a node: saved graphs keep values by their places."""
+    return io.Boolean.Input(
+        "auto_strength",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the "
+            "one that keeps most of the recorded LoRAs. Needs a recording."
         ),
-        io.Boolean.Input(
-            "auto_strength",
-            default=False,
-            optional=True,
-            advanced=True,
-            tooltip=(
-                "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the "
-                "one that keeps most of the recorded LoRAs. Needs a recording."
-            ),
-        ),
-    ]
+    )
 
 
 def space_input() -> io.Combo.Input:

@@ -14,9 +14,10 @@ from .inputs import (
     LORA_MODEL,
     METHOD,
     STACK,
+    auto_strength_input,
     lora_list,
     method_input,
-    recording_inputs,
+    recording_input,
     result_inputs,
     space_input,
 )
@@ -71,7 +72,7 @@ class LoraAlloyLoader(io.ComfyNode):
                         "overrides the widget it belongs to."
                     ),
                 ),
-                *recording_inputs(),
+                recording_input(),
                 space_input(),
                 *result_inputs(),
                 io.Float.Input(
@@ -87,6 +88,7 @@ class LoraAlloyLoader(io.ComfyNode):
                         " if the effect is too weak."
                     ),
                 ),
+                auto_strength_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),

@@ -16,7 +16,8 @@ from .inputs import (
     LORA_MODEL,
     METHOD,
     STACK,
-    recording_inputs,
+    auto_strength_input,
+    recording_input,
     result_inputs,
 )
 from .model.fitting import FittedLoras, fit_to_model
@@ -59,7 +60,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     ),
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder that belongs to the model."),
-                *recording_inputs(),
+                recording_input(),
                 *result_inputs(),
                 io.Combo.Input(
                     "dtype",
@@ -80,6 +81,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     advanced=True,
                     tooltip="auto uses ComfyUI's device, and the CPU if that runs out of memory.",
                 ),
+                auto_strength_input(),
             ],
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),

@@ -19,9 +19,9 @@ comfy.options.enable_args_parsing()
 
 import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
+import comfy.sample  # noqa: E402 a running ComfyUI has these before it loads packs
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-import comfy.sample  # noqa: E402, F401 a running ComfyUI has these before it loads packs
 import comfy_api.latest  # noqa: E402, F401
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
