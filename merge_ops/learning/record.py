@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..blocks import BlockStrengths
 from ..errors import MergeError, ParameterError
@@ -72,40 +72,58 @@ def record(
     loras, request, told = _without_zeros(
         list(loras), Request.of(loras, weights, text_weights=text_weights, blocks=blocks), prompts
     )
-    plan: list[tuple[Role, Merged | None, Sampling]] = [
-        (i, alone(host, loras, request, i), lambda lora=lora: run(lora))  # type: ignore[misc]
-        for i, lora in enumerate(loras)
-    ]
+    plan = [_alone(host, loras, request, i, run) for i in range(len(loras))]
     if keep is not None:
-        plan.append((KEEP, None, keep))
+        plan.append(_Run(KEEP, "the prompts to keep", None, keep))
     if together is not None and len(loras) > 1:
-        plan.append((TOGETHER, carry_out(request, loras, host.base), together))
+        linear = carry_out(request, loras, host.base)
+        plan.append(_Run(TOGETHER, "the prompts together", linear, together))
     store = Store(budget // (len(plan) * max(1, len(host.modules))), seed)
-    names = [lora.name for lora in loras]
-    for step, (role, merged, sampling) in enumerate(plan):
-        what = names[role] if isinstance(role, int) else role
+    for step, part in enumerate(plan):
         if progress is not None:
-            progress(step, len(plan), what)
-        with host.applied(merged), captured(host, role, store):
-            sampling()
-        if not store.count(role):
+            progress(step, len(plan), part.what)
+        with host.applied(part.merged), captured(host, part.role, store):
+            part.sampling()
+        if not store.count(part.role):
             raise MergeError(
-                f"sampling for {what} called none of {', '.join(host.modules)}; nothing was recorded"
+                f"sampling for {part.what} called none of {', '.join(host.modules)}; nothing was recorded"
             )
-    recorded = tuple(
-        RecordedLora(
-            lora.name, identity(lora), request.weights[i], request.text_weights[i],
-            None if request.blocks[i] is None else str(request.blocks[i]), told[i],
-        )
-        for i, lora in enumerate(loras)
-    )  # fmt: skip
-    recording = Recording(
-        tuple(store.chosen(held_out)), recorded, host.fingerprint(), seed, tuple(keep_prompts),
-        tuple(together_prompts),
-    )  # fmt: skip
     if progress is not None:
         progress(len(plan), len(plan), "")
+    recording = Recording(
+        tuple(store.chosen(held_out)), _written_down(loras, request, told), host.fingerprint(), seed,
+        tuple(keep_prompts), tuple(together_prompts),
+    )  # fmt: skip
     return add_distances(recording, host)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One sampling run: what is in the model, and what to call."""
+
+    role: Role
+    what: str
+    merged: Merged | None
+    sampling: Sampling
+
+
+def _alone(
+    host: Host, loras: Sequence[Lora], request: Request, index: int, run: Callable[[Lora], object]
+) -> _Run:
+    lora = loras[index]
+    return _Run(index, lora.name, alone(host, loras, request, index), lambda: run(lora))
+
+
+def _written_down(
+    loras: Sequence[Lora], request: Request, told: Sequence[tuple[str, ...]]
+) -> tuple[RecordedLora, ...]:
+    blocks = [None if each is None else str(each) for each in request.blocks]
+    return tuple(
+        RecordedLora(lora.name, identity(lora), weight, text_weight, text, prompts)
+        for lora, weight, text_weight, text, prompts in zip(
+            loras, request.weights, request.text_weights, blocks, told, strict=True
+        )
+    )
 
 
 def alone(host: Host, loras: Sequence[Lora], request: Request, index: int) -> Merged:
