@@ -22,6 +22,7 @@ from .values.learning_pictures import draw_curve, percent
 
 _KNOWN = ("recording", "steps", "rank", "seed", "start", "learning_rate", "batch")
 _PREVIEW = 512  # pixels of the longer side
+_NOTICEABLE = 0.005  # a share that is shown as one percent more
 
 
 class LoraAlloyDistill(io.ComfyNode):
@@ -147,7 +148,7 @@ def compare(kept: Retention, linear: Retention) -> list[str]:
     lines = [f"kept {percent(kept.mean)} on average (linear {percent(linear.mean)})"]
     for name, share in kept.loras.items():
         line = f"{name}: {percent(share)} (linear {percent(linear.loras[name])})"
-        if share <= linear.loras[name]:
+        if share < linear.loras[name] + _NOTICEABLE:
             line += "; distilling did not help this LoRA"
         lines.append(line)
     for module, shares in list(kept.modules.items())[1:]:

@@ -25,7 +25,6 @@ from .trainable import as_normal_tensors, kept_inputs
 
 DENOISER = "denoiser"
 _PER_CALL = ("sigmas",)  # what a patch of attention may ask for; the rest of such options is the model's own
-_FP16_SCALE = 2.0**16  # gradients below 6e-8 are 0 in float16; Adam does not depend on their scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +140,6 @@ class ComfyHost(Host):
             pooled = output[1]
             if answer.ndim == 3 and pooled.shape == (len(answer), answer.shape[-1]):
                 answer = torch.cat([answer, pooled[:, None].to(answer.dtype)], dim=1)
-        if answer.dtype == torch.float16 and answer.requires_grad:
-            answer = answer.to(torch.float32)
-            answer.register_hook(lambda gradient: gradient * _FP16_SCALE)
         return answer
 
     def check_model(self, model: Any) -> None:

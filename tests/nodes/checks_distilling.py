@@ -29,7 +29,7 @@ def distilling_keeps_more_than_linear():
     assert kept.mean > linear.mean + 0.05, (kept, linear)
     for name, share in kept.loras.items():
         line = next(line for line in report.splitlines() if line.startswith(f"{name}:"))
-        assert ("did not help" in line) == (share <= linear.loras[name]), (line, kept, linear)
+        assert ("did not help" in line) == (share < linear.loras[name] + 0.005), (line, kept, linear)
     assert lora.merged.request.learned["settings"]["steps"] == 20
     assert new_model.patches and new_model.model is model.model and new_clip is not clip
     with_model = sys.modules[PACK + "nodes.model.learning_host"].Applied(new_model, new_clip)
@@ -62,6 +62,27 @@ def training_puts_the_same_objects_back():
                     pass
                 assert torch.is_inference_mode_enabled()
                 assert_as_before(model, before)
+
+
+@check
+def streamed_models_are_loaded_again():
+    """A model whose weights ComfyUI streams is left alone: a copy that stays in place is recorded."""
+    model, clip = (part.clone() for part in fresh())
+    for patcher in (model, clip.patcher):  # as on a GPU; without one ComfyUI makes no such model
+        patcher.is_dynamic = lambda: True
+    host = run("LoraAlloyRecord", model=model, clip=clip, loras=text(), **SMALL)[0].host
+    assert host.model.model is not model.model and not host.model.is_dynamic()
+    assert host.clip.cond_stage_model is host.clip.patcher.model is not clip.cond_stage_model
+    for mine, given in ((host.model, model), (host.clip.patcher, clip.patcher)):
+        weights = given.model.state_dict()
+        assert all(torch.equal(weight, weights[name]) for name, weight in mine.model.state_dict().items())
+    model.cached_patcher_init = None
+    try:
+        run("LoraAlloyRecord", model=model, clip=clip, loras=text(), **SMALL)
+    except merge_ops.MergeError as error:
+        assert "--disable-dynamic-vram" in str(error)
+    else:
+        raise AssertionError("a streamed model was recorded")
 
 
 @check
