@@ -75,7 +75,14 @@ def streamed_models_are_loaded_again():
     assert host.clip.cond_stage_model is host.clip.patcher.model is not clip.cond_stage_model
     for mine, given in ((host.model, model), (host.clip.patcher, clip.patcher)):
         weights = given.model.state_dict()
-        assert all(torch.equal(weight, weights[name]) for name, weight in mine.model.state_dict().items())
+        copied = mine.model.state_dict()
+        other = [
+            name
+            for name in weights
+            if not torch.equal(weights[name], copied[name])
+            and "text_projection" not in name  # the checkpoint lacks it, and so it is whatever memory held
+        ]
+        assert weights.keys() == copied.keys() and not other, other[:3]
     model.cached_patcher_init = None
     try:
         run("LoraAlloyRecord", model=model, clip=clip, loras=text(), **SMALL)

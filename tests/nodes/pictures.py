@@ -170,7 +170,8 @@ def learned(editor):
     """Record, Measure and Distill on the demo's LoRAs for a tiny model; needs ``tiny_sd15`` and its LoRAs."""
     small = {"width": 64, "height": 64, "steps": 4}
     nodes = [
-        ["model", "CheckpointLoaderSimple", [60, 120], [300, 100], {"ckpt_name": "tiny_sd15.safetensors"}, []],
+        ["model", "CheckpointLoaderSimple", [60, 120], [300, 100],
+         {"ckpt_name": "tiny_sd15.safetensors"}, []],
         ["record", "LoraAlloyRecord", [400, 120], [430, 620], {"loras": PROMPTS, **small},
          [("model", "model", 0), ("clip", "model", 1)]],
         ["distill", "LoraAlloyDistill", [870, 120], [420, 300], {"steps": 12, "learning_rate": 0.01},

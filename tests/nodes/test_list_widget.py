@@ -107,7 +107,7 @@ def test_block_strengths(editor):
 
 
 def test_prompts(editor):
-    """Hidden until asked for; any sign may be in one; undone in one step, and pasted with its row."""
+    """Hidden until asked for; any sign may be in one; pasted and moved with its row."""
     rows = add_list(editor, A)
     assert rows.part("prompt:0").count() == 0
     rows.part("tab-Prompts").click()
