@@ -22,7 +22,7 @@ from .student import Factors, Trainable, starting_factors, trainable
 from .training import Best, Report, Schedule, train
 
 STARTS = ("calibrated", "linear")
-STEPS, LEARNING_RATE = 100, 0.05
+STEPS, LEARNING_RATE = 100, 0.1
 _BATCH = 48
 _BATCH_ENTRIES = 1 << 18  # of a batch's outputs, by which the default batch is chosen
 _LEAST_BATCH = 4
@@ -60,7 +60,7 @@ def distill(
         loras: the LoRAs, in any order.
         rank: of every layer; None keeps the sum of the LoRAs' ranks.
         steps: of Adam, for each recorded module.
-        learning_rate: relative to the size of the entries of each factor: .05 moves an entry by about 5 % of
+        learning_rate: relative to the size of the entries of each factor: .1 moves an entry by about 10 % of
             the typical size in a step.
         batch: samples a step; None chooses 48, fewer where they are large.
         start: ``calibrated`` or ``linear``: the merge that training begins with.

@@ -21,7 +21,7 @@ from .samples import Role, Sample, batches
 from .student import Factors, Trainable, added
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
-_MOST = 30.0  # times that the errors of a LoRA count more, or less, than those of a typical one
+_MOST = 10.0  # times that the errors of a LoRA count more, or less, than those of a typical one
 _EVALUATIONS = 5  # times that the held-out calls are measured during training
 
 
@@ -130,9 +130,11 @@ def _scaler(host: Host, name: str, samples: list[Sample]) -> torch.amp.GradScale
 
 
 def _says(recording: Recording, name: str) -> dict[Role, float]:
-    """How much an error counts: a LoRA that changes little has the same say as one that changes much.
+    """How much an error counts: more for a LoRA that changes little, so that stronger ones do not drown it.
 
-    The inverse of each LoRA's mean squared change on the held-out calls, relative to the mean of all LoRAs.
+    The inverse of each LoRA's mean change (the root of its mean square) on the held-out calls, relative to
+    the mean over all LoRAs. The inverse of the square, by which all shares would count the same, is worse for
+    what one sees: the drawings of strong LoRAs suffer.
     """
     changes: dict[Role, list[float]] = {}
     for sample in recording.part(name, held_out=True):
@@ -140,7 +142,8 @@ def _says(recording: Recording, name: str) -> dict[Role, float]:
             changes.setdefault(sample.role, []).append(sample.distance or 0.0)
     means = {role: sum(own) / len(own) for role, own in changes.items()}
     typical = sum(means.values()) / max(1, len(means))
-    return {role: min(max(typical / mean, 1 / _MOST), _MOST) if mean else 1.0 for role, mean in means.items()}
+    says = {role: math.sqrt(typical / mean) if mean else 1.0 for role, mean in means.items()}
+    return {role: min(max(share, 1 / _MOST), _MOST) for role, share in says.items()}
 
 
 def _mean_squared(given: Tensor, wanted: Tensor) -> Tensor:
