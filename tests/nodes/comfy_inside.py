@@ -75,13 +75,21 @@ def run(node, **inputs):
 _loaded = {}
 
 
+def load_sd15():
+    """``(MODEL, CLIP)`` of the tiny checkpoint, loaded anew."""
+    path = folder_paths.get_full_path_or_raise("checkpoints", "tiny_sd15.safetensors")
+    model, clip = comfy.sd.load_checkpoint_guess_config(path, output_vae=False)[:2]
+    with torch.no_grad():  # the checkpoint lacks it, and so it is whatever the memory held, even NaN
+        clip.cond_stage_model.clip_l.transformer.text_projection.weight.zero_()
+    return model, clip
+
+
 def load_model(name):
     """``(MODEL, CLIP or None)`` of a tiny checkpoint, by ComfyUI's stock loaders, without patches in it."""
     comfy.model_management.unload_all_models()  # a clone that an earlier check left loaded shares the weights
     if name not in _loaded:
         if name == "sd15":
-            path = folder_paths.get_full_path_or_raise("checkpoints", "tiny_sd15.safetensors")
-            model, clip = comfy.sd.load_checkpoint_guess_config(path, output_vae=False)[:2]
+            model, clip = load_sd15()
         else:
             path = folder_paths.get_full_path_or_raise("diffusion_models", f"tiny_{name}.safetensors")
             model, clip = comfy.sd.load_diffusion_model(path), None

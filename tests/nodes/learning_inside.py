@@ -1,10 +1,8 @@
 """Two random LoRAs with prompts on the tiny SD1.5, recorded once for the checks of learning."""
 
 import comfy.model_management
-import comfy.sd
-import folder_paths
 import torch
-from comfy_inside import LORAS, key_names, run
+from comfy_inside import LORAS, key_names, load_sd15, run
 from safetensors.torch import save_file
 
 PACK = "alloy_pack."
@@ -33,9 +31,8 @@ _made = {}
 def fresh():
     """``(model, clip)`` loaded in inference mode, as nodes are run: all weights are inference tensors."""
     if not _made:
-        path = folder_paths.get_full_path_or_raise("checkpoints", "tiny_sd15.safetensors")
         with torch.inference_mode():
-            _made["sd15"] = comfy.sd.load_checkpoint_guess_config(path, output_vae=False)[:2]
+            _made["sd15"] = load_sd15()
         model = _made["sd15"][0]
         write("learn_a", model, 1, 0.25, only="attn1")
         write("learn_b", model, 2, 0.15, only="attn2")
