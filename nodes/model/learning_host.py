@@ -87,6 +87,7 @@ class ComfyHost(Host):
     @contextmanager
     def training(self) -> Iterator[None]:
         """Leave inference mode, with weights in place that autograd can save; see ``trainable``."""
+        self._make_room()
         management: Any = comfy.model_management
         was_training = getattr(management, "in_training", False)
         parts = self.modules.values()
@@ -176,6 +177,17 @@ class ComfyHost(Host):
         with torch.inference_mode():
             patchers = [self.model_now] if self.clip_now is None else [self.model_now, self.clip_now.patcher]
             comfy.model_management.load_models_gpu(patchers)
+
+    def _make_room(self) -> None:
+        """Unload other models from a GPU: activations that gradients need take more than sampling does."""
+        management: Any = comfy.model_management
+        device = self.model_now.load_device
+        if device.type == "cpu":
+            return
+        own = [self.model_now] if self.clip_now is None else [self.model_now, self.clip_now.patcher]
+        loaded = management.current_loaded_models
+        with torch.inference_mode():
+            management.free_memory(1e30, device, keep_loaded=[one for one in loaded if one.model in own])
 
     def _options(self) -> dict[str, Any]:
         """The options and wrappers that this MODEL gives to each call of its diffusion model."""

@@ -7,8 +7,9 @@ import time
 import comfy.model_management
 import comfy.sample
 import torch
-from comfy_inside import BASE, LORAS, check, load_model, merge_ops, run
+from comfy_inside import BASE, LORAS, check, key_names, load_model, merge_ops, run
 from learning_inside import PACK, SMALL, assert_as_before, fresh, record, state, text, write
+from safetensors.torch import save_file
 
 stopping = sys.modules[PACK + "nodes.model.stopping"]
 
@@ -62,6 +63,40 @@ def training_puts_the_same_objects_back():
                     pass
                 assert torch.is_inference_mode_enabled()
                 assert_as_before(model, before)
+
+
+@check
+def text_encoders_are_distilled():
+    """Their layers are recorded from the prompts, clip skip included, and trained by the same code."""
+    model, clip = fresh()
+    clip = clip.clone()
+    clip.clip_layer(-2)
+    for seed, name in enumerate(("text_a", "text_b")):
+        stems = [named for key, named in key_names(model, clip).items() if "encoder.layers.10." in key]
+        assert len(stems) == 6, stems
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for stem, (rows, columns) in stems:
+            tensors[f"{stem}.lora_up.weight"] = torch.randn(rows, 2, generator=generator) * 0.3
+            tensors[f"{stem}.lora_down.weight"] = torch.randn(2, columns, generator=generator) / columns**0.5
+        save_file(tensors, LORAS / f"{name}.safetensors")
+    loras = "<lora:text_a:1:prompt=a cat|a red cat|one>\n<lora:text_b:1:prompt=ink|ink and a pen|two>"
+    recording, report = run("LoraAlloyRecord", model=model, clip=clip, loras=loras, **SMALL)
+    assert list(recording.host.modules) == ["denoiser", "clip_l"] and "clip_l" in report
+    before = state(clip)
+    lora, _, new_clip, report = run(
+        "LoraAlloyDistill", recording=recording, steps=4, batch=2, learning_rate=0.01
+    )
+    assert_as_before(clip, before, objects=False)
+    assert new_clip.patcher.patches.keys() == clip_keys(lora, recording), "nothing else is patched"
+    kept, linear = recording.measure(lora.merged), recording.measure(recording.merge("linear", 1.0, None))
+    means = [sum(each.modules["clip_l"].values()) / 2 for each in (kept, linear)]
+    assert means[0] >= means[1] - 1e-6, means
+    assert f"clip_l: {100 * means[0]:.0f} %" in report, (report, means)
+
+
+def clip_keys(lora, recording):
+    return {recording.fitted.clip[name].key for name in lora.merged.layers}
 
 
 @check
