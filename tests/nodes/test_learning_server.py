@@ -1,5 +1,6 @@
 """Recording, distilling and stopping through ComfyUI's server, and the stop button in the editor."""
 
+from tests.nodes.list_widget import EMPTY
 from tests.nodes.pack import ROOT, example
 
 EXAMPLE = ROOT / "example_workflows" / "api" / "live_together.json"
@@ -84,3 +85,4 @@ def test_the_stop_button(editor_page, server):
     server.until(ended)
     assert "stopped after" in text_of(server.wait(running[0]))
     assert not editor_page.ours()
+    page.evaluate(EMPTY)
