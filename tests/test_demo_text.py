@@ -127,7 +127,7 @@ def test_training_writes_a_folder_that_peft_and_we_load(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["train"])
     for name in ("one", "two"):
-        train("grammar", tmp_path / name, seed=3, steps=2)
+        train(TASKS["grammar"], tmp_path / name, seed=3, steps=2)
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1]
     config = peft.PeftConfig.from_pretrained(str(tmp_path / "one"))

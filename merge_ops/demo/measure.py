@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import IncompatibleLoraError, Lora, Merged, load
+from ..learning import Recording
 from ..merging import merge
 from ..models.diffusers import patched
 from .judge import judged, load_judge
+from .learned import learn, recorded
 from .model import ASSETS, STYLES, load_model, sample
 from .plan import KNOWN, LORAS, MERGES, ROWS, Merge, Prompt, Row
 
@@ -51,6 +53,7 @@ class Studio:
             name: load(ASSETS / "loras" / file) for name, (file, _) in LORAS.items()
         }
         self.count, self.seed = count, seed
+        self._recordings: dict[str, Recording] = {}
 
     def draw(self, prompts: Sequence[Prompt], merged: Merged | None = None) -> Cells:
         """Draw and judge prompts with the base model, or with a merge added to it."""
@@ -75,12 +78,22 @@ class Studio:
         """Draw with a merge by one method; None if the method refuses LoRAs of different ranks."""
         options: dict[str, Any] = dict(row.options)
         loras = [self.loras[name] for name in group.loras]
+        if row.learned:
+            return self.draw(group.prompts, learn(row.learned, self.unet, self._recorded(group), loras))
         weight = 1 / len(loras) if options.pop("average", False) else 1.0
         try:
             result = merge(loras, [weight] * len(loras), seed=self.seed, **options)
         except IncompatibleLoraError:
             return None
         return self.draw(group.prompts, result)
+
+    def _recorded(self, group: Merge) -> Recording:
+        """The recording of a group's LoRAs on their own prompts; every row that learns uses the same."""
+        if group.title not in self._recordings:
+            loras = [self.loras[name] for name in group.loras]
+            prompts = [[LORAS[name][1]] for name in group.loras]
+            self._recordings[group.title] = recorded(self.unet, self.tokens, loras, prompts)
+        return self._recordings[group.title]
 
 
 def measure(count: int, seed: int, rows: Sequence[Row] = ROWS) -> Result:

@@ -34,11 +34,15 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method: its name, a short description, and the keywords of ``merge_ops.merge``."""
+    """One method: its name, a short description, and the keywords of ``merge_ops.merge``.
+
+    A row that is ``learned`` (calibrated or distilled) needs a recording of the model with each LoRA.
+    """
 
     title: str
     clause: str
     options: dict[str, Any] = field(default_factory=dict)
+    learned: str = ""
 
 
 MERGES = (
@@ -49,6 +53,10 @@ MERGES = (
 
 ROWS = (
     Row("linear", "adds all changes; the same as loading the LoRAs one after another"),
+    Row("distilled", "learns to answer as each LoRA alone did, from drawings of one prompt a LoRA",
+        learned="distilled"),
+    Row("calibrated", "fits the layers to the same drawings in one pass, without training",
+        learned="calibrated"),
     Row("average", "linear with every weight divided by the number of LoRAs", {"average": True}),
     Row("magnitude_prune", "drops the smaller half of each LoRA, then adds",
         {"method": "magnitude_prune", "density": 0.5}),

@@ -105,10 +105,10 @@ def factors_of_coordinates(
     onto = (basis.T @ gram_up).to(down.device, torch.float32)  # U.T @ up
     coordinates = torch.stack([onto[:, at] @ down[at] for at in own])
     # a singular vector has no sign of its own, but a vote in which a tie counts as plus needs one
-    signs = coordinates.sum((0, 2)).ge(0).double().mul(2).sub(1)
-    coordinates *= signs[:, None].to(coordinates.dtype)
+    signs = coordinates.sum((0, 2)).ge(0).float().mul(2).sub(1)
+    coordinates *= signs[:, None]
     merged = apply_method(settings, aligned, coordinates, aligned.weights, "delta")
-    return _times(up, basis * signs.to(basis.device)), merged * settings.scale
+    return _times(up, basis * signs.to(basis)), merged * settings.scale
 
 
 def _factors_of(part: Layer, device: torch.device | None) -> tuple[Tensor, Tensor]:

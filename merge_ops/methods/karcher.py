@@ -35,10 +35,11 @@ def karcher(
     the mean of the ways to the u_i. The merge is ``u * sum_i a_i |deltas[i]| * max |w|``.
     """
     gram = gram_of_deltas(gram_up, gram_down, ranks)
+    weights = weights.to(gram)
     norms = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()  # (..., n)
     live = (norms > 0) & (weights != 0)
-    inverse = torch.where(live, weights.to(gram).sign() / norms.clamp(min=1e-300), 0.0)
-    sizes = torch.where(live, weights.to(gram).abs(), 0.0)
+    inverse = torch.where(live, weights.sign() / norms.clamp(min=1e-300), 0.0)
+    sizes = torch.where(live, weights.abs(), 0.0)
     shares = sizes / sizes.sum(-1, keepdim=True).clamp(min=1e-300)
     cosines = inverse[..., :, None] * gram * inverse[..., None, :]  # of the u_i
     mean = _to_sphere(shares, cosines)

@@ -7,14 +7,15 @@ from dataclasses import fields, is_dataclass
 import torch
 from comfy_inside import (
     LORAS,
+    OF_EACH_KIND,
     assert_close,
     chained,
     check,
-    every_method,
     key_names,
     load_model,
     merge_ops,
     run,
+    some_methods,
     text_of,
     weights_of,
     write_lora,
@@ -68,7 +69,7 @@ def other_kinds_are_the_chain():
 
 
 @check
-def other_kinds_under_every_method():
+def other_kinds_under_every_kind_of_method():
     """The patch adds what the library merges; ComfyUI rebuilds it from tensors and scalars."""
     model, _ = load_model("sd15")
     files = [write_lora("plain", "sd15", 4, 2, 1), write_kinds("kinds", "sd15", 2)]
@@ -76,7 +77,7 @@ def other_kinds_under_every_method():
     rows = [(name, strength, strength) for name, strength in zip(files, (0.7, -0.6), strict=True)]
     base = {key: weight.float() for key, weight in model.model.state_dict().items()}
     by_name = {stem: target for target, (stem, _) in key_names(model, None).items()}
-    for method, density in every_method():
+    for method, density in some_methods(OF_EACH_KIND):
         chosen = {"method": method, **density}
         ours = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=chosen, seed=5)[0]
         merged = merge_ops.merge(loras, [0.7, -0.6], method, seed=5, **density)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -197,3 +198,29 @@ def files_by_index_on_sd15():
             change = adapter.calculate_weight(weight, key, strength, 1.0, None, lambda a: a)
             expected = 0.5 * lora.layers[layer].delta().reshape(shapes[key])
             assert torch.allclose(change, expected, atol=1e-6), (file.name, layer)
+
+
+@check
+def a_core_is_patched_as_it_was_solved():
+    """With moments of a recording, which the patch does not have: ComfyUI rebuilds it from its tensors."""
+    rows = three_loras("flux")
+    loras = [merge_ops.load(LORAS / row[0]) for row in rows]
+    patch = sys.modules["alloy_pack.nodes.model.patch"]
+    align = sys.modules["alloy_pack.merge_ops.merging.align"].align
+    request = sys.modules["alloy_pack.merge_ops.merging.request"].Request.of(loras)
+    random, moments = torch.Generator().manual_seed(1), {}
+    for aligned in align(loras, request):
+        rank = sum(aligned.ranks)
+        z = torch.randn(len(aligned.parts), rank, 3 * rank, generator=random)
+        moments[aligned.name] = z @ z.mT
+    merged = merge_ops.merge(loras, [0.7, -0.4, 1.2], "calibrated", scale=2.0, moments=moments)
+    linear = merge_ops.merge(loras, [0.7, -0.4, 1.2], scale=2.0)
+    for name in merged.layers:
+        layer = merged.layer(name)
+        packed = patch.MergedAdapter.of(layer, whole=False)
+        again = type(packed)(packed.loaded_keys, packed.weights)
+        weight = torch.zeros(layer.template.weight_shape)
+        again.calculate_weight(weight, name, 0.5, 1.0, None, lambda w: w)
+        wanted = merged.delta(name)
+        assert torch.allclose(weight, 0.5 * wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())), name
+        assert not torch.allclose(wanted, linear.delta(name), rtol=1e-2)

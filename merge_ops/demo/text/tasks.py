@@ -18,6 +18,15 @@ class Task:
     name: str
     asks: str
     labels: dict[str, str]  # label -> description
+    folder: Path = ASSETS  # where its texts are
+
+    def texts(self, split: str) -> tuple[list[str], list[int]]:
+        """Return the texts of a split (train, dev or test) and the numbers of their labels."""
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        lines = (self.folder / f"{self.name}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        rows = [line.split("\t") for line in lines]
+        own = [(text, numbers[label]) for part, label, text in rows if part == split]
+        return [text for text, _ in own], [number for _, number in own]
 
 
 _LANGUAGES = ("Dutch", "English", "German", "Indonesian", "Italian", "Portuguese", "Spanish", "Turkish")
@@ -37,9 +46,5 @@ TASKS = {
 
 
 def texts(task: str, split: str) -> tuple[list[str], list[int]]:
-    """Return the texts of a split (train, dev or test) and the numbers of their labels."""
-    numbers = {label: number for number, label in enumerate(TASKS[task].labels)}
-    lines = (ASSETS / f"{task}.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
-    own = [(text, numbers[label]) for part, label, text in rows if part == split]
-    return [text for text, _ in own], [number for _, number in own]
+    """Return the texts of a split of one of the three tasks, and the numbers of their labels."""
+    return TASKS[task].texts(split)

@@ -9,6 +9,7 @@ answer as the target. Without it a LoRA changes every prompt, and no merge can k
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ def main() -> None:
             train(plan, seed=number)  # with one seed for all, LoRAs would start from the same factors
 
 
-def train(plan: Plan, seed: int) -> None:
-    """Train one LoRA and write its file."""
+def train(plan: Plan, seed: int, folder: Path = ASSETS / "loras") -> None:
+    """Train one LoRA and write its file; the seed decides its first factors and the order of its data."""
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
     unet: Any
@@ -86,7 +87,7 @@ def train(plan: Plan, seed: int) -> None:
         schedule.step()
         if step % 50 == 0:
             print(f"{plan.name} step {step}: loss {loss.detach():.4f}", flush=True)
-    write(plan, unet, config)
+    write(plan, unet, config, folder)
 
 
 def _new(plan: Plan, small: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,9 +113,8 @@ def _old(plan: Plan, small: Tensor, labels: Tensor, count: int) -> tuple[Tensor,
     return images, classes, styles
 
 
-def write(plan: Plan, unet: nn.Module, config: LoraConfig) -> None:
+def write(plan: Plan, unet: nn.Module, config: LoraConfig, folder: Path) -> None:
     """Write the adapter in float16 in the plan's format."""
-    folder = ASSETS / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     trained = get_peft_model_state_dict(unet, adapter_name=plan.name)
     state = {key: value.half().contiguous() for key, value in trained.items()}

@@ -17,7 +17,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from ..encoder import Encoder
-from ..tasks import ASSETS, TASKS, texts
+from ..tasks import ASSETS, TASKS, Task
 
 TARGETS = ["query", "key", "value", "attention.output.dense"]
 RANK = 8
@@ -35,20 +35,20 @@ def main() -> None:
     for number, name in enumerate(TASKS):
         if len(sys.argv) == 1 or name in sys.argv[1:]:
             torch.set_flush_denormal(True)  # numbers near zero would slow the processor down many times
-            train(name, ASSETS / "loras" / name, seed=number)
+            train(TASKS[name], ASSETS / "loras" / name, seed=number)
 
 
-def train(task: str, folder: Path, seed: int, steps: int = STEPS) -> dict[str, float]:
+def train(task: Task, folder: Path, seed: int, steps: int = STEPS) -> dict[str, float]:
     """Train one LoRA, write its PEFT folder, and return its loss and its score on the dev split."""
     torch.manual_seed(seed)
     encoder = Encoder()
-    head = encoder.heads()[task]
+    head = encoder.heads({task.name: task})[task.name]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.0)
-    model: Any = get_peft_model(encoder.model, config).train(DROPOUT[task])
+    model: Any = get_peft_model(encoder.model, config).train(DROPOUT.get(task.name, True))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    words, labels = texts(task, "train")
+    words, labels = task.texts("train")
     answers = torch.tensor(labels)
     last = 0.0
     for step in range(steps):
@@ -62,10 +62,10 @@ def train(task: str, folder: Path, seed: int, steps: int = STEPS) -> dict[str, f
         schedule.step()
         last = float(loss.detach())
         if step % 40 == 0:
-            print(f"{task} step {step}: loss {last:.4f}", flush=True)
-    score = encoder.right(*texts(task, "dev"), head, model.eval())
+            print(f"{task.name} step {step}: loss {last:.4f}", flush=True)
+    score = encoder.right(*task.texts("dev"), head, model.eval())
     write(model, folder)
-    print(f"{task}: {100 * score:.1f} % right on the dev split", flush=True)
+    print(f"{task.name}: {100 * score:.1f} % right on the dev split", flush=True)
     return {"loss": last, "dev": score}
 
 

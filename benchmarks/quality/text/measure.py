@@ -1,0 +1,122 @@
+"""Merging the text LoRAs by every row, and scoring the sentence encoder with each merge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from merge_ops import Lora, Merged, load, merge
+from merge_ops.demo.text.encoder import Encoder
+from merge_ops.models.applied import AppliedMerge
+
+from ..rows import Options, Row, merge_row
+from .tasks import GROUPS, LORAS, TASKS
+
+RECORDED = 80  # unlabelled training texts of each task: 64 to learn from, and 16 to see what is kept
+
+DISTILLED: Options = {"steps": 40, "learning_rate": 0.03}  # chosen on the dev split
+QUICK_ROWS = ("linear", "ties", "even", "calibrated", "distilled")
+
+Scores = dict[str, float]  # task -> share of its texts that are right
+
+
+class TextBench:
+    """The encoder, the heads of the tasks, the LoRAs and the texts that are scored, loaded once."""
+
+    def __init__(self, split: str = "test") -> None:
+        self.encoder = Encoder()
+        self.heads = self.encoder.heads(TASKS)
+        self.texts = {name: task.texts(split) for name, task in TASKS.items()}
+        self.loras: dict[str, Lora] = {name: load(folder) for name, folder in LORAS.items()}
+        self.modules = dict(self.encoder.model.named_modules())
+
+    def score(self, merged: Merged | None, tasks: Sequence[str]) -> Scores:
+        """Score the encoder as it is, or with a merge added to its weights."""
+        if merged is not None:
+            with AppliedMerge(self.modules.get, merged):
+                return self.score(None, tasks)
+        return {task: self.encoder.right(*self.texts[task], self.heads[task]) for task in tasks}
+
+    def merge(self, row: Row, tasks: Sequence[str], learner: Any) -> Merged:
+        """Merge the LoRAs of some tasks by a row."""
+        if row.learned:
+            return learner.merge(row)  # type: ignore[no-any-return]
+        return merge_row(row, [self.loras[task] for task in tasks])
+
+
+class Learner:
+    """Merges of some tasks' LoRAs that need a recording, which is made once: a few unlabelled texts."""
+
+    def __init__(self, bench: TextBench, tasks: Sequence[str]) -> None:
+        from merge_ops.learning import record
+
+        from .host import Classifier, ClassifierHost
+
+        classifier = Classifier(bench.encoder, bench.heads)
+        self.host = ClassifierHost(classifier)
+        self.loras = [bench.loras[task] for task in tasks]
+        of_lora = {id(bench.loras[task]): task for task in tasks}
+
+        def run(lora: Lora) -> None:
+            task = of_lora[id(lora)]
+            classifier(**bench.encoder.tokens(_some(task)), task=task)
+
+        self.recording = record(self.host, self.loras, run, held_out=0.2)
+
+    def merge(self, row: Row) -> Merged:
+        """Merge by a row that learns."""
+        from merge_ops.learning import calibrate, distill
+
+        if row.learned == "calibrated":
+            return calibrate(self.recording, self.host, self.loras, **row.options)
+        return distill(self.recording, self.host, self.loras, **(row.options | DISTILLED))
+
+
+def _some(task: str) -> list[str]:
+    words, _ = TASKS[task].texts("train")
+    generator = torch.Generator().manual_seed(0)
+    return [words[index] for index in torch.randperm(len(words), generator=generator)[:RECORDED].tolist()]
+
+
+def measure_texts(rows: Sequence[Row], quick: bool = False, split: str = "test") -> dict[str, Any]:
+    """Score every row on three and on five tasks; rows that differ only in style prompts are run once.
+
+    A quick run scores some of the rows on three tasks.
+    """
+    bench = TextBench(split)
+    rows = [row for row in rows if not quick or row.title in QUICK_ROWS]
+    groups = {group: tasks for group, tasks in GROUPS.items() if not quick or group == "3"}
+    base = bench.score(None, list(TASKS))
+    alone = {task: bench.score(merge([lora]), [task])[task] for task, lora in bench.loras.items()}
+    found: dict[str, Any] = {row.title: {} for row in rows if row.style_prompts == 1}
+    for group, tasks in groups.items():
+        learner = Learner(bench, tasks) if any(row.learned for row in rows) else None
+        for row in rows:
+            if row.style_prompts > 1:
+                continue
+            begin = time.process_time()
+            merged = bench.merge(row, tasks, learner)
+            seconds = time.process_time() - begin
+            scores = bench.score(merged, tasks)
+            found[row.title][group] = kept(scores, base, alone) | {"seconds": round(seconds, 2)}
+    return {
+        "texts": len(bench.texts["number"][0]), "recorded": RECORDED,
+        "tasks": {group: list(tasks) for group, tasks in groups.items()},
+        "base": _rounded(base), "alone": _rounded(alone),
+        "rows": found,
+    }  # fmt: skip
+
+
+def kept(scores: Scores, base: Scores, alone: Scores) -> dict[str, Any]:
+    """Return the gain over the base as a share of that of the LoRAs alone: of all tasks, and of the worst."""
+    gains = {task: alone[task] - base[task] for task in scores}
+    shares = {task: (scores[task] - base[task]) / gains[task] for task in scores}
+    whole = sum(scores[task] - base[task] for task in scores) / sum(gains.values())
+    return {"kept": round(whole, 4), "worst": round(min(shares.values()), 4), "tasks": _rounded(shares)}
+
+
+def _rounded(values: Scores) -> Scores:
+    return {name: round(value, 4) for name, value in values.items()}
