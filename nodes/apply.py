@@ -7,11 +7,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
-from ..merge_ops.lora import Lora
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .model.fitting import fit_to_model
+from .model.clones import patch_clones
 from .model.lora_model import read_lora_model
-from .model.patch import add_merge
 from .model.summary import describe_merge, list_left_out, list_not_applied
 from .status import StatusLine
 
@@ -82,14 +80,7 @@ class LoraAlloyApply(io.ComfyNode):
         merged = read_lora_model(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
-        templates = {name: merged.layer(name).template for name in merged.layers}
-        whole = Lora("the merged LoRA", templates, whole_weights=merged.whole_weights)
-        fitted = fit_to_model([whole], model, clip)
-        new_model, new_clip = (part.clone() if part is not None else None for part in (model, clip))
-        if new_model is not None and strength_model:
-            add_merge(new_model, merged, fitted.unet, strength_model)
-        if new_clip is not None and strength_clip:
-            add_merge(new_clip, merged, fitted.clip, strength_clip)
+        new_model, new_clip, fitted = patch_clones(merged, model, clip, strength_model, strength_clip)
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
         text = f"{describe_merge(merged)}, on {text}, {status.seconds:.1f} s"
         text = "\n".join([text, *list_left_out(merged, fitted), *list_not_applied(merged, model, clip)])

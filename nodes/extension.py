@@ -5,12 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import LoraAlloyApply
+from .distill import LoraAlloyDistill
 from .grid import LoraAlloyGrid
 from .inspect import LoraAlloyInspect
 from .loader import LoraAlloyLoader
+from .measure import LoraAlloyMeasure
 from .merge import LoraAlloyMerge
 from .method import LoraAlloyMethod
+from .model.stopping import add_route
 from .recipe import LoraAlloyRecipe
+from .record import LoraAlloyRecord
 from .save import LoraAlloySave
 from .stack import LoraAlloyStack
 from .sweep import LoraAlloySweep
@@ -18,6 +22,10 @@ from .sweep import LoraAlloySweep
 
 class LoraAlloyExtension(ComfyExtension):
     """All nodes of the pack."""
+
+    async def on_load(self) -> None:
+        """Add the request that stops a training."""
+        add_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """What ComfyUI registers."""
@@ -32,4 +40,7 @@ class LoraAlloyExtension(ComfyExtension):
             LoraAlloyRecipe,
             LoraAlloySweep,
             LoraAlloyGrid,
+            LoraAlloyRecord,
+            LoraAlloyMeasure,
+            LoraAlloyDistill,
         ]

@@ -17,6 +17,7 @@ STACK = io.Custom("LORA_ALLOY_STACK")
 METHOD = io.Custom("LORA_ALLOY_METHOD")
 COMMUNITY_STACK = io.Custom("LORA_STACK")
 LORA_MODEL = io.Custom("LORA_MODEL")
+RECORDING = io.Custom("LORA_RECORDING")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "dare", "power lora", "peft"]
 
@@ -31,7 +32,8 @@ def lora_list() -> io.String.Input:
         tooltip=(
             "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
             "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
-            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>."
+            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. A prompt for Record LoRAs comes last: "
+            "<lora:name:0.8:prompt=a photo of mia>."
         ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
     )
@@ -68,6 +70,29 @@ def _broken_laws() -> str:
         for reason in method.breaks.values():
             methods.setdefault(reason, []).append(method.name)
     return "Note: " + "; ".join(f"{reason} ({', '.join(names)})" for reason, names in methods.items()) + "."
+
+
+def recording_input() -> io.Input:
+    """A recording, for what a merge can use of it."""
+    return RECORDING.Input(
+        "recording",
+        optional=True,
+        tooltip="From Record LoRAs, of the same LoRAs: for method calibrated, and for auto_strength.",
+    )
+
+
+def auto_strength_input() -> io.Input:
+    """The strength by measuring. The last widget of a node: saved graphs keep values by their places."""
+    return io.Boolean.Input(
+        "auto_strength",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the "
+            "one that keeps most of the recorded LoRAs. Needs a recording."
+        ),
+    )
 
 
 def space_input() -> io.Combo.Input:

@@ -14,8 +14,10 @@ from .inputs import (
     LORA_MODEL,
     METHOD,
     STACK,
+    auto_strength_input,
     lora_list,
     method_input,
+    recording_input,
     result_inputs,
     space_input,
 )
@@ -23,6 +25,7 @@ from .model.fitting import fit_to_model
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.patch import add_merge
+from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
 from .model.stacks import read_file_states, read_list, read_stack
 from .model.summary import list_not_applied, summarize
 from .status import StatusLine
@@ -69,6 +72,7 @@ class LoraAlloyLoader(io.ComfyNode):
                         "overrides the widget it belongs to."
                     ),
                 ),
+                recording_input(),
                 space_input(),
                 *result_inputs(),
                 io.Float.Input(
@@ -84,6 +88,7 @@ class LoraAlloyLoader(io.ComfyNode):
                         " if the effect is too weak."
                     ),
                 ),
+                auto_strength_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -124,21 +129,30 @@ class LoraAlloyLoader(io.ComfyNode):
         rank: int | None = None,
         seed: int | None = None,
         strength: float | None = None,
+        recording: RecordedLoras | None = None,
+        auto_strength: bool | None = None,
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
         status = StatusLine(cls)
-        refuse_unknown(unknown, ("space", "rank", "seed", "strength"), method)
+        refuse_unknown(unknown, ("space", "rank", "seed", "strength", "auto_strength"), method)
         chosen = sweep or MethodChoice()
         asked = chosen.override(method, strength, space=space, rank=rank, seed=seed)
         entries = set_strengths(read_stack(stack) + read_list(loras or ""), asked.strengths)
         if not entries or asked.strength == 0:
             text = summarize(None, label=chosen.label)
             return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(text))
-        fitted = fit_to_model([entry.lora for entry in entries], model, clip)
-        merged, note = run_merge(
-            fitted.loras, entries, asked.keywords, asked.strength, show_progress=status.show_progress
-        )
+        refuse_without_recording(recording, asked, bool(auto_strength))
+        show = status.show_progress
+        if recording is not None:
+            recording.host.check_model(model)
+            fitted = recording.fitted
+            merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), show_progress=show)
+        else:
+            fitted = fit_to_model([entry.lora for entry in entries], model, clip)
+            merged, note = run_merge(
+                fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
+            )
         new_model = model.clone()
         add_merge(new_model, merged, fitted.unet, 1.0)
         new_clip = clip.clone() if clip is not None else None

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, DTYPES, LORA_MODEL, METHOD, STACK, result_inputs
-from .model.fitting import fit_to_model
+from .inputs import (
+    ALIASES,
+    CATEGORY,
+    COMMUNITY_STACK,
+    DTYPES,
+    LORA_MODEL,
+    METHOD,
+    STACK,
+    auto_strength_input,
+    recording_input,
+    result_inputs,
+)
+from .model.fitting import FittedLoras, fit_to_model
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
+from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
 from .model.stacks import read_stack
 from .model.summary import summarize
 from .status import StatusLine
@@ -47,6 +60,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     ),
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder that belongs to the model."),
+                recording_input(),
                 *result_inputs(),
                 io.Combo.Input(
                     "dtype",
@@ -67,6 +81,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     advanced=True,
                     tooltip="auto uses ComfyUI's device, and the CPU if that runs out of memory.",
                 ),
+                auto_strength_input(),
             ],
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),
@@ -82,6 +97,8 @@ class LoraAlloyMerge(io.ComfyNode):
         method: MethodChoice | None = None,
         model: Any = None,
         clip: Any = None,
+        recording: RecordedLoras | None = None,
+        auto_strength: bool | None = None,
         rank: int | None = None,
         seed: int | None = None,
         dtype: str | None = None,
@@ -98,17 +115,18 @@ class LoraAlloyMerge(io.ComfyNode):
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
             return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(text))
-        loras = [entry.lora for entry in entries]
-        fitted = fit_to_model(loras, model, clip) if model is not None or clip is not None else None
-        keywords = asked.keywords | {"dtype": DTYPES[dtype or "float32"]}
-        merged, note = run_merge(
-            fitted.loras if fitted else loras,
-            entries,
-            keywords,
-            asked.strength,
-            on_cpu=device == "cpu",
-            show_progress=status.show_progress,
-        )
+        refuse_without_recording(recording, asked, bool(auto_strength))
+        asked = replace(asked, keywords=asked.keywords | {"dtype": DTYPES[dtype or "float32"]})
+        how: dict[str, Any] = {"on_cpu": device == "cpu", "show_progress": status.show_progress}
+        if recording is not None:
+            fitted: FittedLoras | None = recording.fitted
+            merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), **how)
+        else:
+            loras = [entry.lora for entry in entries]
+            fitted = fit_to_model(loras, model, clip) if model is not None or clip is not None else None
+            merged, note = run_merge(
+                fitted.loras if fitted else loras, entries, asked.keywords, asked.strength, **how
+            )
         text = summarize(merged, fitted, note, status.seconds, chosen.label)
         status.show(text)
         return io.NodeOutput(

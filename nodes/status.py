@@ -21,11 +21,15 @@ class StatusLine:
         """Seconds since the line was made."""
         return time.monotonic() - self._started
 
+    @property
+    def is_due(self) -> bool:
+        """True if the last line is long enough ago for another one."""
+        return time.monotonic() - self._sent >= _EVERY
+
     def show_progress(self, text: str) -> None:
         """Show what is being done and for how long, unless the last line is too recent."""
-        now = time.monotonic()
-        if now - self._sent >= _EVERY:
-            self._sent = now
+        if self.is_due:
+            self._sent = time.monotonic()
             self.show(f"{text}, {self.seconds:.0f} s")
 
     def show(self, text: str) -> None:

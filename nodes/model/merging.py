@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
+from torch import Tensor
 
 from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.lora import Lora
@@ -28,11 +29,13 @@ def run_merge(
     scale: float = 1.0,
     on_cpu: bool = False,
     show_progress: Callable[[str], None] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> tuple[Merged, str]:
     """Merge on ComfyUI's device, or with less memory if that runs out; return the merge and a note on that.
 
     ``loras`` are those of ``entries``, perhaps fitted to a model. ``show_progress`` is called with a line of
-    text each time that some layers are done. The result holds its tensors in CPU memory.
+    text each time that some layers are done. ``moments`` are what a calibrated merge needs. The result holds
+    its tensors in CPU memory.
 
     Raises:
         MergeError: if the LoRAs cannot be merged so.
@@ -55,7 +58,9 @@ def run_merge(
 
     def compute(where: torch.device, sparing: bool) -> Merged:
         dtype = keywords.get("dtype")
-        return carry_out(request, loras, device=where, dtype=dtype, progress=report, sparing=sparing)
+        return carry_out(
+            request, loras, moments=moments, device=where, dtype=dtype, progress=report, sparing=sparing
+        )
 
     try:
         return compute_with_less_memory(compute, device)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...merge_ops.errors import ParameterError
+from ..values.prompts import split_prompts
 from ..values.stack_entries import StackEntry, parse_rows_in_use
 from .files import FileState, read_file_state, read_lora
 
@@ -17,7 +18,9 @@ def read_list(text: str) -> list[StackEntry]:
         MergeError: if a line cannot be read, or the file of one.
     """
     return [
-        StackEntry(read_lora(row.lora_name), row.strength, row.clip, row.lora_name, blocks)
+        StackEntry(
+            read_lora(row.lora_name), row.strength, row.clip, row.lora_name, blocks, split_prompts(row.prompt)
+        )
         for row, blocks in parse_rows_in_use(text)
     ]
 

@@ -1,7 +1,9 @@
-"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
+r"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
 
-``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives a strength for each block. Needs neither
-ComfyUI nor torch.
+``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives a strength for each block, and
+``:prompt=TEXT`` after it the prompts that show what the LoRA does, with ``|`` between them. The prompt is
+the last part, so colons and commas are free in it; ``<`` and ``>`` are written ``\<`` and ``\>``, and a
+backslash before one of them, or at the end, is doubled. Needs neither ComfyUI nor torch.
 """
 
 from __future__ import annotations
@@ -13,21 +15,26 @@ from dataclasses import dataclass
 from ...merge_ops.errors import ParameterError
 
 MAX_STRENGTH = 100.0
-_TAG = re.compile(r"<lora:([^<>\n]+)>")
+_TAG = re.compile(r"<lora:((?:[^<>\n\\]|\\[^\n])+)>")
 # the numbers that web/js/list_text.js accepts; float() would accept more
 _NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
 _BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
+_PROMPT = ":prompt="
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRow:
-    """One line of the list. ``strength_clip`` None means ``strength``; ``blocks`` is as written."""
+    """One line of the list. ``strength_clip`` None means ``strength``; ``blocks`` is as written.
+
+    ``prompt`` holds one prompt or several with ``|`` between them, without the escapes of the text.
+    """
 
     lora_name: str
     strength: float = 1.0
     strength_clip: float | None = None
     enabled: bool = True
     blocks: str = ""
+    prompt: str = ""
 
     @property
     def clip(self) -> float:
@@ -65,6 +72,7 @@ def format_rows(rows: list[LoraRow]) -> str:
 
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
     """Strengths are read from the right, since a name may contain colons."""
+    tag, _, prompt = tag.partition(_PROMPT)
     end = _BLOCKS.search(tag)
     blocks = end[1].strip() if end else ""
     parts = (tag[: end.start()] if end else tag).split(":")
@@ -84,6 +92,7 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
         strengths[1] if len(strengths) > 1 else None,
         enabled,
         blocks,
+        _unescape(prompt).strip(),
     )
 
 
@@ -96,5 +105,16 @@ def _line(row: LoraRow) -> str:
     if not all(map(math.isfinite, strengths)):
         raise ParameterError(f"the strength of {row.lora_name} is not a finite number")
     blocks = [f"blocks={row.blocks}"] if row.blocks else []
-    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *blocks))
+    prompt = [f"prompt={_escape(row.prompt)}"] if row.prompt else []
+    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *blocks, *prompt))
     return f"<lora:{tag}>" if row.enabled else f"# <lora:{tag}>"
+
+
+def _escape(prompt: str) -> str:
+    r"""Write a prompt so that it can stand in a tag; most backslashes stay, since prompts write ``\(``."""
+    one_line = " ".join(prompt.splitlines())
+    return re.sub(r"(\\*)([<>])|(\\+)$", lambda m: m[3] * 2 if m[3] else f"{m[1] * 2}\\{m[2]}", one_line)
+
+
+def _unescape(written: str) -> str:
+    return re.sub(r"(\\+)([<>]|$)", lambda m: "\\" * (len(m[1]) // 2) + m[2], written)

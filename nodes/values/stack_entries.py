@@ -14,13 +14,17 @@ from .lora_text import LoraRow, parse_rows
 
 @dataclass(frozen=True, slots=True)
 class StackEntry:
-    """One LoRA of a stack. ``lora_name`` is its file's name in the loras folders, if it has one."""
+    """One LoRA of a stack. ``lora_name`` is its file's name in the loras folders, if it has one.
+
+    ``prompts`` show what the LoRA does; those of its row, which may have none.
+    """
 
     lora: Lora
     strength: float
     strength_clip: float
     lora_name: str | None = None
     blocks: BlockStrengths | None = None
+    prompts: tuple[str, ...] = ()
 
 
 def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None]]:

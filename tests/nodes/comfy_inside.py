@@ -19,9 +19,10 @@ comfy.options.enable_args_parsing()
 
 import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
+import comfy.sample  # noqa: E402 a running ComfyUI has these before it loads packs
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-import comfy_api.latest  # noqa: E402, F401 a running ComfyUI has it before it loads packs
+import comfy_api.latest  # noqa: E402, F401
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -77,13 +78,21 @@ def run(node, **inputs):
 _loaded = {}
 
 
+def load_sd15():
+    """``(MODEL, CLIP)`` of the tiny checkpoint, loaded anew."""
+    path = folder_paths.get_full_path_or_raise("checkpoints", "tiny_sd15.safetensors")
+    model, clip = comfy.sd.load_checkpoint_guess_config(path, output_vae=False)[:2]
+    with torch.no_grad():  # the checkpoint lacks it, and so it is whatever the memory held, even NaN
+        clip.cond_stage_model.clip_l.transformer.text_projection.weight.zero_()
+    return model, clip
+
+
 def load_model(name):
     """``(MODEL, CLIP or None)`` of a tiny checkpoint, by ComfyUI's stock loaders, without patches in it."""
     comfy.model_management.unload_all_models()  # a clone that an earlier check left loaded shares the weights
     if name not in _loaded:
         if name == "sd15":
-            path = folder_paths.get_full_path_or_raise("checkpoints", "tiny_sd15.safetensors")
-            model, clip = comfy.sd.load_checkpoint_guess_config(path, output_vae=False)[:2]
+            model, clip = load_sd15()
         else:
             path = folder_paths.get_full_path_or_raise("diffusion_models", f"tiny_{name}.safetensors")
             model, clip = comfy.sd.load_diffusion_model(path), None

@@ -24,6 +24,9 @@ def pack_module(name):
 def example(path):
     """An example workflow, at the size of the tiny model, with LoRA files that are there."""
     text = path.read_text(encoding="utf-8").replace("style.safetensors", "sd15_a.safetensors")
+    text = text.replace("place.safetensors", "sd15_c.safetensors").replace(
+        "object.safetensors", "sd15_a.safetensors"
+    )
     text = text.replace("<lora:poet:", "<lora:spoken_a:").replace("<lora:chef:", "<lora:spoken_b:")
     return at_small_size(json.loads(text.replace("character.safetensors", "sd15_b.safetensors")))
 

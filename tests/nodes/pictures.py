@@ -25,6 +25,7 @@ THREE = "<lora:style/ink:0.8>\n<lora:characters/mia:0.7:0.5>\n# <lora:detail/fil
 BLOCKS = "<lora:style/ink:0.8:blocks=down:0.5 mid:1>\n<lora:characters/mia:0.7>"
 DEMO = "\n".join(f"<lora:demo/{name}:1>" for name in ("six", "seven", "neon", "slant"))
 TWO = "<lora:demo/eight:1>\n<lora:demo/neon:1>"
+PROMPTS = "<lora:sd15_a:0.5:0:prompt=an ink fox|an ink harbour>\n<lora:sd15_b:0.5:0:prompt=mia>"
 SAVED = "merged_00001_.safetensors"
 BUILD = """([nodes, scale]) => {
     app.graph.clear()
@@ -165,6 +166,25 @@ def swept(editor):
     shot(editor.page, TOUR / "sweep.png", box_of(editor.page, numbers.values()), 96)
 
 
+def learned(editor):
+    """Record, Measure and Distill on the demo's LoRAs for a tiny model; needs ``tiny_sd15`` and its LoRAs."""
+    small = {"width": 64, "height": 64, "steps": 4}
+    nodes = [
+        ["model", "CheckpointLoaderSimple", [60, 120], [300, 100],
+         {"ckpt_name": "tiny_sd15.safetensors"}, []],
+        ["record", "LoraAlloyRecord", [400, 120], [430, 620], {"loras": PROMPTS, **small},
+         [("model", "model", 0), ("clip", "model", 1)]],
+        ["distill", "LoraAlloyDistill", [870, 120], [420, 300], {"steps": 12, "learning_rate": 0.01},
+         [("recording", "record", 0)]],
+        ["measure", "LoraAlloyMeasure", [1330, 120], [620, 560], {"methods": "linear, even"},
+         [("recording", "record", 0), ("lora", "distill", 0)]],
+    ]  # fmt: skip
+    numbers = build(editor, nodes, 0.75)
+    run(editor)
+    for kind in ("record", "distill", "measure"):
+        shot(editor.page, DOCS / f"LoraAlloy{kind.title()}.png", box_of(editor.page, [numbers[kind]]), 48)
+
+
 def listed(editor):
     """The loader with its methods, and the list of files."""
     page = editor.page
@@ -203,7 +223,7 @@ def main(url, base):
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         editor = Editor(browser, url, SETTINGS)
         editor.page.set_viewport_size({"width": 1600, "height": 1000})
-        for part in (alone, listed, merged, inspected, swept):
+        for part in (alone, listed, merged, inspected, swept, learned):
             part(editor)
         browser.close()
 

@@ -14,7 +14,7 @@ SITE = "http://pack.test/"
 READ = """async (text) => {
     const { parseList, formatList, isRow } = await import('/js/list_text.js')
     const entries = parseList(text)
-    const rows = entries.filter(isRow).map((r) => [r.name, r.strength, r.clip, r.on, r.blocks])
+    const rows = entries.filter(isRow).map((r) => [r.name, r.strength, r.clip, r.on, r.blocks, r.prompt])
     return { rows, written: formatList(entries), bad: entries.filter((e) => e.unreadable).length }
 }"""
 NAMES = "async ([n, f]) => (await import('/js/list_text.js')).filesCalled(n, f)"
@@ -47,7 +47,8 @@ def scripts(browser):
 def test_python_reads_and_writes(case):
     """Rows, and the text that is written back, less the remarks."""
     rows = lora_text.parse_rows(case["text"])
-    assert [[r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks] for r in rows] == case["rows"]
+    found = [[r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks, r.prompt] for r in rows]
+    assert found == case["rows"]
     lines = [line for line in case["written"].splitlines() if "<lora:" in line]
     assert lora_text.format_rows(rows).splitlines() == lines
 

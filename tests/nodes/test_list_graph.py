@@ -38,13 +38,19 @@ def test_undo_and_redo_row_by_row(editor):
     rows.drag("strength:1", right=30)
     states = [[A], [f"# {A}"], [f"# {A}", B], [f"# {A}", "<lora:sd15_b.safetensors:-0.2>"]]
     only(editor).becomes(*states[3])
-    for key, order in (("Control+z", (2, 1, 0)), ("Control+y", (1, 2, 3))):
+    rows.part("tab-Prompts").click()
+    rows.part("prompt:1").fill("ink")
+    editor.page.keyboard.press("Enter")
+    states.append([f"# {A}", "<lora:sd15_b.safetensors:-0.2:prompt=ink>"])
+    only(editor).becomes(*states[4])
+    only(editor).part("name:0").focus()  # in a field, undo is the field's own
+    for key, order in (("Control+z", (3, 2, 1, 0)), ("Control+y", (1, 2, 3, 4))):
         for i in order:
             editor.page.keyboard.press(key)
             only(editor).becomes(*states[i])
             assert only(editor).root.is_visible()
     only(editor).part("remove:0").click()  # the element on the screen is the one that works
-    only(editor).becomes(states[3][1])
+    only(editor).becomes(states[4][1])
 
 
 def test_copy_and_paste(editor):

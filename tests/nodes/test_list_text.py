@@ -22,8 +22,17 @@ strengths = st.integers(-1000, 1000).map(lambda n: n / 10)
 
 blocks = st.sampled_from(["", "down:0.5 mid:1", "1,0,0.5,1"])
 
+# the signs that mean something in a list are drawn often
+prompts = st.text(
+    st.sampled_from("\\<>:|,# =a") | st.characters(exclude_categories=["C", "Z"]), max_size=20
+).map(str.strip)
 
-@given(st.lists(st.builds(Row, names, strengths, st.none() | strengths, st.booleans(), blocks), max_size=6))
+
+@given(
+    st.lists(
+        st.builds(Row, names, strengths, st.none() | strengths, st.booleans(), blocks, prompts), max_size=6
+    )
+)
 def test_writing_and_reading_back(rows):
     """``parse(format(rows)) == rows``."""
     assert lora_text.parse_rows(lora_text.format_rows(rows)) == rows

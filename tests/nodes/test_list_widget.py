@@ -106,6 +106,32 @@ def test_block_strengths(editor):
     rows.becomes(A)
 
 
+def test_prompts(editor):
+    """Hidden until asked for; any sign may be in one; pasted and moved with its row."""
+    rows = add_list(editor, A)
+    assert rows.part("prompt:0").count() == 0
+    rows.part("tab-Prompts").click()
+    rows.part("prompt:0").fill("a cat: 1 > 0, red|a dog")
+    editor.page.keyboard.press("Enter")
+    prompted = "<lora:sd15_a.safetensors:0.7:prompt=a cat: 1 \\> 0, red|a dog>"
+    rows.becomes(prompted)
+    assert rows.part("prompt:0").input_value() == "a cat: 1 > 0, red|a dog"
+    rows.part("prompt:0").fill("another")
+    editor.page.keyboard.press("Escape")
+    rows.becomes(prompted)
+    rows.paste(prompted.replace("sd15_a", "sd15_b"))
+    rows.becomes(prompted, prompted.replace("sd15_a", "sd15_b"))
+    assert rows.part("prompt:1").input_value() == "a cat: 1 > 0, red|a dog"
+    rows.part("tab-Prompts").click()
+    assert rows.part("prompt:0").count() == 1, "shown while there is one"
+    rows.part("prompt:1").fill("")
+    editor.page.keyboard.press("Tab")
+    rows.becomes(prompted, B.replace("-0.5", "0.7"))
+    rows.part("name:0").focus()
+    editor.page.keyboard.press("Alt+ArrowDown")
+    rows.becomes(B.replace("-0.5", "0.7"), prompted)
+
+
 def test_reorder(editor):
     """By the handle, and with Alt and the arrow keys; the focus goes along, remarks stay."""
     rows = add_list(editor, f"{A}\n# my remark\n{B}\n{C}")

@@ -15,6 +15,7 @@ EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
     "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe", "LoraAlloySweep", "LoraAlloyGrid",
+    "LoraAlloyRecord", "LoraAlloyMeasure", "LoraAlloyDistill",
 }  # fmt: skip
 
 

@@ -33,7 +33,8 @@ export function makeRow(view, entry) {
   );
   const classes = `row${entry.on ? "" : " off"}${found.length === 1 ? "" : " missing"}`;
   const blocks = view.showBlocks || entry.blocks ? blocksField(view, entry, at, name) : null;
-  return make("div", { class: classes, role: "listitem" }, line, blocks);
+  const prompt = view.showPrompts || entry.prompt ? promptField(view, entry, at, name) : null;
+  return make("div", { class: classes, role: "listitem" }, line, blocks, prompt);
 }
 
 function handle(view, entry, at, name) {
@@ -94,16 +95,31 @@ function nameButton(view, entry, at, shown, found) {
 }
 
 function blocksField(view, entry, at, name) {
+  return textField(view, entry, "blocks", at, {
+    title: say("blocks"), label: say("Block strengths of {name}", { name }), placeholder: "down:0.5 mid:1",
+    clean: (text) => text.replace(/[<>\n]/g, "").trim(),
+  });
+}
+
+function promptField(view, entry, at, name) {
+  return textField(view, entry, "prompt", at, {
+    title: say("prompt"), label: say("Prompts of {name}", { name }),
+    placeholder: say("what it was trained on; several with | between them"), clean: (text) => text.trim(),
+  });
+}
+
+/** A field under a row that holds one text of the entry. */
+function textField(view, entry, key, at, { title, label, placeholder, clean }) {
   const commit = (event) => {
-    const blocks = event.target.value.replace(/[<>\n]/g, "").trim();
-    if (blocks !== entry.blocks) view.edit(() => { entry.blocks = blocks; });
+    const text = clean(event.target.value);
+    if (text !== entry[key]) view.edit(() => { entry[key] = text; });
   };
-  return make("label", { class: "blocks" }, say("blocks"), make("input", {
-    type: "text", value: entry.blocks, spellcheck: "false", "data-part": `blocks:${at}`,
-    placeholder: "down:0.5 mid:1", "aria-label": say("Block strengths of {name}", { name }), onblur: commit,
+  return make("label", { class: "field" }, title, make("input", {
+    type: "text", value: entry[key], spellcheck: "false", "data-part": `${key}:${at}`, placeholder,
+    "aria-label": label, onblur: commit,
     onkeydown: (event) => {
       if (event.key === "Enter") commit(event);
-      else if (event.key === "Escape") event.target.value = entry.blocks;
+      else if (event.key === "Escape") event.target.value = entry[key];
       event.stopPropagation();
     },
   }));

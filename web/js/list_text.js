@@ -1,15 +1,17 @@
 // The list of LoRAs as text, as nodes/lora_text.py and nodes/lora_names.py read it: one
-// <lora:name:strength[:clip][:blocks=TEXT]> a line, "#" switches a line off. Both sides are tested over
-// tests/nodes/list_cases.json.
+// <lora:name:strength[:clip][:blocks=TEXT][:prompt=TEXT]> a line, "#" switches a line off. In a prompt, < and >
+// are written \< and \>, and a backslash before one of them, or at the end, is doubled. Both sides are tested
+// over tests/nodes/list_cases.json.
 //
-// An entry is a row {name, strength, clip, on, blocks}, where clip null means "as strength", or a line that
+// An entry is a row {name, strength, clip, on, blocks, prompt}, where clip null means "as strength", or a line that
 // is no row: {remark} or {unreadable}.
 
 export const MAX_STRENGTH = 100;
 
 const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
-const TAG = /<lora:([^<>\n]+)>/g;
+const TAG = /<lora:((?:[^<>\n\\]|\\[^\n])+)>/g;
 const BLOCKS = /:(?:blocks|lbw)=(.*)$/;
+const PROMPT = ":prompt=";
 const NUMBER = /^\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*$/i;
 
 export const isRow = (entry) => entry.name !== undefined;
@@ -37,6 +39,7 @@ export function formatRow(row) {
   const parts = [row.name, formatNumber(row.strength)];
   if (row.clip !== null) parts.push(formatNumber(row.clip));
   if (row.blocks) parts.push(`blocks=${row.blocks}`);
+  if (row.prompt) parts.push(`prompt=${escapePrompt(row.prompt)}`);
   return `${row.on ? "" : "# "}<lora:${parts.join(":")}>`;
 }
 
@@ -91,7 +94,17 @@ function indexOf(files) {
   return indexes.get(files);
 }
 
-function parseTag(tag, on) {
+// most backslashes stay as they are, since prompts write \( for a bracket
+const escapePrompt = (prompt) =>
+  prompt.replace(/(\\*)([<>])|(\\+)$/g, (_, before = "", sign, end) => (end ? end + end : `${before + before}\\${sign}`));
+
+const unescapePrompt = (written) =>
+  written.replace(/(\\+)([<>]|$)/g, (_, run, sign) => "\\".repeat(Math.floor(run.length / 2)) + sign);
+
+function parseTag(whole, on) {
+  const cut = whole.indexOf(PROMPT);
+  const tag = cut < 0 ? whole : whole.slice(0, cut);
+  const prompt = cut < 0 ? "" : unescapePrompt(whole.slice(cut + PROMPT.length)).trim();
   const found = BLOCKS.exec(tag);
   const parts = (found ? tag.slice(0, found.index) : tag).split(":");
   const strengths = [];
@@ -101,5 +114,5 @@ function parseTag(tag, on) {
   const name = parts.join(":").trim();
   if (!name || !strengths.every((value) => Math.abs(value) <= MAX_STRENGTH)) return null;
   const blocks = found ? found[1].trim() : "";
-  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks };
+  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt };
 }

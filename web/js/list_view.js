@@ -15,7 +15,7 @@ export class ListView {
   /** ``onEdit`` is called with the new text after each edit, ``files`` gives the names of the LoRA files. */
   constructor({ files, onEdit, onResize }) {
     Object.assign(this, { files, onEdit, onResize, text: "", entries: [] });
-    Object.assign(this, { showClip: false, showBlocks: false, narrow: false });
+    Object.assign(this, { showClip: false, showBlocks: false, showPrompts: false, narrow: false });
     this.head = make("div", { class: "head" });
     this.list = make("div", { class: "rows", role: "list" });
     this.foot = make("div", { class: "foot" });
@@ -62,7 +62,8 @@ export class ListView {
   get height() {
     if (this.textarea) return FRAME + 5 * ROW;
     const lines = this.entries.filter((entry) => !entry.remark);
-    const fields = this.rows.filter((row) => this.showBlocks || row.blocks).length;
+    const fields = this.rows.filter((row) => this.showBlocks || row.blocks).length
+      + this.rows.filter((row) => this.showPrompts || row.prompt).length;
     const second = this.hasClip && this.narrow ? this.rows.length : 0;
     return FRAME + ROW * Math.max(1, Math.min(lines.length + fields + second, SHOWN_ROWS));
   }
@@ -107,6 +108,9 @@ export class ListView {
         : "Set a separate strength for the text encoder"), () => { this.showClip = !this.showClip; }),
       this.tab("Blocks", this.showBlocks, say("Set strengths block by block, such as down:0.5 mid:1"),
         () => { this.showBlocks = !this.showBlocks; }),
+      this.tab("Prompts", this.showPrompts,
+        say("Say what each LoRA was trained on, for Record LoRAs: a prompt, or several with | between them"),
+        () => { this.showPrompts = !this.showPrompts; }),
       this.tab("Text", Boolean(this.textarea), say("Edit the list as text"), () => this.toggleText()),
     );
   }
@@ -152,7 +156,7 @@ export class ListView {
 
   addRow(anchor) {
     this.pick(anchor, null, (name) => {
-      const row = { name, strength: 1, clip: null, on: true, blocks: "" };
+      const row = { name, strength: 1, clip: null, on: true, blocks: "", prompt: "" };
       this.edit(() => this.entries.push(row), "add");
       this.list.scrollTop = this.list.scrollHeight;
     });

@@ -8,6 +8,7 @@ import { ListView } from "./list_view.js";
 import { keepMethodValues } from "./method_values.js";
 import { translateTooltips } from "./parameter_tooltips.js";
 import { watchPromotion } from "./promoted_list.js";
+import { addStopButton } from "./stop_button.js";
 import { speak } from "./texts.js";
 
 const WIDGET = "LORA_ALLOY_LIST";
@@ -25,6 +26,7 @@ app.registerExtension({
     if (!node.constructor.comfyClass?.startsWith("LoraAlloy")) return;
     keepMethodValues(node);
     translateTooltips(node);
+    addStopButton(node);
     stayLow(node);
   },
   refreshComboInNodes: (definitions) => {

@@ -16,7 +16,10 @@ const ZH = {
   "Set strengths block by block, such as down:0.5 mid:1": "按分块设置强度，例如 down:0.5 mid:1",
   "Edit the list as text": "以文本方式编辑列表",
   "The list as text": "文本形式的列表",
+  "Say what each LoRA was trained on, for Record LoRAs: a prompt, or several with | between them":
+    "为“录制 LoRA”填写每个 LoRA 的训练内容：一个提示词，或用 | 分隔的多个提示词",
   "Blocks": "分块",
+  "Prompts": "提示词",
   "Text": "文本",
   // a row
   "{name} on": "开启 {name}",
@@ -26,6 +29,9 @@ const ZH = {
   "CLIP strength of {name}": "{name} 的 CLIP 强度",
   "Block strengths of {name}": "{name} 的分块强度",
   "blocks": "分块",
+  "Prompts of {name}": "{name} 的提示词",
+  "prompt": "提示词",
+  "what it was trained on; several with | between them": "它训练的内容；多个提示词之间用 | 分隔",
   "Drag to move {name}, or press Alt+Up or Alt+Down": "拖动以移动 {name}，或按 Alt+↑、Alt+↓",
   "Remove": "移除",
   "Remove {name}": "移除 {name}",
@@ -42,6 +48,10 @@ const ZH = {
   "The loras folders are empty.": "loras 文件夹是空的。",
   "No matching LoRAs.": "没有匹配的 LoRA。",
   "{count} more; type to search": "还有 {count} 个，输入文字可搜索",
+  // Distill LoRAs
+  "Stop and keep": "停止并保留",
+  "End the training now and keep the best so far. Cancel keeps nothing.":
+    "立即结束训练，并保留目前最好的结果。取消则什么都不保留。",
   // tooltips of parameters, which ComfyUI takes from the node's definition, without translating them
   "Fraction of each LoRA that is kept, largest entries first: 0.7 keeps 70 %. 1 keeps everything, which is linear.":
     "每个 LoRA 保留的比例，优先保留数值最大的元素：0.7 即保留 70%。1 表示全部保留，等同于 linear。",
