@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -13,12 +14,13 @@ from torch import Tensor
 from ...merge_ops.errors import ParameterError
 from ...merge_ops.learning import Recording, Retention, best_scale, moments, record, retention
 from ...merge_ops.learning.calibrate import SCALES
+from ...merge_ops.learning.prompts import join_pairs
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.merge import carry_out
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.methods.registry import get_method
 from ..values.keywords import Asked
-from ..values.prompts import join_pairs, list_prompts
+from ..values.prompts import list_prompts
 from ..values.stack_entries import StackEntry
 from .fitting import FittedLoras, fit_to_model
 from .learning_host import Applied, ComfyHost
@@ -96,8 +98,8 @@ def record_loras(
 ) -> RecordedLoras:
     """Sample with each LoRA alone, with none on the prompts to keep, and with all on prompts together.
 
-    ``together`` None joins the prompts of each two LoRAs. The answer of each call of the diffusion model is
-    recorded, and of the text encoders if the LoRAs have layers in them.
+    ``together`` None joins the prompts of each two LoRAs, and samples them with these two alone. The answer of
+    each call of the diffusion model is recorded, and of the text encoders if the LoRAs have layers in them.
 
     Raises:
         MergeError: if a LoRA has no prompt, or does not fit the model.
@@ -105,10 +107,11 @@ def record_loras(
     prompts = list_prompts(entries)
     fitted = fit_to_model([entry.lora for entry in entries], model, clip)
     host = ComfyHost(model, clip, fitted, with_text=any(entry.strength_clip for entry in entries))
-    joined = join_pairs(prompts) if together is None else together
+    pairs = join_pairs(prompts) if together is None else []
+    named = tuple(text for _, text in pairs) if together is None else together
     loras = fitted.loras
     own = {id(lora): texts for lora, texts in zip(loras, prompts, strict=True)}
-    count = sum(map(len, prompts)) + len(keep) + (len(joined) if len(loras) > 1 else 0)
+    count = sum(map(len, prompts)) + len(keep) + (len(named) if len(loras) > 1 else 0)
     bar = comfy.utils.ProgressBar(max(1, count * sampling.steps))
 
     def sample(texts: tuple[str, ...]) -> None:
@@ -127,10 +130,11 @@ def record_loras(
         text_weights=[entry.strength_clip for entry in entries],
         blocks=[entry.blocks for entry in entries],
         keep=(lambda: sample(keep)) if keep else None,
-        together=(lambda: sample(joined)) if joined and len(loras) > 1 else None,
+        together=[((loras[i], loras[j]), partial(sample, (text,))) for (i, j), text in pairs]
+        or ((lambda: sample(named)) if named else None),
         prompts=prompts,
         keep_prompts=keep,
-        together_prompts=joined,
+        together_prompts=named,
         seed=sampling.seed,
         progress=progress,
     )

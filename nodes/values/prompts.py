@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations, zip_longest
 
 from ...merge_ops.errors import ParameterError
 from ...merge_ops.lora import Lora
@@ -16,7 +15,6 @@ _PHRASES = ("modelspec.trigger_phrase", "trigger_words", "ss_trigger_words")
 _TAGS = "ss_tag_frequency"  # kohya's JSON: dataset -> tag -> number of its images
 _ALMOST_ALL = 0.9  # a tag of this share of the images belongs to the subject, not to single images
 _MOST_TAGS = 3
-_MOST_TOGETHER = 16  # prompts made from pairs; more teach nothing new and only take time
 
 
 def split_prompts(text: str | None) -> tuple[str, ...]:
@@ -59,14 +57,3 @@ def list_prompts(entries: Sequence[StackEntry]) -> list[tuple[str, ...]]:
             "names no trigger words"
         )
     return prompts
-
-
-def join_pairs(prompts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Join the prompts of each two LoRAs, the first with the first, the second with the second, and so on."""
-    joined = []
-    for first, second in combinations(prompts, 2):
-        longest = max(len(first), len(second))
-        both = zip_longest(first, second)
-        joined += [f"{a or first[0]}, {b or second[0]}" for a, b in both][:longest]
-    step = max(1, len(joined) // _MOST_TOGETHER)
-    return tuple(joined[::step][:_MOST_TOGETHER])
