@@ -98,7 +98,7 @@ def record_loras(
 ) -> RecordedLoras:
     """Sample with each LoRA alone, with none on the prompts to keep, and with all on prompts together.
 
-    ``together`` None joins the prompts of each two LoRAs, and samples them with these two alone. The answer of
+    ``together`` None joins the prompts of each two LoRAs, and samples them with only these two. The answer of
     each call of the diffusion model is recorded, and of the text encoders if the LoRAs have layers in them.
 
     Raises:
