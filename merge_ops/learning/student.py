@@ -79,6 +79,13 @@ class Factors(nn.Module):
         return {name: (up.detach().to("cpu", copy=True), down.detach().to("cpu", copy=True))
                 for name, up, down in self.pairs()}  # fmt: skip
 
+    def replace(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Put other values in place of the factors, those that ``copied`` returned."""
+        with torch.no_grad():
+            for name, up, down in self.pairs():
+                up.copy_(pairs[name][0])
+                down.copy_(pairs[name][1])
+
 
 @contextmanager
 def added(factors: Factors, places: Mapping[str, Trainable]) -> Iterator[None]:

@@ -35,7 +35,7 @@ class DistillProgress:
     loss: float
     retention: Retention | None
     seconds_left: float
-    notes: tuple[str, ...] = ()  # what was changed to save memory
+    notes: tuple[str, ...] = ()  # what was changed: to save memory, or the learning rate
 
 
 Report = Callable[[DistillProgress], None]
@@ -66,6 +66,11 @@ class Schedule:
             return (step + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
 
+    def marks(self) -> set[int]:
+        """Return the steps after which the held-out calls are measured: once the rate is high, and evenly."""
+        evenly = {round(self.steps * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
+        return evenly | {math.ceil(WARM_UP * self.steps)}
+
 
 def train(
     host: Host, recording: Recording, name: str, factors: Factors, places: Mapping[str, Trainable],
@@ -74,35 +79,74 @@ def train(
     """Train in place, and return what kept most; see ``distill`` for the errors."""
     samples = recording.part(name)
     says = _says(recording, name)
-    optimizer = _optimizer(factors, schedule)
+    optimizer = _Optimizer(factors, schedule, _scaler(host, name, samples))
     effort = Effort(host, name, places, schedule.batch)
-    scaler = _scaler(host, name, samples)
     best = Best(factors.copied(), _look(host, recording, name, factors, places), 0)
-    marks = {round(schedule.steps * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
+    marks = schedule.marks()
     began = time.monotonic()
     with effort, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for step, drawn in enumerate(_draws(samples, schedule), start=1):
-            for group in optimizer.param_groups:
-                group["lr"] = group["full"] * schedule.rate(step - 1)
-            loss = effort.attempt(partial(_step, host, factors, places, drawn, says, scaler))
+            loss = effort.attempt(partial(_step, host, factors, places, drawn, says, optimizer.scaler))
             if not math.isfinite(loss):
                 raise MergeError(
                     f"training diverged at step {step}: the loss is {loss}; try a lower learning rate"
                 )
-            scaler.step(optimizer)
-            scaler.update()
+            optimizer.step(step)
             is_last = step == schedule.steps or (stop is not None and stop())
             seen = None
             if step in marks or is_last:
                 seen = _look(host, recording, name, factors, places)
                 if seen.mean > best.retention.mean:
                     best = Best(factors.copied(), seen, step)
+                elif _is_lost(seen, best.retention) and not is_last:
+                    factors.replace(best.pairs)
+                    optimizer.slow_down(step, best.step)
             if report is not None:
                 left = (time.monotonic() - began) / step * (schedule.steps - step)
-                report(DistillProgress(name, step, schedule.steps, loss, seen, left, effort.notes))
+                notes = effort.notes + optimizer.notes
+                report(DistillProgress(name, step, schedule.steps, loss, seen, left, notes))
             if is_last:
                 break
     return best
+
+
+def _is_lost(seen: Retention, best: Retention) -> bool:
+    """True if steps were so long that far less is kept than before, which more steps would hardly mend."""
+    return 1 - seen.mean > 1.1 * (1 - best.mean) + 0.1
+
+
+class _Optimizer:
+    """Adam, whose steps do not follow the size of the gradients, at rates that follow that of each factor."""
+
+    def __init__(self, factors: Factors, schedule: Schedule, scaler: torch.amp.GradScaler) -> None:
+        sizes = [float(each.detach().square().mean().sqrt()) for each in factors.parameters()]
+        least = 0.1 * sorted(sizes)[len(sizes) // 2]  # for a factor that begins at 0
+        self._full = [schedule.learning_rate * max(size, least) for size in sizes]
+        self._factors, self._schedule, self.scaler = factors, schedule, scaler
+        self._share = 1.0
+        self.notes: tuple[str, ...] = ()
+        self._begin()
+
+    def step(self, number: int) -> None:
+        """Take step ``number``, from 1, with the gradients that were gathered."""
+        for group, full in zip(self._adam.param_groups, self._full, strict=True):
+            group["lr"] = full * self._share * self._schedule.rate(number - 1)
+        self.scaler.step(self._adam)
+        self.scaler.update()
+
+    def slow_down(self, step: int, back_to: int) -> None:
+        """Go on at a third of the rate, with nothing known of earlier gradients."""
+        self._share /= 3
+        self._begin()
+        rate = self._schedule.learning_rate * self._share
+        self.notes = (
+            *self.notes,
+            f"step {step}: less was kept than at step {back_to}, so training goes on from there at a "
+            f"learning rate of {rate:.2g}",
+        )
+
+    def _begin(self) -> None:
+        self._adam = torch.optim.Adam([{"params": [each]} for each in self._factors.parameters()])
 
 
 def _step(
@@ -181,17 +225,6 @@ def _shuffled(samples: list[Sample], generator: torch.Generator) -> Iterator[Sam
     while True:
         for place in torch.randperm(len(samples), generator=generator).tolist():
             yield samples[place]
-
-
-def _optimizer(factors: Factors, schedule: Schedule) -> torch.optim.Adam:
-    """Adam at rates that follow the size of each factor, as its steps do not follow that of the gradients."""
-    sizes = [float(each.detach().square().mean().sqrt()) for each in factors.parameters()]
-    least = 0.1 * sorted(sizes)[len(sizes) // 2]  # for a factor that begins at 0
-    groups = [
-        {"params": [each], "full": schedule.learning_rate * max(size, least)}
-        for each, size in zip(factors.parameters(), sizes, strict=True)
-    ]
-    return torch.optim.Adam(groups, lr=schedule.learning_rate)
 
 
 def _look(

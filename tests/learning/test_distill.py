@@ -39,7 +39,7 @@ def test_keeps_more_than_the_sum(recorded, host, four, studio):
     kept, plain = (learning.retention(recorded, host, each) for each in (distilled, merge(four)))
     assert kept.mean > 0.85 and kept.mean > plain.mean + 0.2 and kept.worst > plain.worst + 0.2
     assert kept.keep < plain.keep
-    assert [each.step for each in marks] == [6, 12, 18, 24, 30] and marks[-1].seconds_left == 0
+    assert [each.step for each in marks] == [3, 6, 12, 18, 24, 30] and marks[-1].seconds_left == 0
     assert kept.loras == pytest.approx(
         max(marks, key=lambda each: each.retention.mean).retention.loras, abs=1e-3
     )
@@ -118,6 +118,21 @@ def test_never_worse_than_the_start(recorded, host, four):
     assert distilled.request.learned["best_step"] == {"denoiser": 0}
     kept, plain = (learning.retention(recorded, host, each) for each in (distilled, merge(four)))
     assert kept.mean == pytest.approx(plain.mean, abs=1e-3)
+
+
+def test_a_rate_that_is_too_high(recorded, host, four):
+    """Training goes back to what kept most, goes on at a third of the rate, and says so."""
+    marks = []
+    distilled = learning.distill(
+        recorded, host, four, steps=40, batch=16, learning_rate=1.0, progress=marks.append
+    )
+    notes = marks[-1].notes
+    assert len(notes) >= 2 and notes[0].startswith("step 4: less was kept than at step 0")
+    assert "learning rate of 0.33" in notes[0] and "learning rate of 0.11" in notes[1]
+    best = max((each for each in marks if each.retention), key=lambda each: each.retention.mean)
+    start = learning.retention(recorded, host, learning.calibrate(recorded, host, four))
+    assert learning.retention(recorded, host, distilled).mean == pytest.approx(best.retention.mean, abs=1e-3)
+    assert best.retention.mean > start.mean + 0.03
 
 
 @pytest.mark.parametrize(
