@@ -74,7 +74,8 @@ def method_rows() -> list[Row]:
     return [*rows[:1], weaker, *rows[1:]]
 
 
-_STEPS: Options = {"steps": 90}  # 60 kept less of six LoRAs and of styles on five prompts, on training A
+# on training A, 60 steps kept less of styles on five prompts; with one prompt the difference is within noise
+_STEPS: Options = {"steps": 90}
 
 LEARNED = (
     Row("calibrated", "from a recording, without training", learned="calibrated"),
