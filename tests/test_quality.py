@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -189,7 +190,40 @@ def test_the_best_setting_is_chosen(tmp_path):
     assert options == {"scale": 1.0} and mean > 0.5
 
 
-@pytest.mark.skipif(not FIGURES.exists(), reason="no full run has been copied into the page yet")
+def test_the_readme_says_what_the_run_found():
+    """Its table is that of the full run, in percent."""
+    data = json.loads(FIGURES.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line, title in (("added up (`linear`)", "linear"), ("distilled", "distilled")):
+        groups = data["drawings"]["rows"][title]["groups"]
+        shares = " | ".join(f"{100 * groups[count]['own']['mean']:.0f} %" for count in "23468")
+        assert f"| {line} | {shares} |" in readme
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_the_advice_has_the_figures_of_the_run(page):
+    """Which method to choose, and what each kept."""
+    rows = json.loads(FIGURES.read_text(encoding="utf-8"))["drawings"]["rows"]
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+    def kept(title, group):
+        return f"{100 * rows[title]['groups'][group]['own']['mean']:.0f} %"
+
+    def over_linear(title, count):
+        own = (rows[each]["groups"][count]["own"]["mean"] for each in (title, "linear"))
+        return next(own) - next(own)
+
+    without_data = [row.title for row in rows_of() if not row.learned]
+    best = max(over_linear(title, count) for title in without_data for count in "234")
+    assert 0.02 < best < 0.03 and "kept more than 3 % over it" in text
+    twins = (
+        f"kept {kept('linear', 'twins')}, `even` {kept('even', 'twins')} and `mean` {kept('mean', 'twins')}"
+    )
+    assert twins in text
+    added, distilled = kept("linear", "6"), kept("distilled", "6")
+    assert re.search(f"of six LoRAs,? the sum kept {added},?( and)? the distilled LoRA {distilled}", text)
+
+
 def test_the_page_says_what_the_run_found():
     """The tables of docs/quality.md are those of the full run whose figures are kept."""
     data = json.loads(FIGURES.read_text(encoding="utf-8"))
