@@ -6,7 +6,7 @@
 # make soak   ten thousand merges through ComfyUI's server, which tell its memory; takes twenty minutes
 # make bench  time every merge method beside PEFT's on the layers of SDXL; BENCH=--quick takes two minutes
 # make quality  measure what every method keeps of the LoRAs that it merges; under an hour on two cores,
-#             QUALITY=--quick under five minutes
+#             QUALITY=--quick some minutes
 # make lint   format check, lint, types, and fresh docs
 # Each sets up its own virtual environment first.
 
