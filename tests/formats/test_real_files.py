@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import merge_ops
 from merge_ops import COMBINATION_TYPES, METHODS, IncompatibleLoraError, LoraFormatError
 from merge_ops.formats.pti import pti_layers
+from tests import laws
 
 # Other people's files, which the repository must not hold: .ci/run names their folder where it has one. Files
 # of the same formats are made by the other tests, so without them only their being real is missing.
@@ -119,7 +120,7 @@ def test_random_methods_keep_the_density_and_the_expected_value(method, real):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_saved_within_its_reported_error(method, real, tmp_path):
-    merged = merge_ops.merge([few(lora) for lora in real.values()], [0.7, 0.5, 0.3], method)
+    merged = laws.merge([few(lora) for lora in real.values()], [0.7, 0.5, 0.3], method)
     report = merge_ops.save(merged, tmp_path / "x.safetensors", 16)
     read = merge_ops.load(tmp_path / "x.safetensors")
     errors = {line.name: line.error for line in report.layers}
