@@ -45,6 +45,7 @@ def pipe(request):
     return made
 
 
+@pytest.mark.slow
 def test_pipeline(pipe, tmp_path):
     """Record denoiser and text encoder, distil both; the pipeline is as before, bit for bit."""
     loras = [load(adapter(pipe, tmp_path, seed)) for seed in (1, 2)]
@@ -110,6 +111,7 @@ def test_prompts_are_checked(sd15, tmp_path):  # noqa: F811
         record_pipeline(sd15, loras, "one text")
 
 
+@pytest.mark.slow
 def test_command_line(sd15, tmp_path, capsys):  # noqa: F811
     """``measure`` writes the recording, ``distill`` reads it, and another ``measure`` judges the file."""
     files = [str(adapter(sd15, tmp_path, seed)) for seed in (1, 2)]
