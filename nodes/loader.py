@@ -26,7 +26,7 @@ from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.patch import add_merge
 from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
-from .model.stacks import read_file_states, read_list, read_stack
+from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .model.summary import list_not_applied, summarize
 from .status import StatusLine
 from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
@@ -106,10 +106,9 @@ class LoraAlloyLoader(io.ComfyNode):
         """Refuse at queue time what cannot work: a misspelled method or parameter, a missing file."""
         try:
             build_merge_keywords(method)
-            read_file_states(loras)
         except MergeError as error:
             return str(error)
-        return True
+        return check_list(loras)
 
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:

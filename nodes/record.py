@@ -7,11 +7,11 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
+from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
 from .model.recorded import RecordedLoras, record_loras, refuse_empty
 from .model.sampling import Sampling
-from .model.stacks import read_file_states, read_list, read_stack
+from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .status import StatusLine
 from .values.prompts import split_prompts
 
@@ -62,11 +62,7 @@ class LoraAlloyRecord(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
         """Refuse a list that cannot be read, or a file that is not there."""
-        try:
-            read_file_states(loras)
-        except MergeError as error:
-            return str(error)
-        return True
+        return check_list(loras)
 
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:

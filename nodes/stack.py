@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import MergeError, ParameterError
+from ..merge_ops.errors import ParameterError
 from ..merge_ops.formats import from_tensors
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
-from .model.stacks import read_file_states, read_list, read_stack
+from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .status import StatusLine
 from .values.stack_entries import StackEntry
 
@@ -70,11 +70,7 @@ class LoraAlloyStack(io.ComfyNode):
 
         ComfyUI passes the dynamic input ``lora`` to every validation.
         """
-        try:
-            read_file_states(loras)
-        except MergeError as error:
-            return str(error)
-        return True
+        return check_list(loras)
 
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:

@@ -56,21 +56,18 @@ class Bound(Layer):
     def kind(self) -> str:
         return self.adapter.kind
 
-    # mypy takes what the base class declares for a variable; here it follows from the weight
     @property
-    def layout(self) -> Layout:  # type: ignore[override]
+    def layout(self) -> Layout:  # type: ignore[override]  # a property, where the base has a variable
         if self.base.ndim == 1:
             return "vector"
         return "conv" if self.base.ndim > 2 else self.adapter.layout
 
-    # as of layout
     @property
-    def kernel(self) -> tuple[int, ...]:  # type: ignore[override]
+    def kernel(self) -> tuple[int, ...]:  # type: ignore[override]  # a property, where the base has a variable
         return tuple(self.base.shape[2:])
 
-    # as of layout
     @property
-    def key(self) -> str:  # type: ignore[override]
+    def key(self) -> str:  # type: ignore[override]  # a property, where the base has a variable
         return self.adapter.key
 
     @property

@@ -211,8 +211,7 @@ def adapters_of(
 def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
     """The adapter of a weight that is stored (in, out), where the configuration says so."""
     if isinstance(adapter, BaseDependent) and config.get("fan_in_fan_out"):
-        # every kind is a dataclass, which their abstract base cannot say
-        turned: Adapter = replace(adapter, layout="fan_in_fan_out")  # type: ignore[type-var]
+        turned: Adapter = replace(adapter, layout="fan_in_fan_out")  # type: ignore[type-var]  # a dataclass
         return turned
     return adapter
 

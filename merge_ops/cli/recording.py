@@ -72,6 +72,9 @@ def opened_and_recorded(args: argparse.Namespace, loras: list[Lora]) -> tuple[Ho
 
 def _record(args: argparse.Namespace, loras: list[Lora], model: OpenedModel) -> Recording:
     paths, weights = zip(*map(split_weight, args.loras), strict=True)
+    for lora, weight in zip(loras, weights, strict=True):
+        if weight == 0:
+            raise ParameterError(f"{lora.name} is at weight 0, so there is nothing to record; leave it out")
     shared = {
         "weights": list(weights),
         "blocks": blocks_of(args.blocks, list(paths), loras),

@@ -13,9 +13,7 @@ from ..models.hosts import DiffusersHost
 from .model import sample
 from .plan import Prompt, label
 
-NOISE = (
-    1000  # recordings start from this noise and the seeds that follow, drawings that are judged from other
-)
+NOISE = 1000  # the first seed of recordings; drawings that are judged start from other noise
 DRAWN = 16  # drawings of a LoRA that has one prompt
 DRAWN_OF_SEVERAL = 4  # drawings of each prompt where there are several
 KEEP: tuple[Prompt, ...] = ((1, "plain"), (2, "plain"))  # what the base can draw, and shall go on drawing

@@ -119,7 +119,8 @@ class Recording:
             found.append(lora)
         if left:
             raise IncompatibleLoraError(
-                f"{left[0].name} was not recorded; the recording is of {', '.join(self.labels)}"
+                f"{left[0].name} was not recorded; the recording is of {', '.join(self.labels)} (a LoRA at "
+                "weight 0 is left out)"
             )
         return found
 

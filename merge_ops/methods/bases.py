@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# what methods declare that treat LoRAs of every size alike
+IGNORES_SIZE = {"weighting": "a LoRA counts by its weight and its directions, not by its size"}
+
 _CUT = 1e-6  # singular values below this share of the largest one are rounding errors of float32 factors
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from .bases import bases_of, selectors
+from .bases import IGNORES_SIZE, bases_of, selectors
 from .registry import Param, merge_method
 
 
@@ -15,7 +15,7 @@ from .registry import Param, merge_method
     "Calibrated",
     paper="arXiv:2606.10617",
     kind="core",
-    breaks={"weighting": "a LoRA has a say by its weight and by its directions, not by its size"},
+    breaks=IGNORES_SIZE,
 )
 def calibrated(
     gram_up: Tensor,  # (..., R, R)

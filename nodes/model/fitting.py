@@ -75,8 +75,7 @@ def _turn_conv1d(one: LoraTargets) -> LoraTargets:
     if not turned:
         return one
     layers = {
-        # every kind is a dataclass, which their abstract base cannot say
-        name: replace(layer, layout="linear") if name in turned else layer  # type: ignore[type-var]
+        name: replace(layer, layout="linear") if name in turned else layer  # type: ignore[type-var]  # dataclass
         for name, layer in one.lora.layers.items()
     }
     return replace(one, lora=replace(one.lora, layers=layers))

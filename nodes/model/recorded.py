@@ -9,11 +9,13 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import torch
 from torch import Tensor
 
 from ...merge_ops.errors import ParameterError
-from ...merge_ops.learning import Recording, Retention, best_scale, moments, record, retention
+from ...merge_ops.learning import Recording, Retention, best_scale, moments, record
 from ...merge_ops.learning.calibrate import SCALES
+from ...merge_ops.learning.measured import measured
 from ...merge_ops.learning.prompts import join_pairs
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.merge import carry_out
@@ -82,8 +84,9 @@ class RecordedLoras:
         if isinstance(merged, Applied):
             merged = self.host.adopt(merged)
         comfy.model_management.throw_exception_if_processing_interrupted()
-        # the host applies either
-        return retention(self.recording, self.host, merged)  # type: ignore[arg-type]
+        self.recording.check(self.host)
+        with self.host.applied(merged), torch.no_grad():
+            return measured(self.recording, self.host)
 
 
 def record_loras(

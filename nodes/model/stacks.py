@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ...merge_ops.errors import ParameterError
+from ...merge_ops.errors import MergeError, ParameterError
 from ..values.prompts import split_prompts
 from ..values.stack_entries import StackEntry, parse_rows_in_use
 from .files import FileState, read_file_state, read_lora
@@ -42,6 +42,18 @@ def read_stack(stack: Iterable[Any] | None) -> list[StackEntry]:
         if name != "None" and (strength or strength_clip):
             entries.append(StackEntry(read_lora(str(name)), strength, strength_clip, str(name)))
     return entries
+
+
+def check_list(text: str | None) -> bool | str:
+    """Return True for a list whose lines can be read and whose files exist, else what is wrong.
+
+    This is what ComfyUI expects of a validation.
+    """
+    try:
+        read_file_states(text)
+    except MergeError as error:
+        return str(error)
+    return True
 
 
 def read_file_states(text: str | None) -> list[FileState]:

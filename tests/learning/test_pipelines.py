@@ -121,6 +121,8 @@ def test_command_line(sd15, tmp_path, capsys):  # noqa: F811
         main(["measure", *files])
     assert main(["measure", *shared]) == 1
     assert "1 needs a prompt that shows what it does: give it as --prompt 1=..." in capsys.readouterr().err
+    assert main(["measure", f"{files[0]}:0", files[1], *shared[2:], "--prompt", "x"]) == 1
+    assert "1 is at weight 0, so there is nothing to record" in capsys.readouterr().err
     prompts = ["--prompt", "1=a = b | c", "--prompt", "2=d", "--sampling-steps", "3", "--size", "32"]
     assert main(["measure", *shared, *prompts, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)

@@ -40,10 +40,10 @@ class TextBench:
                 return self.score(None, tasks)
         return {task: self.encoder.right(*self.texts[task], self.heads[task]) for task in tasks}
 
-    def merge(self, row: Row, tasks: Sequence[str], learner: Any) -> Merged:
+    def merge(self, row: Row, tasks: Sequence[str], learner: Learner) -> Merged:
         """Merge the LoRAs of some tasks by a row."""
         if row.learned:
-            return learner.merge(row)  # type: ignore[no-any-return]
+            return learner.merge(row)
         return merge_row(row, [self.loras[task] for task in tasks])
 
 

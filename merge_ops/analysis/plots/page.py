@@ -109,5 +109,4 @@ def _without_middle(words: str, kept: int) -> str:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # given a size, Pillow always returns this kind of font, which its type hints do not say
-    return ImageFont.load_default(size=size)  # type: ignore[return-value]
+    return ImageFont.load_default(size=size)  # type: ignore[return-value]  # so it is if a size is given
