@@ -6,18 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from merge_ops import Lora, Merged, load, merge
 from merge_ops.demo.text.encoder import Encoder
+from merge_ops.demo.text.learned import RECORDED, Learner
 from merge_ops.models.applied import AppliedMerge
 
-from ..rows import Options, Row, merge_row
+from ..rows import Row, merge_row
 from .tasks import GROUPS, LORAS, TASKS
 
-RECORDED = 80  # unlabelled training texts of each task: 64 to learn from, and 16 to see what is kept
-
-DISTILLED: Options = {"steps": 40, "learning_rate": 0.03}  # chosen on the dev split
 QUICK_ROWS = ("linear", "ties", "even", "calibrated", "distilled")
 
 Scores = dict[str, float]  # task -> share of its texts that are right
@@ -40,45 +36,15 @@ class TextBench:
                 return self.score(None, tasks)
         return {task: self.encoder.right(*self.texts[task], self.heads[task]) for task in tasks}
 
-    def merge(self, row: Row, tasks: Sequence[str], learner: Learner) -> Merged:
-        """Merge the LoRAs of some tasks by a row."""
-        if row.learned:
-            return learner.merge(row)
+    def learner(self, tasks: Sequence[str]) -> Learner:
+        """Record some tasks' LoRAs, for the rows that learn."""
+        return Learner(self.encoder, self.heads, {task: self.loras[task] for task in tasks}, TASKS)
+
+    def merge(self, row: Row, tasks: Sequence[str], learner: Learner | None) -> Merged:
+        """Merge the LoRAs of some tasks by a row; ``learner`` is needed by rows that learn."""
+        if row.learned and learner is not None:
+            return learner.merge(row.learned, **row.options)
         return merge_row(row, [self.loras[task] for task in tasks])
-
-
-class Learner:
-    """Merges of some tasks' LoRAs that need a recording, which is made once: a few unlabelled texts."""
-
-    def __init__(self, bench: TextBench, tasks: Sequence[str]) -> None:
-        from merge_ops.learning import record
-
-        from .host import Classifier, ClassifierHost
-
-        classifier = Classifier(bench.encoder, bench.heads)
-        self.host = ClassifierHost(classifier)
-        self.loras = [bench.loras[task] for task in tasks]
-        of_lora = {id(bench.loras[task]): task for task in tasks}
-
-        def run(lora: Lora) -> None:
-            task = of_lora[id(lora)]
-            classifier(**bench.encoder.tokens(_some(task)), task=task)
-
-        self.recording = record(self.host, self.loras, run, held_out=0.2)
-
-    def merge(self, row: Row) -> Merged:
-        """Merge by a row that learns."""
-        from merge_ops.learning import calibrate, distill
-
-        if row.learned == "calibrated":
-            return calibrate(self.recording, self.host, self.loras, **row.options)
-        return distill(self.recording, self.host, self.loras, **(row.options | DISTILLED))
-
-
-def _some(task: str) -> list[str]:
-    words, _ = TASKS[task].texts("train")
-    generator = torch.Generator().manual_seed(0)
-    return [words[index] for index in torch.randperm(len(words), generator=generator)[:RECORDED].tolist()]
 
 
 def measure_texts(rows: Sequence[Row], quick: bool = False, split: str = "test") -> dict[str, Any]:
@@ -93,7 +59,7 @@ def measure_texts(rows: Sequence[Row], quick: bool = False, split: str = "test")
     alone = {task: bench.score(merge([lora]), [task])[task] for task, lora in bench.loras.items()}
     found: dict[str, Any] = {row.title: {} for row in rows if row.style_prompts == 1}
     for group, tasks in groups.items():
-        learner = Learner(bench, tasks) if any(row.learned for row in rows) else None
+        learner = bench.learner(tasks) if any(row.learned for row in rows) else None
         for row in rows:
             if row.style_prompts > 1:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,7 @@ from ... import Merged, load
 from ...merging import merge
 from ...models.applied import AppliedMerge
 from .encoder import Encoder
+from .learned import Learner
 from .plan import LORAS, ROWS, Row
 from .tasks import TASKS, texts
 
@@ -50,6 +52,11 @@ class Bench:
         self.modules = dict(self.encoder.model.named_modules())
         self.seed = seed
 
+    @cached_property
+    def learner(self) -> Learner:
+        """The recording of all LoRAs, made when a row first needs it."""
+        return Learner(self.encoder, self.heads, dict(zip(LORAS, self.loras, strict=True)), TASKS)
+
     def score(self, model: Any = None) -> Scores:
         """Score the encoder as it is, or a model that wraps one."""
         return {task: self.encoder.right(*self.texts[task], head, model) for task, head in self.heads.items()}
@@ -65,6 +72,8 @@ class Bench:
 
     def merge(self, row: Row) -> Merged:
         """Merge all LoRAs at weight 1 by one method."""
+        if row.learned:
+            return self.learner.merge(row.learned, **row.options)
         options: dict[str, Any] = dict(row.options)
         weight = 1 / len(self.loras) if options.pop("average", False) else 1.0
         return merge(self.loras, [weight] * len(self.loras), seed=self.seed, **options)

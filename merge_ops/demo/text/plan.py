@@ -14,12 +14,14 @@ LORAS = {name: ASSETS / "loras" / name for name in TASKS}
 class Row:
     """One merge: its name, a short description, and the keywords of ``merge_ops.merge``.
 
-    A row with ``combination_type`` is computed by stock PEFT if it is installed.
+    A row with ``combination_type`` is computed by stock PEFT if it is installed. A row that is ``learned``
+    (calibrated or distilled) needs a recording of the encoder with each LoRA.
     """
 
     title: str
     clause: str
     options: dict[str, Any] = field(default_factory=dict)
+    learned: str = ""
 
     @property
     def is_peft(self) -> bool:
@@ -32,6 +34,9 @@ _MOST = {"density": 0.7}
 
 ROWS = (
     Row("linear", "adds all changes"),
+    Row("distilled", "learns to answer 64 texts a task as its LoRA alone did", learned="distilled"),
+    Row("distilled, rank 8", "the same, trained at rank 8", {"rank": 8}, learned="distilled"),
+    Row("calibrated", "fits the layers to the same texts in one pass", learned="calibrated"),
     Row("average", "linear with every weight divided by three", {"average": True}),
     Row(
         "magnitude_prune", "drops the smaller half of each, then adds", {"method": "magnitude_prune", **_HALF}
