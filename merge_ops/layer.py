@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .room import check_room
+
 Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding", "vector"]
 Index = slice | Tensor
 READERS = ("peft", "comfyui")  # programs whose arithmetic differs
@@ -130,7 +132,8 @@ class Layer(WeightAdapter):
         return None
 
     def matrix(self, device: torch.device | None = None) -> Tensor:
-        """The whole delta as a float32 matrix ``(out, in)``."""
+        """The whole delta as a float32 matrix ``(out, in)``; refused if it is too large for any memory."""
+        check_room(f"the delta of {self.key or 'a layer'}", *self.matrix_shape)
         return self.rows(device)(slice(None))
 
     @property

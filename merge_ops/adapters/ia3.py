@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout, is_packed
-from ..names.patterns import check_pattern
+from ..names.patterns import WholePattern
 from .bound import check_size
 from .kind import Adapters, Kind
 from .module import RawModule, numbers_of
@@ -71,8 +70,8 @@ def _is_feedforward(stem: str, config: Mapping[str, Any]) -> bool:
     """As PEFT matches module names: a pattern for the whole name, or ends of names."""
     path, modules = stem.removeprefix("base_model.model."), config.get("feedforward_modules") or []
     if isinstance(modules, str):
-        check_pattern(modules)
-        return re.fullmatch(modules, path) is not None
+        pattern = modules if isinstance(modules, WholePattern) else WholePattern(modules)
+        return pattern.fits(path)
     if not isinstance(modules, list):
         raise LoraFormatError("adapter_config.json: feedforward_modules is not a list of names")
     return path.endswith(tuple(str(module) for module in modules))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import Index, Layer, Layout, Rows
+from ..room import check_room
 from .kind import Adapters, Kind
 from .module import RawModule, alpha_of, check_factors, factor_of, misfit
 from .tucker import fold_core
@@ -57,6 +58,7 @@ class Hadamard(Layer):
         return self.up_1.shape[1] * self.up_2.shape[1]
 
     def product_factors(self) -> tuple[Tensor, Tensor]:
+        check_room(f"the factors of {self.key}", sum(self.matrix_shape), self.product_rank)
         up_1, down_1, up_2, down_2 = (factor.double() for factor in self.tensors)
         up = torch.einsum("oi,oj->oij", up_1, up_2).flatten(1)
         down = torch.einsum("in,jn->ijn", down_1, down_2).flatten(0, 1)
@@ -94,6 +96,7 @@ def _loha(module: RawModule, scale: float | None) -> Hadamard:
     shapes = {(up.shape[0], down.shape[1]) for up, down in ((up_1, down_1), (up_2, down_2))}
     if len(shapes) > 1 or up_1.shape[1] != down_1.shape[0] or up_2.shape[1] != down_2.shape[0]:
         raise misfit(module)
+    check_room(f"the delta of {module.stem}", up_1.shape[0], down_1.shape[1], error=LoraFormatError)
     if scale is None:
         scale = alpha_of(module, rank)
     layout: Layout = "conv" if kernel else "linear"

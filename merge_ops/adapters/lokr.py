@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import LoraFormatError
 from ..lora import Index, Layer, Layout, LowRank, Rows
+from ..room import check_room
 from .kind import Adapters, Kind
 from .module import RawModule, alpha_of, check_factors, factor_of, misfit
 from .tucker import fold_core
@@ -57,6 +59,8 @@ class Kronecker(Layer):
         return _product_rank(self.left) * _product_rank(self.right)
 
     def product_factors(self) -> tuple[Tensor, Tensor]:
+        rows, columns = self.matrix_shape
+        check_room(f"the factors of {self.key}", rows + columns, self.product_rank)
         (up_1, down_1), (up_2, down_2) = _product(self.left), _product(self.right)
         return torch.kron(up_1, up_2), torch.kron(down_1, down_2)
 
@@ -111,6 +115,7 @@ def _lokr(module: RawModule, scale: float | None) -> Kronecker:
         scale = alpha_of(module, rank) if rank else 1.0
     layout: Layout = "conv" if kernel else "linear"
     layer = Kronecker(left, right, rank or 1, scale, layout, kernel, module.stem)
+    check_room(f"the delta of {module.stem}", *layer.matrix_shape, error=LoraFormatError)
     return layer if rank else replace(layer, rank_=min(layer.matrix_shape))
 
 

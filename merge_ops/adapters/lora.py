@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import LoraFormatError
 from ..lora import Layout, LowRank, is_packed
 from .kind import Adapters, Kind
-from .module import RawModule, alpha_of, check_core, padded_shape
+from .module import RawModule, alpha_of, check_core, check_rank, padded_shape
 from .tucker import fold_mid
 
 
@@ -33,6 +33,7 @@ def low_rank(module: RawModule, scale: float | None, transposed: bool = False) -
     if scale is None:
         scale = alpha_of(module, rank)
     flat = fold_mid(t["mid"], down) if "mid" in t else down.flatten(1)
+    check_rank(module, rank, up.shape[0], flat.shape[1])
     widened = padded_shape(module, up.shape[0] * flat.shape[1])
     return LowRank(up.flatten(1), flat, scale, layout, kernel, module.stem, widened)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import LoraFormatError
 from ..lora import is_packed
 
+_MAX_RANK = 4096  # that may exceed the sides of a weight, as of a convolution with few channels
 _MAX_KERNEL = 64  # entries; a Tucker core multiplies a factor by as many
 
 
@@ -39,11 +40,12 @@ def alpha_of(module: RawModule, rank: int) -> float:
 def check_core(module: RawModule, core: Tensor, first: int, second: int) -> None:
     """Refuse a Tucker core ``(first, second, *kernel)`` that does not fit, or is no kernel of any model."""
     kernel = math.prod(core.shape[2:])
-    if core.ndim < 3 or tuple(core.shape[:2]) != (first, second) or not 0 < kernel <= _MAX_KERNEL:
+    fits = core.ndim >= 3 and tuple(core.shape[:2]) == (first, second) and kernel > 0
+    if not fits or first * kernel > _MAX_KERNEL * second:  # a core of another rank multiplies as well
         raise LoraFormatError(
             f"the factors of {module.stem} do not fit each other: its Tucker core is "
-            f"{tuple(core.shape)}, and ({first}, {second}, ...) with a kernel of at most {_MAX_KERNEL} "
-            "entries is expected"
+            f"{tuple(core.shape)}, and ({first}, {second}, ...) is expected, which makes a factor at most "
+            f"{_MAX_KERNEL} times as large"
         )
 
 
@@ -58,6 +60,15 @@ def check_factors(module: RawModule, factors: Iterable[Tensor]) -> None:
             raise LoraFormatError(
                 f"{module.stem} is stored as {factor.dtype}; quantised adapters are not supported"
             )
+
+
+def check_rank(module: RawModule, rank: int, rows: int, columns: int) -> None:
+    """Refuse a rank far above the sides of the delta: what is computed from it grows with its square."""
+    if rank > max(_MAX_RANK, min(rows, columns)):
+        raise LoraFormatError(
+            f"{module.stem} has rank {rank} for a weight of {rows} x {columns}, of which "
+            f"{min(rows, columns)} would hold everything; the file is damaged, or made to fill memory"
+        )
 
 
 def padded_shape(module: RawModule, entries: int) -> tuple[int, ...]:
@@ -75,8 +86,10 @@ def padded_shape(module: RawModule, entries: int) -> tuple[int, ...]:
 
 
 def numbers_of(module: RawModule, role: str) -> Tensor:
-    """Return the tensor of a role as it is stored, which must be there and in floating point."""
+    """Return the tensor of a role as it is stored, which must be there, not empty, and in floating point."""
     tensor = factor_of(module, role)
+    if tensor.numel() == 0:
+        raise LoraFormatError(f"the {role} of {module.stem} is empty; the file is damaged")
     if not tensor.dtype.is_floating_point or is_packed(tensor.dtype):
         raise LoraFormatError(
             f"{module.stem} is stored as {tensor.dtype}; quantised adapters are not supported"

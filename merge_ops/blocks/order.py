@@ -71,5 +71,5 @@ def _head(path: str) -> str:
 
 def _place(block: str) -> tuple[int, int, list[tuple[int, str]]]:
     component, _, path = block.partition(".")
-    numbers = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", block)]
+    numbers = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", block)]
     return _PLACES.get(component, len(_PLACES)), STAGES.get(_head(path), 0), numbers

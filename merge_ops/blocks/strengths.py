@@ -46,7 +46,8 @@ class BlockStrengths:
         Raises:
             ParameterError: for an unknown selector, a value that is not a number, or a selector given twice.
         """
-        words = [word for word in re.split(r"[\s,;]+", re.sub(r"\s*:\s*", ":", text)) if word]
+        joined = ":".join(part.strip() for part in text.split(":"))
+        words = [word for word in re.split(r"[\s,;]+", joined) if word]
         if not words:
             raise ParameterError("the block strengths are empty; write for example 'down:0.5 mid:1'")
         if len(words) == 1 and words[0].upper() in PRESETS:

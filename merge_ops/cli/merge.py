@@ -6,6 +6,7 @@ import argparse
 
 from ..formats import alike_by_diffusers, load
 from ..lora import Lora
+from ..merging.devices import usable_device
 from ..merging.merge import merge
 from ..merging.merged import Merged
 from ..saving import save
@@ -16,7 +17,6 @@ from .options import (
     add_base,
     add_command,
     add_output,
-    chosen_device,
     print_json,
     print_saved,
     progress_bar,
@@ -77,7 +77,7 @@ def merge_loras(args: argparse.Namespace, loras: list[Lora]) -> Merged:
             rank=args.rank,
             scale=args.scale,
             seed=args.seed,
-            device=chosen_device(args.device),
+            device=usable_device(args.device),
             combination_type=args.combination_type,
             svd_rank=args.svd_rank,
             svd_clamp=args.svd_clamp,

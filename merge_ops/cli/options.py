@@ -97,22 +97,6 @@ def add_param(parser: argparse._ArgumentGroup, param: Param) -> None:
     )
 
 
-def chosen_device(name: str | None) -> torch.device | None:
-    """Return the torch device of that name; None for None.
-
-    Raises:
-        ParameterError: if the device does not exist here.
-    """
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ParameterError(f"the device {name!r} is not available: {str(error).splitlines()[0]}") from error
-    return device
-
-
 @contextmanager
 def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar on standard error if that is a terminal, and yield the callback that moves it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..analysis.facts import printable
 from ..formats import alike_by_diffusers
+from ..merging.devices import usable_device
 from ..recipes import Recipe, find_sources, read_recipe
 from .merge import finish
 from .options import (
@@ -16,7 +17,6 @@ from .options import (
     add_base,
     add_command,
     add_output,
-    chosen_device,
     print_json,
     progress_bar,
     require_output,
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         recipe = replace(recipe, rank=args.rank)
     loras = alike_by_diffusers(find_sources(recipe, args.folder or [Path(args.recipe).parent]))
     with progress_bar("merging") as progress:
-        merged = recipe.run(loras, device=chosen_device(args.device), progress=progress, base=args.base)
+        merged = recipe.run(loras, device=usable_device(args.device), progress=progress, base=args.base)
     finish(args, merged, recipe.rank)
 
 

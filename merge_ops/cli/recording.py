@@ -11,10 +11,11 @@ from ..learning.host import Host
 from ..learning.recording import Recording
 from ..learning.stored import load_recording, save_recording
 from ..lora import Lora
+from ..merging.devices import usable_device
 from ..models.opened import OpenedModel, open_model
 from ..models.recorded import record_pipeline, record_texts
 from .how import blocks_of, one_per_lora, split_weight
-from .options import DTYPES, chosen_device, progress_bar
+from .options import DTYPES, progress_bar
 
 
 def add_recording(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ def opened_and_recorded(args: argparse.Namespace, loras: list[Lora]) -> tuple[Ho
     Raises:
         ParameterError: if a LoRA has no prompt, or no texts.
     """
-    model = open_model(args.model, DTYPES[args.model_dtype], chosen_device(args.device))
+    model = open_model(args.model, DTYPES[args.model_dtype], usable_device(args.device))
     host = model.host
     if args.recording and Path(args.recording).exists():
         recording = load_recording(args.recording)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..formats import load
+from ..merging.devices import usable_device
 from ..merging.merge import merge
 from .merge import finish
 from .options import (
@@ -12,7 +13,6 @@ from .options import (
     add_command,
     add_output,
     add_reading,
-    chosen_device,
     progress_bar,
     require_output,
 )
@@ -49,5 +49,5 @@ def run(args: argparse.Namespace) -> None:
     require_output(args)
     lora = load(args.lora, allow_pickle=args.allow_pickle)
     with progress_bar("resizing") as progress:
-        merged = merge([lora], rank=args.rank, device=chosen_device(args.device), progress=progress)
+        merged = merge([lora], rank=args.rank, device=usable_device(args.device), progress=progress)
     finish(args, merged, args.rank)

@@ -86,7 +86,7 @@ def _parameters(
 
 def _is_stacked(parameter: str, module: RawModule, config: dict[str, Any]) -> bool:
     down = module.tensors.get("down")
-    return down is not None and down.shape[0] > rank_from_config(config, parameter)
+    return down is not None and down.ndim > 0 and down.shape[0] > rank_from_config(config, parameter)
 
 
 def _split(stem: str, module: RawModule, config: dict[str, Any]) -> dict[str, LowRank]:

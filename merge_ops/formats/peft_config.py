@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from ..adapters.reading import TABLES
 from ..errors import LoraFormatError, reading, shown
-from ..names.patterns import check_pattern
+from ..names.patterns import ByPattern, WholePattern
 from .peft_refused import refuse_other_meanings
 
 CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
+_MAX_RANK = 1 << 31
 _PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say, and for the rank too
 _TOKENS = "TRAINABLE_TOKENS"  # rows of an embedding, see tokens.py; all other types are kinds of adapters
 
@@ -40,6 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
         with reading(f"{folder}/{CONFIG_NAME}"):
             if not isinstance(config.get("auto_mapping") or {}, dict):
                 raise LoraFormatError("auto_mapping is not an object")
+            _check_names(config)
             check_scales(config)
         refuse_other_meanings(config)
     return config
@@ -60,16 +61,22 @@ def _parse_config(path: Path) -> dict[str, Any]:
 
 
 def check_scales(config: dict[str, Any]) -> None:
-    """Refuse a configuration whose alphas are not numbers or whose patterns are not regular expressions."""
-    patterns, ranks = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
-    if not isinstance(patterns, dict) or not isinstance(ranks, dict):
-        raise LoraFormatError("alpha_pattern or rank_pattern is not an object")
-    alphas = {"lora_alpha": _alpha(config), **patterns}
+    """Prepare the patterns of a configuration; refuse alphas that are no numbers, and what is no pattern."""
+    alphas = {"lora_alpha": _alpha(config), **_table(config, "alpha_pattern")}
     for name, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
             raise LoraFormatError(f"the alpha {shown(name)} is {shown(alpha)}, not a finite number")
-    for name in (*patterns, *ranks):
-        check_pattern(name)
+    _table(config, "rank_pattern")
+
+
+def _check_names(config: dict[str, Any]) -> None:
+    """Refuse lists of names that are none, and prepare a pattern that stands in place of one."""
+    for option in ("target_parameters", "modules_to_save"):
+        names = config.get(option)
+        if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+            raise LoraFormatError(f"{option} is {shown(names)}, not a list of names")
+    if isinstance(config.get("feedforward_modules"), str):
+        config["feedforward_modules"] = WholePattern(config["feedforward_modules"])
 
 
 def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> float:
@@ -77,7 +84,9 @@ def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> 
 
     ``rank`` is that of the tensors, which wins over the configuration; None where they have none.
     """
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, _alpha(config))
+    alpha = _table(config, "alpha_pattern").of(module, _alpha(config))
+    if rank == 0:
+        raise LoraFormatError(f"the factors of {module} have rank 0, so they hold nothing")
     if rank is None:
         rank = rank_from_config(config, module)
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -85,8 +94,8 @@ def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> 
 
 def rank_from_config(config: dict[str, Any], module: str) -> int:
     """The rank that the configuration gives a module."""
-    rank = _by_pattern(config.get("rank_pattern") or {}, module, config.get("r", _PEFT_ALPHA))
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    rank = _table(config, "rank_pattern").of(module, config.get("r", _PEFT_ALPHA))
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank < _MAX_RANK:
         raise LoraFormatError(f"{CONFIG_NAME}: the rank of {module} is {shown(rank)}, not a number from 1")
     return rank
 
@@ -96,8 +105,13 @@ def _alpha(config: dict[str, Any]) -> Any:
     return config.get("lora_alpha" if kind is None else kind.peft_alpha, _PEFT_ALPHA)
 
 
-def _by_pattern(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
+def _table(config: dict[str, Any], option: str) -> ByPattern:
+    """A table by pattern, prepared when it is first asked for, and kept in the configuration."""
+    table = config.get(option) or {}
+    if not isinstance(table, dict):
+        raise LoraFormatError(f"{option} is {shown(table)}, not an object")
+    if not isinstance(table, ByPattern):
+        table = ByPattern(table)
+        if option in config:
+            config[option] = table
+    return table

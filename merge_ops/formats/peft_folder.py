@@ -55,7 +55,7 @@ def read_peft_folder(folder: Path, file: Path, is_trusted: bool, allow_pickle: b
 
     with reading(folder.name):
         lora = build_lora(folder.name, tensors, name_of, scale_of, config)
-    adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
-    ranks = {each.key.removeprefix("base_model.model."): each.configured_rank for each in adapters}
-    warnings = (*lora.warnings, *warnings_of_config(config, ranks))
+        adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
+        ranks = {each.key.removeprefix("base_model.model."): each.configured_rank for each in adapters}
+        warnings = (*lora.warnings, *warnings_of_config(config, ranks))
     return replace(lora, dialect="peft", metadata=metadata, config=config, warnings=warnings)

@@ -45,9 +45,10 @@ def _from_keys(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     def scale_of(module: RawModule) -> float | None:
         component, _, inner = canonical_name(module.stem).partition(".")
         own = config.get(component, config.get(""))
-        if not own or "alpha" in module.tensors or "down" not in module.tensors:
+        shape = module.tensors["down"].shape if "down" in module.tensors else ()
+        if not own or "alpha" in module.tensors or not shape:
             return None
-        return scale_from_config(own, inner, module.tensors["down"].shape[0])
+        return scale_from_config(own, inner, shape[0])
 
     lora = build_lora(name, tensors, canonical_name, scale_of)
     contradictions = [

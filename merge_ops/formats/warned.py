@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..errors import LoraFormatError, shown
 from ..lora import BaseDependent, Layer, Lora
-from ..names.patterns import check_pattern
+from ..names.patterns import ByPattern, Patterns
 
 _LISTED = 3
-_MAX_PATTERNS = 1000  # that name no module as they stand, and so are matched with all of them
 
 
 def warnings_of_layers(
@@ -42,18 +40,28 @@ def warnings_of_config(config: Mapping[str, Any], ranks: Mapping[str, int | None
     """Return where a PEFT configuration contradicts the tensors; ``ranks`` by the paths of the modules."""
     warnings = []
     for option in ("rank_pattern", "alpha_pattern"):
-        given = list(config.get(option) or {})
-        if stray := _without_module(given, ranks, lambda pattern: rf"(.*\.)?({pattern})$"):
+        table = config.get(option) or {}
+        table = table if isinstance(table, ByPattern) else ByPattern(table)
+        matched = {number for path in ranks for number in table.patterns.matches(path)}
+        if stray := [pattern for number, pattern in enumerate(table) if number not in matched]:
             warnings.append(f"{option} names {_quoted(stray)}, which no module in the file matches")
     targets = config.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
-        if _without_module([targets], ranks, lambda pattern: rf"({pattern})$"):
-            warnings.append(f"target_modules is {shown(targets)}, which no module in the file matches")
+        warnings += _of_target_pattern(targets, ranks)
     elif isinstance(targets, list):
-        names = [str(name) for name in targets]
-        if stray := _without_module(names, ranks, lambda name: rf"(.*\.)?{re.escape(name)}$"):
+        if stray := _without_module([str(name) for name in targets], ranks):
             warnings.append(f"target_modules names {_quoted(stray)}, which no module in the file matches")
     return warnings + _other_ranks(config, ranks)
+
+
+def _of_target_pattern(pattern: str, ranks: Mapping[str, int | None]) -> list[str]:
+    try:
+        patterns = Patterns([pattern], keys=False)
+        if any(patterns.first(path) is not None for path in ranks):
+            return []
+    except LoraFormatError as error:  # it says what was trained, not what the tensors mean
+        return [f"target_modules was not compared with the modules in the file: {error}"]
+    return [f"target_modules is {shown(pattern)}, which no module in the file matches"]
 
 
 def ranks_in(lora: Lora, part: str) -> dict[str, int | None]:
@@ -78,21 +86,16 @@ def _other_ranks(config: Mapping[str, Any], ranks: Mapping[str, int | None]) -> 
     ]
 
 
-def _without_module(
-    given: list[str], ranks: Mapping[str, int | None], whole: Callable[[str], str]
-) -> list[str]:
-    """The patterns that match no module; a pattern that could take forever is not tried."""
-    ends = {path.split(".", i)[-1] for path in ranks for i in range(path.count(".") + 1)}
-    stray = []
-    for pattern in [each for each in given if each not in ends][:_MAX_PATTERNS]:
-        try:
-            check_pattern(pattern)
-            matches = re.compile(whole(pattern)).match
-        except LoraFormatError:
-            continue
-        if not any(map(matches, ranks)):
-            stray.append(pattern)
-    return stray
+def _without_module(given: list[str], ranks: Mapping[str, int | None]) -> list[str]:
+    """The names that are neither the path of a module nor what follows a dot in one."""
+    sought, found = set(given), set[str]()
+    for path in ranks:
+        place = len(path) - max(map(len, sought), default=0)
+        place = 0 if place <= 0 else path.find(".", place - 1) + 1 or len(path)
+        while place < len(path):
+            found.update({path[place:]} & sought)
+            place = path.find(".", place) + 1 or len(path)
+    return [name for name in given if name not in found]
 
 
 def _has_effect(layer: Layer) -> bool:

@@ -139,4 +139,4 @@ def _same_kernel(a: Layer, b: Layer) -> bool:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A sort key by which ``block.2`` comes before ``block.10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

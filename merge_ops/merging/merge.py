@@ -15,6 +15,7 @@ from .align import AlignedLayer, align
 from .batches import group_into_batches, merge_batch, merge_cores
 from .bind import bind, open_base_weights
 from .cores import Moments, factors_of_coordinates
+from .devices import usable_device
 from .ia3 import merge_ia3
 from .merged import Merged
 from .merged_layer import MergedLayer
@@ -127,7 +128,7 @@ def carry_out(
     request = settle_rank(request, loras)
     aligned = align(loras, request)
     refuse_overflow(aligned, request.settings.scale, loras)
-    where, kept = torch.device(device) if device is not None else None, dtype or torch.float32
+    where, kept = usable_device(device), dtype or torch.float32
     layers = _merge_layers(aligned, request.settings, where, kept, progress, Scratch(sparing), moments)
     return Merged(request, loras, layers, whole_weights, ia3, where, kept)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapters import Ia3
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..lora import READERS, Lora, WholeWeight
+from .devices import usable_device
 from .merged_layer import MergedLayer
 from .report import LayerReport, MergeReport, sign_conflict
 from .request import Request
@@ -82,7 +83,7 @@ class Merged:
             MergeError: if no merged layer has that name.
         """
         layer = self.layer(name)
-        matrix = layer.matrix(torch.device(device) if device is not None else self._device)
+        matrix = layer.matrix(self._device if device is None else usable_device(device))
         return layer.template.as_weight(matrix).to(dtype or self._dtype)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:

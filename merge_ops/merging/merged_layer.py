@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..lora import Layer, LowRank
+from ..room import check_room
 from .align import AlignedLayer
 from .cores import factors_of_coordinates, factors_of_core
 from .request import Settings
@@ -60,7 +61,8 @@ class MergedLayer:
         return next((part.padded_to for part in self.aligned.parts if part.padded_to), ())
 
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
-        """Return the merged delta as a float32 matrix ``(out, in)``."""
+        """Return the merged delta as a float32 matrix ``(out, in)``; refused if no memory can hold it."""
+        check_room(f"the delta of {self.aligned.name}", *self.template.matrix_shape)
         pair = self._product(device)
         if pair is None:
             return merge_deltas(self.aligned, self.settings, self.figures, device, scratch)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..lora import LowRank
 from ..methods.thresholds import magnitude_thresholds, product_thresholds, shares_above
+from ..room import check_room
 from .align import AlignedLayer
 from .request import Settings
 from .scratch import Scratch
@@ -74,6 +75,7 @@ def measure_layer(
     They are the magnitudes at which each LoRA's entries are cut, first the thresholds of all and then the
     ceilings, or whatever the method's ``measure`` returns.
     """
+    check_room(f"the delta of {aligned.name}", *aligned.parts[0].matrix_shape)
     scratch = scratch or Scratch()
     method, params = settings.method, settings.params
     if method.measure is not None:

@@ -36,7 +36,12 @@ def parsed_text(given: str) -> Any:
             "a recipe in YAML needs PyYAML; run 'pip install pyyaml', or give the recipe as JSON"
         ) from error
     try:
+        # a merge key that names others doubles what it holds, so a few lines would fill all memory
+        if any(isinstance(event, yaml.ScalarEvent) and event.value == "<<" for event in yaml.parse(given)):
+            raise ParameterError("a recipe in YAML must not have merge keys (<<); write the values out")
         return yaml.safe_load(given)
+    except ParameterError:
+        raise
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # PyYAML's own errors, and Python's for a value that does not match its tag
         first = " ".join(str(error).split())[:100]

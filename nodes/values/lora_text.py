@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from ...merge_ops.errors import ParameterError
 
 MAX_STRENGTH = 100.0
-_TAG = re.compile(r"<lora:((?:[^<>\n\\]|\\[^\n])+)>")
+_TAG = "<lora:"
+_INSIDE = re.compile(r"(?:[^<>\n\\]|\\[^\n])+")  # up to where a tag ends, or cannot be one
 # the numbers that web/js/list_text.js accepts; float() would accept more
-_NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE
+)
 _BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
 _PROMPT = ":prompt="
 
@@ -51,8 +54,8 @@ def parse_rows(text: str) -> list[LoraRow]:
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         enabled = not line.lstrip().startswith("#")
-        tags = _TAG.findall(line)
-        rest = _TAG.sub("", line).strip(" ,\t")
+        tags, around = _tags(line)
+        rest = around.strip(" ,\t")
         if enabled and rest:
             raise ParameterError(
                 f"line {number} of the LoRA list: cannot read {rest!r}; write <lora:name:strength>"
@@ -68,6 +71,21 @@ def format_rows(rows: list[LoraRow]) -> str:
         ParameterError: if a strength is not a finite number.
     """
     return "\n".join(_line(row) for row in rows)
+
+
+def _tags(line: str) -> tuple[list[str], str]:
+    """What the tags of a line hold, and the rest of the line; in one pass over it, whatever it holds."""
+    tags, rest, end = list[str](), list[str](), 0
+    start = line.find(_TAG)
+    while start >= 0:
+        inside = _INSIDE.match(line, start + len(_TAG))
+        behind = inside.end() if inside else start + len(_TAG)
+        if inside and line.startswith(">", behind):
+            tags.append(inside[0])
+            rest.append(line[end:start])
+            end = behind = behind + 1
+        start = line.find(_TAG, behind)
+    return tags, "".join((*rest, line[end:]))
 
 
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
@@ -113,8 +131,10 @@ def _line(row: LoraRow) -> str:
 def _escape(prompt: str) -> str:
     r"""Write a prompt so that it can stand in a tag; most backslashes stay, since prompts write ``\(``."""
     one_line = " ".join(prompt.splitlines())
-    return re.sub(r"(\\*)([<>])|(\\+)$", lambda m: m[3] * 2 if m[3] else f"{m[1] * 2}\\{m[2]}", one_line)
+    return re.sub(
+        r"(?<!\\)(\\*)([<>])|(?<!\\)(\\+)$", lambda m: m[3] * 2 if m[3] else f"{m[1] * 2}\\{m[2]}", one_line
+    )
 
 
 def _unescape(written: str) -> str:
-    return re.sub(r"(\\+)([<>]|$)", lambda m: "\\" * (len(m[1]) // 2) + m[2], written)
+    return re.sub(r"(?<!\\)(\\+)([<>]|$)", lambda m: "\\" * (len(m[1]) // 2) + m[2], written)

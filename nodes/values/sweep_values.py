@@ -20,6 +20,7 @@ from .keywords import ONE_STRENGTH, PEFT_OPTION, PEFT_PARAMS
 from .lora_text import MAX_STRENGTH
 
 MAX_VALUES = 100
+_MAX_DIGITS = 60
 _NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})(?:\s*step\s*({_NUMBER}))?")
 _WORDS = {"true": True, "false": False}
@@ -76,14 +77,14 @@ def _values(word: str, param: Param) -> list[Any]:
     if param.type is bool:
         return [_WORDS.get(word.lower(), word)]
     if re.fullmatch(_NUMBER, word):
-        return [_plain(Decimal(word))]
+        return [_plain(_decimal(word))]
     ends = _RANGE.fullmatch(word)
     if ends is None:
         raise ParameterError(
             f"cannot read {word!r} as a value of {param.name}; write numbers with commas between them, or a "
             "range such as 0.1..0.9 step 0.2"
         )
-    return _range(word, *(Decimal(end) if end else None for end in ends.groups()))
+    return _range(word, *(_decimal(end) if end else None for end in ends.groups()))
 
 
 def _range(word: str, first: Decimal, last: Decimal, step: Decimal | None) -> list[Any]:
@@ -99,6 +100,15 @@ def _range(word: str, first: Decimal, last: Decimal, step: Decimal | None) -> li
         raise ParameterError(f"a sweep has at most {MAX_VALUES} values, but {word!r} has {count}")
     sign = 1 if last >= first else -1
     return [_plain(first + sign * step * i) for i in range(count)]
+
+
+def _decimal(word: str) -> Decimal:
+    """A number that is written out quickly: a few letters may stand for one of a billion digits."""
+    value = Decimal(word)
+    if len(word) > _MAX_DIGITS or (value and abs(value.adjusted()) > _MAX_DIGITS):
+        shown = word if len(word) <= _MAX_DIGITS else f"{word[:_MAX_DIGITS]}..."
+        raise ParameterError(f"{shown!r} is too large or has too many digits; write it shorter")
+    return value
 
 
 def _plain(value: Decimal) -> int | float:

@@ -9,10 +9,11 @@
 export const MAX_STRENGTH = 100;
 
 const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
-const TAG = /<lora:((?:[^<>\n\\]|\\[^\n])+)>/g;
+const TAG = "<lora:";
+const INSIDE = /(?:[^<>\n\\]|\\[^\n])+/y; // up to where a tag ends, or cannot be one
 const BLOCKS = /:(?:blocks|lbw)=(.*)$/;
 const PROMPT = ":prompt=";
-const NUMBER = /^\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*$/i;
+const NUMBER = /^\s*[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*$/i;
 
 export const isRow = (entry) => entry.name !== undefined;
 
@@ -20,15 +21,43 @@ export function parseList(text) {
   const entries = [];
   for (const line of text.split(LINE)) {
     const on = !line.trimStart().startsWith("#");
-    const tags = [...line.matchAll(TAG)];
-    const rest = line.replace(TAG, "").replace(/^[ ,\t]+|[ ,\t]+$/g, "");
+    const { tags, around } = splitTags(line);
+    const rest = stripped(around);
     if (on && rest) entries.push({ unreadable: rest });
     if (!on && rest.replace(/^[#\s]+/, "")) {
       entries.push({ remark: tags.length ? `# ${rest.replace(/^[#\s]+/, "")}` : line.trimEnd() });
     }
-    for (const [whole, tag] of tags) entries.push(parseTag(tag, on) ?? { unreadable: whole });
+    for (const tag of tags) entries.push(parseTag(tag, on) ?? { unreadable: `${TAG}${tag}>` });
   }
   return entries;
+}
+
+/** What the tags of a line hold, and the rest of it; in one pass, whatever the line holds. */
+function splitTags(line) {
+  const tags = [];
+  let around = "";
+  let end = 0;
+  for (let start = line.indexOf(TAG); start >= 0; ) {
+    INSIDE.lastIndex = start + TAG.length;
+    const inside = INSIDE.exec(line)?.[0] ?? "";
+    let behind = start + TAG.length + inside.length;
+    if (inside && line[behind] === ">") {
+      tags.push(inside);
+      around += line.slice(end, start);
+      behind += 1;
+      end = behind;
+    }
+    start = line.indexOf(TAG, behind);
+  }
+  return { tags, around: around + line.slice(end) };
+}
+
+/** Without spaces and commas at both ends; a pattern would try each run of them in the middle from each place. */
+function stripped(text) {
+  let [start, end] = [0, text.length];
+  while (start < end && " ,\t".includes(text[start])) start += 1;
+  while (end > start && " ,\t".includes(text[end - 1])) end -= 1;
+  return text.slice(start, end);
 }
 
 export function formatList(entries) {
@@ -96,10 +125,14 @@ function indexOf(files) {
 
 // most backslashes stay as they are, since prompts write \( for a bracket
 const escapePrompt = (prompt) =>
-  prompt.replace(/(\\*)([<>])|(\\+)$/g, (_, before = "", sign, end) => (end ? end + end : `${before + before}\\${sign}`));
+  prompt.replace(/(\\*)([<>])|\\+/g, (run, before, sign, place) => {
+    if (sign) return `${before + before}\\${sign}`;
+    return place + run.length === prompt.length ? run + run : run;
+  });
 
 const unescapePrompt = (written) =>
-  written.replace(/(\\+)([<>]|$)/g, (_, run, sign) => "\\".repeat(Math.floor(run.length / 2)) + sign);
+  written.replace(/(\\+)([<>]|$)|\\+/g, (whole, run, sign) =>
+    run === undefined ? whole : "\\".repeat(Math.floor(run.length / 2)) + sign);
 
 function parseTag(whole, on) {
   const cut = whole.indexOf(PROMPT);
