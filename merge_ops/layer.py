@@ -151,6 +151,17 @@ class Layer(WeightAdapter):
         """True if the weight is stored transposed, as ``(in, out)``."""
         return self.layout in ("fan_in_fan_out", "embedding")
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return True if the delta can be added to a weight of this shape, stored in either direction.
+
+        A weight that the layer widens may be smaller in every dimension.
+        """
+        if self.padded_to:
+            pairs = zip(self.padded_to, shape, strict=False)
+            return len(shape) == len(self.padded_to) and all(wide >= size for wide, size in pairs)
+        same_matrix = bool(shape) and self.matrix_shape == (shape[0], math.prod(shape[1:]))
+        return self.weight_shape == shape or same_matrix
+
     def as_weight(self, matrix: Tensor) -> Tensor:
         """View a merged ``(out, in)`` matrix in the shape of the weight."""
         return matrix.T if self.stored_in_out else matrix.reshape(self.weight_shape)
@@ -229,6 +240,10 @@ class BaseDependent(WeightAdapter):
     def is_optional(self) -> bool:
         """True if a model may lack this weight and still be the right one."""
         return False
+
+    @abstractmethod
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return True if it was made for a weight ``(out, in, *kernel)`` or ``(out,)`` of this shape."""
 
     @abstractmethod
     def change(self, weight: Tensor, reader: str) -> Tensor:

@@ -13,6 +13,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..merge_ops.blocks import block_strengths
 from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
+from ..merge_ops.recipes.spelled import trimmed
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .model.files import find_path, list_lora_files, read_file_state
 from .model.lora_model import MergedLoraModel
@@ -74,7 +75,7 @@ class LoraAlloyRecipe(io.ComfyNode):
         try:
             recipe = _recipe(lora_name, recipe_json)
             chosen = [] if recipe_json or lora_name in (None, _NO_FILE) else [read_file_state(str(lora_name))]
-            names = {PurePosixPath(source.name).name for source in recipe.sources}
+            names = {trimmed(PurePosixPath(source.name).name) for source in recipe.sources}
             alike = [name for name in list_lora_files() if names & _spellings(name)]
             return chosen + [read_file_state(name) for name in alike]
         except MergeError:  # running the node will say so
@@ -122,5 +123,5 @@ def _recipe(lora_name: str | None, recipe_json: str | None) -> Recipe:
 
 def _spellings(name: str) -> set[str]:
     """What a source that is this file may be called: the file, without suffix, or its PEFT folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
+    path = PurePosixPath(trimmed(name))
     return {path.name, path.stem, path.parent.name}

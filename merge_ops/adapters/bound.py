@@ -14,9 +14,9 @@ from ..lora import BaseDependent, Index, Layer, Layout, Rows
 from .kind import Kind
 
 
-def check_size(adapter: BaseDependent, weight: Tensor, fits: bool) -> None:
+def check_size(adapter: BaseDependent, weight: Tensor) -> None:
     """Refuse a base weight that an adapter was not made for."""
-    if not fits:
+    if not adapter.fits(tuple(weight.shape)):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in adapter.tensors)
         raise IncompatibleLoraError(
             f"{adapter.key} is a {adapter.kind} of {shapes}, which does not fit the base model's weight "
@@ -37,8 +37,11 @@ class Trained(BaseDependent):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.value,)
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return tuple(self.value.shape) == shape
+
     def change(self, weight: Tensor, reader: str) -> Tensor:
-        check_size(self, weight, self.value.shape == weight.shape)
+        check_size(self, weight)
         return self.value.to(weight.device, torch.float32) - weight
 
 
@@ -79,6 +82,10 @@ class Bound(Layer):
         if self.stored_in_out:
             return self.base.shape[1], self.base.shape[0]
         return self.base.shape[0], math.prod(self.base.shape[1:])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        turned = self.base.shape[::-1] if self.stored_in_out else self.base.shape
+        return tuple(self.base.shape) == shape and self.adapter.fits(tuple(turned))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,12 +46,16 @@ class Dora(BaseDependent):
     def rescales_base(self) -> bool:
         return True
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        if self.delta.matrix_shape != (*shape[:1], math.prod(shape[1:])):
+            return False
+        return self.magnitude.shape[0] == shape[0] or self.magnitude.shape[1] in shape[1:2]
+
     def change(self, weight: Tensor, reader: str) -> Tensor:
+        check_size(self, weight)
         delta = self.delta.matrix(weight.device)
-        check_size(self, weight, delta.numel() == weight.numel() and delta.shape[0] == weight.shape[0])
         merged = weight + delta.reshape(weight.shape)
         by_rows = self.magnitude.shape[0] == weight.shape[0]
-        check_size(self, weight, by_rows or self.magnitude.shape[1] == weight.shape[1])
         measured = weight if by_rows and reader == "comfyui" else merged
         axes = [axis for axis in range(weight.ndim) if axis != (0 if by_rows else 1)]
         norm = measured.square().sum(axes, keepdim=True).sqrt_().add_(torch.finfo(torch.float32).eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -39,14 +40,22 @@ class Glora(BaseDependent):
     def alpha_scale(self) -> float | None:
         return self.alpha
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) < 2:
+            return False
+        a1, a2, b1, b2 = self._ordered(shape)
+        inner = a1.shape[1] == a2.shape[0] and b1.shape[1] == b2.shape[0]
+        outer = a1.shape[0] == a2.shape[1] == shape[1] and b1.shape[0] == shape[0]
+        return inner and outer and b2.shape[1] == math.prod(shape[1:])
+
+    def _ordered(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The factors in the order of newer files."""
+        a1, a2, b1, b2 = self.tensors
+        return (a1, a2, b1, b2) if (a1.shape[0], b1.shape[0]) == (shape[1], shape[0]) else (a2, a1, b2, b1)
+
     def change(self, weight: Tensor, reader: str) -> Tensor:
-        a1, a2, b1, b2 = (t.to(weight.device, torch.float32) for t in self.tensors)
-        inputs = weight.shape[1]
-        if not (a1.shape[0] == inputs and b1.shape[0] == weight.shape[0]):
-            a1, a2, b1, b2 = a2, a1, b2, b1
-        fits = a1.shape[0] == a2.shape[1] == inputs and a1.shape[1] == a2.shape[0]
-        fits = fits and b1.shape[1] == b2.shape[0] and b1.shape[0] == weight.shape[0]
-        check_size(self, weight, fits and b2.shape[1] * weight.shape[0] == weight.numel())
+        check_size(self, weight)
+        a1, a2, b1, b2 = (t.to(weight.device, torch.float32) for t in self._ordered(tuple(weight.shape)))
         scale = 1.0 if self.alpha is None else self.alpha / a1.shape[1]
         through = torch.einsum("oi...,ij->oj...", torch.einsum("oi...,ij->oj...", weight, a1), a2)
         return through.add_((b1 @ b2).reshape(weight.shape)).mul_(scale)

@@ -36,9 +36,15 @@ class Ia3(BaseDependent):
     def is_optional(self) -> bool:
         return self.layout == "vector"  # PEFT scales the bias too, where the module has one
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return bool(shape) and self.added.numel() == shape[self._axis(len(shape))]
+
+    def _axis(self, ndim: int) -> int:
+        return 1 if self.by_input and ndim > 1 else 0
+
     def change(self, weight: Tensor, reader: str) -> Tensor:
-        axis = 1 if self.by_input and weight.ndim > 1 else 0
-        check_size(self, weight, self.added.numel() == weight.shape[axis])
+        axis = self._axis(weight.ndim)
+        check_size(self, weight)
         shape = [1] * weight.ndim
         shape[axis] = -1
         return weight * self.added.to(weight.device, torch.float32).reshape(shape)

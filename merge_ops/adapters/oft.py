@@ -39,9 +39,15 @@ class Oft(BaseDependent):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.blocks,) if self.rescale is None else (self.blocks, self.rescale)
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        sizes = {self.blocks.shape[-3] * self.blocks.shape[-1]}
+        if self.rescale is not None:
+            sizes.add(self.rescale.numel())
+        return len(shape) > 1 and sizes == {shape[0]}
+
     def change(self, weight: Tensor, reader: str) -> Tensor:
         rows = weight.shape[0]
-        check_size(self, weight, self.blocks.shape[-3] * self.blocks.shape[-1] == rows)
+        check_size(self, weight)
         limit = self.constraint * (rows if reader == "peft" else 1)
         rotations = cayley(_skew(self.blocks.to(weight.device, torch.float32), limit))
         turned = weight.flatten(1)

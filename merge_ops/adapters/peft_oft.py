@@ -32,12 +32,17 @@ class InputRotation(BaseDependent):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.rotations,) if self.rows is None else (self.rotations, self.rows)
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        size, columns = self.rotations.shape[-1], math.prod(shape[1:])
+        turned = len(shape) > 1 and columns % size == 0
+        stretched = self.rows is None or len(self.rows) == shape[0]
+        return turned and stretched and self.rotations.shape[0] in (1, columns // size)
+
     def change(self, weight: Tensor, reader: str) -> Tensor:
+        check_size(self, weight)
         flat = weight.flatten(1)
         rotations = self.rotations.to(weight.device, torch.float32)
         size = rotations.shape[-1]
-        check_size(self, weight, flat.shape[1] % size == 0)
-        check_size(self, weight, rotations.shape[0] in (1, flat.shape[1] // size))
         blocks = flat.reshape(flat.shape[0], -1, size)
         turned = torch.einsum("obj,bij->obi", blocks, rotations.expand(blocks.shape[1], size, size)).flatten(
             1

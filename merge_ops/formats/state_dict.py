@@ -14,6 +14,7 @@ from ..errors import LoraFormatError, reading
 from ..lora import Lora
 from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name
 from .build import build_lora
+from .flux_control import spell_out_control
 from .peft_config import check_scales, scale_from_config
 from .pti import from_pti, is_pti
 from .warned import ranks_in, warnings_of_config
@@ -35,7 +36,7 @@ def from_tensors(
     with reading(file or name):
         if is_pti(list(tensors)):
             return from_pti(name, tensors, metadata or {})
-        return _from_keys(name, tensors, metadata or {})
+        return _from_keys(name, spell_out_control(tensors), metadata or {})
 
 
 def _from_keys(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lora:

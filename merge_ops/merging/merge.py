@@ -24,6 +24,7 @@ from .request import Request, Settings, settle_rank
 from .scratch import Scratch
 from .spaces import measure_layer, merge_factors
 from .whole_weights import agree_on_whole_weights
+from .widened import widen_alike
 
 Progress = Callable[[int, int, str], None]
 
@@ -122,7 +123,7 @@ def carry_out(
     base_weights = open_base_weights(base)
     loras, ia3 = merge_ia3(list(loras), request) if base is None else (list(loras), {})
     loras = bind(loras, base_weights, request.reader)
-    loras = name_alike(loras)
+    loras = widen_alike(name_alike(loras))
     check_structure(loras)
     whole_weights = agree_on_whole_weights(loras, request.keep, base_weights)
     request = settle_rank(request, loras)

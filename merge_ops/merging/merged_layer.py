@@ -53,7 +53,10 @@ class MergedLayer:
     @property
     def template(self) -> Layer:
         """The part that describes the weight best: some kinds do not know the kernel of a convolution."""
-        return next((part for part in self.aligned.parts if part.knows_its_kernel), self.aligned.parts[0])
+        parts = self.aligned.parts
+        return next((part for part in parts if part.padded_to), None) or next(
+            (part for part in parts if part.knows_its_kernel), parts[0]
+        )
 
     @property
     def padded_to(self) -> tuple[int, ...]:
@@ -132,7 +135,9 @@ class MergedLayer:
     def pinned(self, up: Tensor, down: Tensor, dtype: torch.dtype) -> MergedLayer:
         """Return the same layer with its result given as factors, stored where the LoRAs are."""
         home, model = self.template.device, self.template
-        fixed = LowRank(up.to(home, dtype), down.to(home, dtype), 1.0, model.layout, model.kernel, model.key)
+        fixed = LowRank(
+            up.to(home, dtype), down.to(home, dtype), 1.0, model.layout, model.kernel, model.key, self.padded_to
+        )
         return replace(self, fixed=fixed)
 
 

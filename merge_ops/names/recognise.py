@@ -19,8 +19,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Architecture | Family, Structure], ...] 
     for owner in _OWNERS
     for structure, pattern in owner.patterns.items()
 )
-# not in the middle of a word: "highway" and "glow" are no experts
-_EXPERT = re.compile(r"(?<![a-zA-Z])(high|low|HIGH|LOW|High|Low)(?=[_\-. ]?[nN]oise|[^a-z]|$)")
+# a word of its own: "highway" and "glow" are no experts
+_EXPERT = re.compile(
+    r"(?<![a-zA-Z])(high|low|HIGH|LOW|High|Low)([_\-. ]?(?:noise|Noise|NOISE)(?![a-z])|(?![a-zA-Z]))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +65,40 @@ def family_title(names: Iterable[str]) -> str | None:
 
 
 def across_experts(loras: Sequence[Lora]) -> list[str]:
-    """Warn where LoRAs for both experts of one model are merged with each other."""
-    sides: dict[str, dict[str, list[str]]] = {}
+    """Warn where LoRAs for both experts of one model are merged with each other.
+
+    They are known by ``high_noise`` and ``low_noise`` in their names, or by the bare words if the names are
+    otherwise equal: ``high_heels`` and ``low_light`` are no pair.
+    """
+    sides: dict[str, dict[str, dict[str, set[str]]]] = {}  # model -> side -> LoRA -> the rest of its names
     for lora in loras:
-        stated = (lora.metadata.get(key, "") for key in ("ss_output_name", "modelspec.title"))
-        experts = {side.lower() for side in _EXPERT.findall(" ".join((lora.name, *stated)))}
-        guessed = guess(lora) if len(experts) == 1 else None
+        side, rest = _expert_of(lora)
+        guessed = guess(lora) if side else None
         if guessed is not None and guessed.architecture.experts:
-            both = sides.setdefault(guessed.architecture.experts, {"high": [], "low": []})
-            both[experts.pop()].append(lora.name)
-    return [
-        f"{', '.join(both['high'])} is for the high-noise expert of {model} and {', '.join(both['low'])} "
-        "for the low-noise one; these are two models, so merge the LoRAs of each on their own"
-        for model, both in sides.items()
-        if both["high"] and both["low"]
-    ]
+            both = sides.setdefault(guessed.architecture.experts, {"high": {}, "low": {}})
+            both[side].setdefault(lora.name, set()).update(rest)
+    warnings = []
+    for model, both in sides.items():
+        pairs = [(a, b) for a, x in both["high"].items() for b, y in both["low"].items() if x & y]
+        if pairs:
+            high, low = (", ".join(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+            warnings.append(
+                f"{high} is for the high-noise expert of {model} and {low} for the low-noise one; these are "
+                "two models, so merge the LoRAs of each on their own"
+            )
+    return warnings
+
+
+def _expert_of(lora: Lora) -> tuple[str, set[str]]:
+    """The expert that a LoRA's names state, or nothing, and what two names of a pair have in common."""
+    stated = (lora.metadata.get(key, "") for key in ("ss_output_name", "modelspec.title"))
+    found: set[str] = set()
+    rest: set[str] = set()
+    for text in (lora.name, *stated):
+        for match in _EXPERT.finditer(text):
+            found.add(match[1].lower())
+            rest.add("noise" if match[2] else f"{text[: match.start()]} {text[match.end() :]}".lower())
+    return (found.pop(), rest) if len(found) == 1 else ("", set())
 
 
 def _count_votes(names: Iterable[str]) -> Counter[tuple[Architecture | Family, Structure]]:

@@ -18,12 +18,12 @@ from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe
 from .source import Source
+from .spelled import ENDINGS, READINGS, trimmed, use_forward_slashes, without_ending
 
 RECIPE_KEY = "lora_alloy"  # in a file's metadata; for a PEFT folder, that of its safetensors file
 TEXT_SUFFIXES = (".json", ".yaml", ".yml")
-_SUFFIX = ".safetensors"
-
 Progress = Callable[[int, int, str], None]
+Reading = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class _File:
         config = self.path.with_name(CONFIG_NAME)
         return config if config.is_file() else None
 
-    def is_called(self, name: str) -> bool:
+    def is_called(self, name: str, reading: Reading = trimmed) -> bool:
         """Return True if a name, with or without folders and suffix, matches the file or its PEFT folder."""
-        wanted = PurePosixPath(name.replace("\\", "/")).parts
-        spelled = [self.parts, (*self.parts[:-1], self.path.name[: -len(_SUFFIX)])]
+        wanted = PurePosixPath(reading(use_forward_slashes(name))).parts
+        spelled = [self.parts, (*self.parts[:-1], without_ending(self.path.name))]
         if self.path.name == WEIGHTS_NAME and self.config:
             spelled.append(self.parts[:-1])
-        return any(parts[-len(wanted) :] == wanted for parts in spelled)
+        return any(tuple(map(reading, parts[-len(wanted) :])) == wanted for parts in spelled)
 
     def digests(self) -> dict[str, Path]:
         """Return the path to load by SHA-256: of the file, and of the file with its PEFT configuration.
@@ -122,7 +122,7 @@ def find_sources(
     missing: list[Source] = []
     for source in recipe.sources:
         if (source.sha256 or "") not in paths and source not in missing:
-            called = [file for file in files if file.is_called(source.name)]
+            called = _files_called(source.name, files)
             if not called:
                 missing.append(source)
             else:
@@ -132,6 +132,14 @@ def find_sources(
     chosen = [paths.get(source.sha256 or "") or paths[_key(source)] for source in recipe.sources]
     loras = {path: load(path) for path in dict.fromkeys(chosen)}
     return [_with_warning(loras[path], source) for path, source in zip(chosen, recipe.sources, strict=True)]
+
+
+def _files_called(name: str, files: Sequence[_File]) -> list[_File]:
+    """The files of a name, or else those that have it in another Unicode form or with other spaces."""
+    for reading in READINGS:
+        if called := [file for file in files if file.is_called(name, reading)]:
+            return called
+    return []
 
 
 def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
@@ -145,9 +153,7 @@ def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
             below.sort()
             for name in sorted(names):
                 path = Path(here, name)
-                if not name.lower().endswith(_SUFFIX) or name.startswith(
-                    "."
-                ):  # hidden files are still being written
+                if not name.lower().endswith(ENDINGS) or name.startswith("."):  # still being written
                     continue
                 target = path.resolve()
                 if target in seen or not target.is_relative_to(root) or not target.is_file():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import MergeError
 from ..formats.experts import expert_of
+from ..formats.flux_control import is_norm_of_diffusers
 from ..formats.tokens import KEY as TOKENS_KEY
 from ..formats.tokens import ONLY_KEY as TOKENS_ONLY_KEY
 from ..lora import Lora, LowRank, WholeWeight
@@ -116,8 +117,9 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
                 f"{name} is stored transposed, which {form} files cannot express; use format='peft'"
             )
         tensors[stem + down], tensors[stem + up] = _file_shapes(layer)
-        if layer.padded_to:
-            if form != "kohya":
+        if layer.padded_to and not (form == "diffusers" and name.endswith(".x_embedder")):
+            # diffusers widens an x_embedder by itself
+            if form != "kohya" and not _is_generic(name):
                 raise MergeError(
                     f"{name} widens the base model's weight, which only format='kohya' can express"
                 )
@@ -148,8 +150,10 @@ def whole_weight_tensors(
             own = weight.key.startswith("base_model.model.") and weight.key.endswith(f".{last}")
             own = own and not (weight.is_vocabulary and ".base_layer." in weight.key)
             key = weight.key if own else f"{stems[name]}.{last}"
-        elif form == "kohya" and last == "weight":
+        elif last == "weight" and (form == "kohya" or _is_generic(name)):
             key = f"{stems[name]}.set_weight"
+        elif last == "weight" and is_norm_of_diffusers(name):
+            key = f"{stems[name]}.weight"
         else:
             raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
         tensors[key] = weight.value.cpu().contiguous()

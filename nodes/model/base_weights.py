@@ -11,28 +11,26 @@ from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.bind import bind
-from .key_maps import KeyMaps
 from .target import Target
 
 ReadWeight = Callable[[Target], torch.Tensor]
 
 
 def bind_to_model(
-    loras: list[Lora], maps: KeyMaps, model: ModelPatcher | None, clip: Any | None
+    loras: list[Lora], places: list[dict[str, Target]], model: ModelPatcher | None, clip: Any | None
 ) -> list[Lora]:
     """Turn base-dependent adapters into layers of this model, computed as ComfyUI computes them.
 
-    Adapters of a part that is not connected, or of weights that the model lacks, are listed as unmerged.
+    ``places`` are the targets of each LoRA by layer name. Adapters of a part that is not connected, or of weights that the model lacks, are listed as unmerged.
     """
     if not any(lora.base_dependent or lora.whole_weights for lora in loras):
         return loras
     patchers = [model, clip.patcher if clip is not None else None]
     read_weight = _weight_reader([patcher for patcher in patchers if patcher])
-    return [_bind_one(lora, maps, read_weight) for lora in loras]
+    return [_bind_one(lora, targets, read_weight) for lora, targets in zip(loras, places, strict=True)]
 
 
-def _bind_one(lora: Lora, maps: KeyMaps, read_weight: ReadWeight) -> Lora:
-    targets = maps.find_targets({**lora.layers, **lora.whole_weights, **lora.base_dependent})
+def _bind_one(lora: Lora, targets: dict[str, Target], read_weight: ReadWeight) -> Lora:
     reason = "needs the weight of a part that is not connected, or that this model does not have"
     absent = {
         name: f"{adapter.kind}, which {reason}"

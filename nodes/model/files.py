@@ -26,7 +26,7 @@ def list_lora_files() -> list[str]:
 
 
 def find_path(name: str) -> Path:
-    """Find the path of a LoRA by its name, with or without folder and ``.safetensors``.
+    """Find the path of a LoRA by its name, with or without folder and ending; see ``find_files``.
 
     Raises:
         ParameterError: if no file has the name, or if several have it and the folder is not given.
@@ -35,7 +35,7 @@ def find_path(name: str) -> Path:
     matches = find_files(name, known)
     if len(matches) > 1:
         raise ParameterError(
-            f"several LoRA files are called {name!r}: {', '.join(matches)}; give the folder too"
+            f"several LoRA files are called {name!r}: {', '.join(matches)}; write one of these names whole"
         )
     path = folder_paths.get_full_path("loras", matches[0]) if matches else None
     if path is not None:

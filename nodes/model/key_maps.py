@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
@@ -32,6 +32,7 @@ class KeyMaps:
     unsliced: frozenset[str]  # keys of weights with slices that ComfyUI's own map lacks
     shapes: Shapes  # key of a weight -> its shape
     encoders: Encoders  # modules of the text encoders
+    widened: Shapes = field(default_factory=dict)  # key of a weight that earlier patches pad -> its new shape
 
     @property
     def both(self) -> dict[str, Target]:
@@ -100,6 +101,7 @@ def read_key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
         frozenset(unsliced),
         {**shapes, **text_shapes},
         find_encoders(clip, text_shapes),
+        _read_widened(model),
     )
 
 
@@ -151,6 +153,17 @@ def _find_more_names(image_model: str, shapes: Shapes) -> list[tuple[str, Target
 def _swap_halves(weight: torch.Tensor) -> torch.Tensor:
     """Swap the upper and the lower half of the rows."""
     return torch.cat(weight.chunk(2, dim=0)[::-1])
+
+
+def _read_widened(model: ModelPatcher | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that patches already on MODEL pad with zeros, as a control LoRA does."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, patches in model.patches.items() if model is not None else ():
+        for patch in patches:
+            shape = getattr(patch[1], "calculate_shape", lambda _: None)(key)
+            if shape is not None:
+                found[key] = tuple(map(max, shape, found.get(key, shape)))
+    return found
 
 
 def _read_shapes(model: Any | None) -> dict[str, tuple[int, ...]]:

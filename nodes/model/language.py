@@ -70,15 +70,10 @@ def find_encoder_targets(
         for encoder, paths in encoders.items()
     }
     named = {encoder: targets for encoder, targets in named.items() if targets}
-    matching = {
-        encoder: targets
-        for encoder, targets in named.items()
-        if all(_has_shape(name, held[name], target.shape(shapes)) for name, target in targets.items())
-    }
-    candidates = matching or named
-    most = max(map(len, candidates.values()), default=0)
-    best = [encoder for encoder, targets in candidates.items() if len(targets) == most]
-    if len(best) > 1 and matching:
+    scores = {encoder: _score(held, targets, shapes) for encoder, targets in named.items()}
+    most = max(scores.values(), default=(0, 0))
+    best = [encoder for encoder, score in scores.items() if score == most]
+    if len(best) > 1 and most[0]:
         raise IncompatibleLoraError(
             f"{lora_name} fits {' and '.join(best)} of this CLIP alike and does not say which it is for; "
             "connect a CLIP that has only one of them"
@@ -86,15 +81,20 @@ def find_encoder_targets(
     return named[best[0]] if best else {}
 
 
-def _has_shape(name: str, held: Held, shape: tuple[int, ...]) -> bool:
-    """True if a layer has the shape of a weight; biases and base-dependent adapters are not compared."""
-    if name.endswith(".bias") or isinstance(held, BaseDependent):
-        return True
+def _score(held: Mapping[str, Held], targets: dict[str, Target], shapes: Shapes) -> tuple[int, int]:
+    """How many parts have the shape of their weight in an encoder, and then how few have another."""
+    fitting = sum(_fits(name, held[name], target.shape(shapes)) for name, target in targets.items())
+    return fitting, fitting - len(targets) if fitting else len(targets)
+
+
+def _fits(name: str, held: Held, shape: tuple[int, ...]) -> bool:
+    """True if a part has the shape of a weight, of which a bias has the rows; vocabularies may differ."""
     if isinstance(held, WholeWeight):
-        return tuple(held.value.shape) == shape
-    if held.padded_to:
-        return True
-    return held.weight_shape == shape or held.matrix_shape == shape
+        own = tuple(held.value.shape)
+        return own == shape[:1] if name.endswith(".bias") else own[1:] == shape[1:]
+    if name.endswith(".bias"):
+        return isinstance(held, BaseDependent) or held.matrix_shape[0] == shape[0]
+    return held.fits(shape)
 
 
 def _find_fused(clip: Any | None) -> list[tuple[str, dict[str, Target]]]:

@@ -2,64 +2,83 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.errors import IncompatibleLoraError
-from ...merge_ops.lora import Lora
+from ...merge_ops.lora import Layer, Lora
+from ...merge_ops.merging.misfits import leave_out_misfits
+from ...merge_ops.merging.widened import as_control_input, can_widen, widen
 from ...merge_ops.names.parts import is_text
 from ...merge_ops.names.recognise import guess
 from .key_maps import KeyMaps
-from .target import LoraTargets, Shapes, Target
+from .target import LoraTargets, Target
 
 _OTHER_BASE = "the LoRA was made for another base model"
 
 
-def refuse_misfits(
-    given: list[Lora], targets: list[LoraTargets], maps: KeyMaps, model: ModelPatcher | None
+def refuse_strangers(
+    loras: list[Lora], places: list[dict[str, Target]], maps: KeyMaps, model: ModelPatcher | None
 ) -> None:
-    """Refuse LoRAs that the model cannot take; ``given`` is what they were before they were bound to it.
+    """Refuse LoRAs that have no weight in common with the model.
 
     Raises:
-        IncompatibleLoraError: if a LoRA has no layer in common with the model, one of another shape, two for
-            one weight, or a whole weight that ComfyUI cannot apply.
+        IncompatibleLoraError: if there is one.
     """
-    for lora, one in zip(given, targets, strict=True):
-        has_something = lora.layers or lora.base_dependent or lora.whole_weights
-        if has_something and not (one.layers or one.whole_weights):
+    for lora, found in zip(loras, places, strict=True):
+        if (lora.layers or lora.base_dependent or lora.whole_weights) and not found:
             raise IncompatibleLoraError(_explain_stranger(lora, model, maps))
+
+
+def leave_out(lora: Lora, places: dict[str, Target], maps: KeyMaps) -> Lora:
+    """Return the LoRA without the weights that the model has in another shape.
+
+    An input layer that takes a control image besides is marked as one that widens the model's.
+
+    Raises:
+        IncompatibleLoraError: if most of its weights do not fit.
+    """
+    shapes = {name: target.shape(maps.shapes) for name, target in places.items()}
+    wider: dict[str, Layer] = {}
+    for name, layer in lora.layers.items():
+        if name in shapes and not layer.fits(shapes[name]):
+            control = as_control_input(layer, shapes[name])
+            if control is not None:
+                wider[name] = control
+    if wider:
+        lora = replace(lora, layers=lora.layers | wider, origin=lora.origin or lora)
+    return leave_out_misfits(lora, shapes)
+
+
+def widen_as_patched(lora: Lora, places: dict[str, Target], maps: KeyMaps) -> Lora:
+    """Return the LoRA with its layers as wide as earlier patches of MODEL make their weights."""
+    wider: dict[str, Layer] = {}
+    for name, layer in lora.layers.items() if maps.widened else ():
+        patched = maps.widened.get(places[name].key) if name in places and places[name].is_whole else None
+        if patched is not None:
+            shape = tuple(map(max, patched, layer.padded_to or patched))
+            if can_widen(layer, shape):
+                wider[name] = widen(layer, shape)
+    return replace(lora, layers=lora.layers | wider, origin=lora.origin or lora) if wider else lora
+
+
+def refuse_unusable(targets: list[LoraTargets]) -> None:
+    """Refuse what ComfyUI cannot apply.
+
+    Raises:
+        IncompatibleLoraError: for two layers of a LoRA on one weight, or a part of a vocabulary.
+    """
+    for one in targets:
         if len(set(one.layers.values())) < len(one.layers):
             raise IncompatibleLoraError(
-                f"{lora.name} has two entries for one weight of this model; keep only one of them"
+                f"{one.lora.name} has two entries for one weight of this model; keep only one of them"
             )
-        for name, target in one.layers.items():
-            _refuse_other_shape(one.lora, name, target.shape(maps.shapes))
-    for one in targets:
-        for name, target in one.whole_weights.items():
-            _refuse_whole_weight(one.lora, name, target, maps.shapes)
-
-
-def _refuse_other_shape(lora: Lora, name: str, shape: tuple[int, ...]) -> None:
-    layer = lora.layers[name]
-    if layer.padded_to:
-        return  # the weight is widened to the LoRA's shape
-    if layer.weight_shape != shape and layer.matrix_shape != (shape[0], math.prod(shape[1:])):
-        raise IncompatibleLoraError(
-            f"{lora.name}: {name} has the shape {layer.weight_shape}, and the model's weight {shape}; "
-            f"{_OTHER_BASE}"
-        )
-
-
-def _refuse_whole_weight(lora: Lora, name: str, target: Target, shapes: Shapes) -> None:
-    weight = lora.whole_weights[name]
-    if weight.rows:
-        raise IncompatibleLoraError(f"{lora.name} trains single tokens of {name}, which ComfyUI cannot apply")
-    shape, expected = tuple(weight.value.shape), shapes[target.key]
-    if target.is_whole and shape != expected:
-        raise IncompatibleLoraError(
-            f"{lora.name}: {name} has the shape {shape}, and the model's weight {expected}; {_OTHER_BASE}"
-        )
+        for name in one.whole_weights:
+            if one.lora.whole_weights[name].rows:
+                raise IncompatibleLoraError(
+                    f"{one.lora.name} trains single tokens of {name}, which ComfyUI cannot apply"
+                )
 
 
 def _explain_stranger(lora: Lora, model: ModelPatcher | None, maps: KeyMaps) -> str:

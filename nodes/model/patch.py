@@ -55,17 +55,22 @@ class MergedAdapter(WeightAdapterBase):
             settings.seed,
         )
         owners = (aligned.weights, aligned.identities, aligned.indices, aligned.count)
-        return cls(set(), (aligned.name, parts, owners, layer.figures, layer.core, how, whole))
+        state = (aligned.name, parts, owners, layer.figures, layer.core, how, whole, layer.padded_to)
+        return cls(set(), state)
 
     def layer(self, weight: torch.Tensor) -> MergedLayer:
         """Unpack the merged layer; base-dependent adapters get a copy of ``weight``."""
-        name, parts, owners, figures, core, how, _ = self.weights
+        name, parts, owners, figures, core, how, *_ = self.weights
         method, params, space, scale, seed = how
         base = weight.clone() if any(part[0] == Bound.__name__ for part in parts) else weight
         layers = tuple(_unpack(part, base) for part in parts)
         aligned = AlignedLayer(name, layers, *(tuple(o) if isinstance(o, list) else o for o in owners))
         settings = Settings(get_method(method), dict(params), space, None, scale, seed)
         return MergedLayer(aligned, settings, figures, core=core)
+
+    def calculate_shape(self, key: str) -> tuple[int, ...] | None:
+        """Return the shape that the weight is padded to, as ComfyUI asks before it makes room; None if none."""
+        return tuple(self.weights[7]) or None
 
     def calculate_weight(
         self,
@@ -80,11 +85,12 @@ class MergedAdapter(WeightAdapterBase):
     ) -> torch.Tensor:
         """Add ``strength * delta`` to ``weight``, which ComfyUI has cut to the part that is patched."""
         # the function swaps halves: it turns a delta into the weight's order and the weight into the LoRA's
-        layer = self.layer(function(weight) if self.weights[-1] else weight)
+        whole = self.weights[6]
+        layer = self.layer(function(weight) if whole else weight)
         if layer.padded_to:
             weight = pad_tensor_to_shape(weight, list(layer.padded_to))
         rows = weight.reshape(weight.shape[0], -1)
-        if self.weights[-1] or layer.template.stored_in_out or rows.data_ptr() != weight.data_ptr():
+        if whole or layer.template.stored_in_out or rows.data_ptr() != weight.data_ptr():
             delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
             weight += function((strength * delta).type(weight.dtype))
             return weight

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...merge_ops.analysis.repetition import advice_on_sum
 from ...merge_ops.merging.merged import Merged
+from ...merge_ops.merging.misfits import OTHER_SHAPE
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
 from ...merge_ops.names.parts import is_text
 from ...merge_ops.names.recognise import across_experts
@@ -56,10 +57,13 @@ def list_left_out(merged: Merged, fitted: FittedLoras | None = None) -> list[str
     """Return a line for everything in the LoRAs that was not merged, or has no place in the model."""
     lines = []
     for lora in merged.loras:
-        if lora.unmerged:
-            kinds = sorted(set(lora.unmerged.values()))
-            lines.append(f"{lora.name}: {len(lora.unmerged)} entries left out ({'; '.join(kinds)})")
+        # a warning names what does not fit the model
+        others = [reason for reason in lora.unmerged.values() if not reason.startswith(OTHER_SHAPE)]
+        if others:
+            lines.append(f"{lora.name}: {len(others)} entries left out ({'; '.join(sorted(set(others)))})")
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]
+    for lora in fitted.loras if fitted else ():  # others than those of the merge, if it was made before
+        lines += [line for each in lora.warnings if (line := f"{lora.name}: {each}") not in lines]
     lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
     lines += block_lines(merged.loras, merged.request.blocks) + block_warnings(
         merged.loras, merged.request.blocks

@@ -97,3 +97,10 @@ class LoraTargets:
     lora: Lora
     layers: dict[str, Target]
     whole_weights: dict[str, Target]
+
+    @classmethod
+    def of(cls, lora: Lora, places: Mapping[str, Target]) -> LoraTargets:
+        """Choose the places of what the LoRA holds, in their order."""
+        layers = {name: target for name, target in places.items() if name in lora.layers}
+        whole = {name: target for name, target in places.items() if name in lora.whole_weights}
+        return cls(lora, layers, whole)

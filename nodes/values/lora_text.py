@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...merge_ops.errors import ParameterError
 
@@ -38,6 +38,12 @@ class LoraRow:
     enabled: bool = True
     blocks: str = ""
     prompt: str = ""
+    typed: str = field(default="", compare=False)  # the name with spaces at its ends, where it has some
+
+    @property
+    def wanted(self) -> str:
+        """The name to look the file up by: spaces at its ends may be part of it."""
+        return self.typed or self.lora_name
 
     @property
     def clip(self) -> float:
@@ -98,7 +104,8 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
     while len(parts) > 1 and len(strengths) < 2 and (value := _number(parts[-1])) is not None:
         strengths.insert(0, value)
         parts.pop()
-    name = ":".join(parts).strip()
+    typed = ":".join(parts)
+    name = typed.strip()
     if not name:
         raise ParameterError(f"line {number} of the LoRA list has no file name; write <lora:name:strength>")
     for value in strengths:
@@ -111,6 +118,7 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
         enabled,
         blocks,
         _unescape(prompt).strip(),
+        typed if typed != name else "",
     )
 
 

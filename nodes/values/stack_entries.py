@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from ...merge_ops.blocks import BlockStrengths, block_strengths
 from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.lora import Lora
-from .lora_names import use_forward_slashes
+from ...merge_ops.recipes.spelled import READINGS, use_forward_slashes, without_ending
 from .lora_text import LoraRow, parse_rows
 
 
@@ -63,7 +63,10 @@ def _find_entry(entries: list[StackEntry], wanted: str) -> int:
     if wanted.isdigit() and 1 <= int(wanted) <= len(entries):
         return int(wanted) - 1
     names = [_names(entry) for entry in entries]
-    matches = [i for i, those in enumerate(names) if use_forward_slashes(wanted) in those]
+    matches = next(
+        filter(None, ([i for i, those in enumerate(names) if read(wanted) in map(read, those)] for read in READINGS)),
+        [],
+    )
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -76,5 +79,5 @@ def _find_entry(entries: list[StackEntry], wanted: str) -> int:
 def _names(entry: StackEntry) -> set[str]:
     """What an entry may be called: as in the list, without its folder, without its suffix."""
     written = PurePosixPath(use_forward_slashes(entry.lora_name or entry.lora.name))
-    bare = written.with_suffix("") if written.suffix == ".safetensors" else written
+    bare = PurePosixPath(without_ending(str(written)))
     return {str(written), str(bare), written.name, bare.name, entry.lora.name}

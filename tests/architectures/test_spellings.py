@@ -191,6 +191,13 @@ def test_our_names_are_those_of_diffusers_converters(architecture):
         (("a_high", "b_high"), False),
         (("highway", "glow_low"), False),
         (("a", "b_low_noise"), False),
+        (("dance_high_noise", "walk_low_noise_v2"), True),
+        (("wan22_high_style", "wan22_low_style"), True),
+        (("high_detail", "low_light"), False),
+        (("high_heels", "fox_low_noise"), False),
+        (("high_heels", "low_heels_2"), False),
+        (("dance_high", "walk_low"), False),
+        (("high_noises", "low_noise"), False),
     ],
 )
 def test_experts_of_wan(names, warned):
@@ -199,3 +206,17 @@ def test_experts_of_wan(names, warned):
     report = merge_ops.merge(loras).report
     assert any("expert of Wan 2.2" in warning for warning in report.warnings) == warned
     assert bool(across_experts(loras)) == warned
+
+
+def test_no_experts_of_other_models():
+    """Anima names its blocks as Wan does, and has one model: names of its LoRAs say nothing about experts."""
+    stems = [f"diffusion_model.blocks.{n}.{part}" for n in range(2) for part in (
+        "self_attn.q_proj", "self_attn.output_proj", "cross_attn.v_proj", "mlp.layer1")]  # fmt: skip
+    tensors = {
+        f"{stem}.lora_{half}.weight": torch.ones(shape)
+        for stem in stems
+        for half, shape in (("A", (2, 8)), ("B", (8, 2)))
+    }
+    for names in (("high_noise", "low_noise"), ("x_high_noise", "x_low_noise"), ("high_detail", "low_light")):
+        loras = [from_tensors(name, tensors) for name in names]
+        assert not across_experts(loras)

@@ -79,6 +79,13 @@ def test_both_find_the_same_files(scripts, name, files):
     assert scripts.evaluate(NAMES, [name, CASES["files"]]) == files
 
 
+@pytest.mark.parametrize(("name", "files"), CASES["more_names"])
+def test_both_find_names_that_are_typed_otherwise(scripts, name, files):
+    """With spaces, endings, slashes and Unicode forms of their own; a name that is exactly a file's wins."""
+    assert lora_names.find_files(name, CASES["more_files"]) == files
+    assert scripts.evaluate(NAMES, [name, CASES["more_files"]]) == files
+
+
 @pytest.mark.parametrize(("text", "written"), CASES["pasted"])
 def test_pasted_text(scripts, text, written):
     """Tags are taken out of a prompt, and names become those of the files."""

@@ -1,14 +1,14 @@
 // One row of the list: handle, switch, name, strengths, remove; under it the block strengths.
 
 import { claim, make } from "./dom.js";
-import { filesCalled, isRow, plainName } from "./list_text.js";
+import { filesOf, isRow, plainName } from "./list_text.js";
 import { numberField } from "./number_field.js";
 import { say } from "./texts.js";
 
 export function makeRow(view, entry) {
   if (!isRow(entry)) return unreadable(view, entry);
   const at = view.rows.indexOf(entry);
-  const found = filesCalled(entry.name, view.files());
+  const found = filesOf(entry, view.files());
   const shown = plainName(found.length === 1 ? found[0] : entry.name);
   const name = nameOf(shown);
   const line = make("div", { class: "line" },
@@ -88,8 +88,8 @@ function nameButton(view, entry, at, shown, found) {
   return make("button", {
     type: "button", class: "name", "data-part": `name:${at}`, "aria-haspopup": "listbox",
     "aria-invalid": problem ? "true" : null, title: problem ? `${entry.name}\n${problem}` : shown,
-    onclick: (event) => view.pick(event.currentTarget, entry.name, (file) => {
-      if (file !== entry.name) view.edit(() => { entry.name = file; });
+    onclick: (event) => view.pick(event.currentTarget, entry.typed ?? entry.name, (file) => {
+      if (file !== entry.name) view.edit(() => { delete entry.typed; entry.name = file; });
     }),
   }, make("span", { class: "folder" }, shown.slice(0, cut)), make("span", { class: "stem" }, nameOf(shown)));
 }

@@ -1,10 +1,15 @@
-// The list of LoRAs as text, as nodes/lora_text.py and nodes/lora_names.py read it: one
+// The list of LoRAs as text, as nodes/values/lora_text.py reads it: one
 // <lora:name:strength[:clip][:blocks=TEXT][:prompt=TEXT]> a line, "#" switches a line off. In a prompt, < and >
 // are written \< and \>, and a backslash before one of them, or at the end, is doubled. Both sides are tested
 // over tests/nodes/list_cases.json.
 //
 // An entry is a row {name, strength, clip, on, blocks, prompt}, where clip null means "as strength", or a line that
-// is no row: {remark} or {unreadable}.
+// is no row: {remark} or {unreadable}. Where the name has spaces at its ends, which may be those of a file, the row
+// has it as typed besides.
+
+import { filesCalled, plainName } from "./file_names.js";
+
+export { filesCalled, plainName };
 
 export const MAX_STRENGTH = 100;
 
@@ -79,6 +84,21 @@ export function parseNumber(text) {
   return NUMBER.test(text) ? Number(text) : null;
 }
 
+/** The files that the name of a row may mean. */
+export const filesOf = (row, files) => filesCalled(row.typed ?? row.name, files);
+
+/** The row as it can be written: spaces at the ends are not, so its file is named where it takes them to find it. */
+export function settled(row, files) {
+  const [found, without] = [filesOf(row, files), filesCalled(row.name, files)];
+  return row.typed && found.length === 1 && without[0] !== found[0] ? withFile(row, files) : row;
+}
+
+/** The row with the name of its file, where that is clear. */
+export function withFile({ typed, ...row }, files) {
+  const found = filesCalled(typed ?? row.name, files);
+  return found.length === 1 ? { ...row, name: plainName(found[0]) } : { ...row, ...(typed ? { typed } : {}) };
+}
+
 /**
  * Entries of any text that holds tags, such as an A1111 prompt; a name becomes that of its file where that is
  * clear.
@@ -88,39 +108,8 @@ export function pastedEntries(text, files) {
   const isPrompt = list.some((entry) => entry.unreadable);
   return list.filter((entry) => isRow(entry) || (entry.remark && !isPrompt)).map((entry) => {
     if (!isRow(entry)) return entry;
-    const found = filesCalled(entry.name, files);
-    return found.length === 1 ? { ...entry, name: plainName(found[0]) } : entry;
+    return withFile(entry, files);
   });
-}
-
-/** The files that a name may mean: with or without folder and .safetensors, or a PEFT folder. */
-export function filesCalled(name, files) {
-  const { paths, bases } = indexOf(files);
-  const wanted = plainName(name);
-  for (const full of [wanted, `${wanted}.safetensors`, `${wanted}/adapter_model.safetensors`]) {
-    if (paths.has(full)) return [paths.get(full)];
-  }
-  const base = wanted.split("/").pop();
-  const alike = [...(bases.get(base) ?? []), ...(bases.get(`${base}.safetensors`) ?? [])];
-  return wanted.includes("/") && alike.length === 1 ? [] : alike;
-}
-
-export const plainName = (file) => file.replaceAll("\\", "/");
-
-const indexes = new WeakMap();
-
-function indexOf(files) {
-  if (!indexes.has(files)) {
-    const paths = new Map();
-    const bases = new Map();
-    for (const file of files) {
-      const base = plainName(file).split("/").pop();
-      if (!paths.has(plainName(file))) paths.set(plainName(file), file);
-      bases.set(base, [...(bases.get(base) ?? []), file]);
-    }
-    indexes.set(files, { paths, bases });
-  }
-  return indexes.get(files);
 }
 
 // most backslashes stay as they are, since prompts write \( for a bracket
@@ -144,8 +133,9 @@ function parseTag(whole, on) {
   while (parts.length > 1 && strengths.length < 2 && NUMBER.test(parts.at(-1))) {
     strengths.unshift(Number(parts.pop()));
   }
-  const name = parts.join(":").trim();
+  const typed = parts.join(":");
+  const name = typed.trim();
   if (!name || !strengths.every((value) => Math.abs(value) <= MAX_STRENGTH)) return null;
   const blocks = found ? found[1].trim() : "";
-  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt };
+  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt, ...(typed === name ? {} : { typed }) };
 }

@@ -3,7 +3,7 @@
 import { claim, make } from "./dom.js";
 import { pickFile } from "./file_picker.js";
 import { makeRow } from "./list_row.js";
-import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName } from "./list_text.js";
+import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName, settled } from "./list_text.js";
 import { say } from "./texts.js";
 
 const SHOWN_ROWS = 12; // more are scrolled
@@ -41,6 +41,7 @@ export class ListView {
   /** Change the entries; the text follows, and one step can be undone. */
   edit(change, focus = null) {
     change();
+    this.entries = this.entries.map((entry) => (entry.typed ? settled(entry, this.files()) : entry));
     this.text = formatList(this.entries);
     this.onEdit(this.text);
     this.render(focus);

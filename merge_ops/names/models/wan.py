@@ -14,7 +14,8 @@ WAN = Architecture(
     name="wan",
     title="Wan",
     patterns={
-        "original": r"blocks_\d+_(self_attn|cross_attn|ffn_\d+$)",
+        # not "q_proj" and "output_proj", as in Cosmos and Anima
+        "original": r"blocks_\d+_((self|cross)_attn_([qkvo]|[kv]_img|norm_\w+)(_bias)?$|ffn_\d+(_bias)?$)",
         "diffusers": r"blocks_\d+_(attn[12]|ffn_net)_",
     },
     families={},
