@@ -63,6 +63,7 @@ class Lora:
     warnings: tuple[str, ...] = ()
     path: Path | None = None
     sha256: str | None = None
+    adapter: str | None = None  # that was chosen, of a file whose keys name several
     config: dict[str, Any] | None = None  # adapter_config.json of a PEFT folder
     origin: Lora | None = None  # what this was cut from or renamed; random masks are drawn by that
     base_dependent: dict[str, BaseDependent] = field(default_factory=dict)

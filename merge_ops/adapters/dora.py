@@ -67,6 +67,11 @@ def _dora(layer: Layer, module: RawModule) -> Dora:
     """Return the layer with the magnitudes of its module, brought to ``(out, 1)`` or ``(1, in)``."""
     from_peft = "peft_magnitude" in module.tensors
     magnitude = numbers_of(module, "peft_magnitude" if from_peft else "magnitude")
+    if from_peft and "magnitude" in module.tensors:
+        raise LoraFormatError(
+            f"{module.stem} has two magnitudes, dora_scale and lora_magnitude_vector, of which each program "
+            "reads one; keep that of the program that trained it"
+        )
     sizes = [size for size in magnitude.shape if size != 1]
     if len(sizes) > 1:
         raise LoraFormatError(

@@ -109,7 +109,11 @@ def _read(module: RawModule, scale: float | None, config: Mapping[str, Any]) -> 
 
 LOHA = Kind(
     "LoHa",
-    {f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    {
+        f".hada_{part}{end}": f"hada_{part}"
+        for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+        for end in ("", ".default")
+    },
     (Hadamard,),
     _read,
     rank_roles=("hada_w1_b",),

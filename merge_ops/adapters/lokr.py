@@ -13,7 +13,7 @@ from ..errors import LoraFormatError
 from ..lora import Index, Layer, Layout, LowRank, Rows
 from ..room import check_room
 from .kind import Adapters, Kind
-from .module import RawModule, alpha_of, check_factors, factor_of, misfit
+from .module import RawModule, alpha_of, check_factors, factor_of, misfit, refuse_beside
 from .tucker import fold_core
 
 
@@ -122,6 +122,7 @@ def _lokr(module: RawModule, scale: float | None) -> Kronecker:
 def _kronecker_factor(module: RawModule, name: str) -> tuple[Tensor | LowRank, int | None, tuple[int, ...]]:
     """The factor as it is stored, the rank it is decomposed with, and the kernel folded into its columns."""
     t, role = module.tensors, f"lokr_{name}"
+    refuse_beside(module, role, role in t, (f"{role}_a", f"{role}_b", f"lokr_t{name[1]}"))
     if role in t:
         check_factors(module, (t[role],))
         return t[role].flatten(1), None, tuple(t[role].shape[2:])
@@ -144,7 +145,11 @@ def _read(module: RawModule, scale: float | None, config: Mapping[str, Any]) -> 
 
 LOKR = Kind(
     "LoKr",
-    {f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    {
+        f".lokr_{part}{end}": f"lokr_{part}"
+        for part in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+        for end in ("", ".default")
+    },
     (Kronecker,),
     _read,
     rank_roles=("lokr_w2_b", "lokr_w1_b"),

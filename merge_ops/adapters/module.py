@@ -26,15 +26,32 @@ class RawModule:
 
 
 def alpha_of(module: RawModule, rank: int) -> float:
-    """Return alpha over rank, or 1 without alpha."""
+    """Return alpha over rank, or 1 without alpha.
+
+    Raises:
+        LoraFormatError: if alpha is no number. Infinity is one only where alpha is not used.
+    """
     if "alpha" not in module.tensors:
         return 1.0
+    alpha = stored_alpha(module)
+    if not math.isfinite(alpha):
+        raise LoraFormatError(
+            f"the alpha of {module.stem} is {alpha:g}, which is not a scale; float16 ends at 65504, so the "
+            "file was damaged when it was saved: use another copy"
+        )
+    if rank == 0:
+        raise LoraFormatError(f"the factors of {module.stem} have rank 0, so its alpha scales nothing")
+    return alpha / rank
+
+
+def stored_alpha(module: RawModule) -> float:
+    """Return a module's alpha as it is stored, which may be infinite."""
     tensor = module.tensors["alpha"]
     if tensor.numel() != 1:
         raise LoraFormatError(f"the alpha of {module.stem} has {tensor.numel()} values instead of one")
     if tensor.dtype.is_complex or is_packed(tensor.dtype):
         raise LoraFormatError(f"the alpha of {module.stem} is stored as {tensor.dtype}, not as a number")
-    return float(tensor) / rank
+    return float(tensor)
 
 
 def check_core(module: RawModule, core: Tensor, first: int, second: int) -> None:
@@ -103,6 +120,15 @@ def factor_of(module: RawModule, role: str) -> Tensor:
         there = ", ".join(sorted(module.tensors))
         raise LoraFormatError(f"{module.stem} has {there} and no {role}; the file is incomplete")
     return module.tensors[role]
+
+
+def refuse_beside(module: RawModule, what: str, is_there: bool, others: Iterable[str]) -> None:
+    """Refuse tensors beside others that would make them count for nothing."""
+    stray = sorted(set(others) & module.tensors.keys())
+    if is_there and stray:
+        raise LoraFormatError(
+            f"{module.stem} has {what} and also {', '.join(stray)}, of which programs read only one; keep one"
+        )
 
 
 def misfit(module: RawModule) -> LoraFormatError:

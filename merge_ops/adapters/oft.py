@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout
 from .bound import check_size
 from .kind import Adapters, Kind
-from .module import RawModule, alpha_of, numbers_of
+from .module import RawModule, numbers_of, stored_alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,9 @@ def _oft(module: RawModule) -> Oft:
             f"the OFT blocks of {module.stem} have the shape {tuple(blocks.shape)}, not square blocks"
         )
     rescale = numbers_of(module, "rescale").flatten() if "rescale" in module.tensors else None
-    constraint = alpha_of(module, 1) if "alpha" in module.tensors else 0.0
+    constraint = stored_alpha(module) if "alpha" in module.tensors else 0.0  # infinity bounds nothing
+    if math.isnan(constraint):
+        raise LoraFormatError(f"the constraint (alpha) of {module.stem} is NaN; the file is damaged")
     return Oft(blocks, rescale, constraint, key=module.stem)
 
 

@@ -20,6 +20,7 @@ from .module import RawModule
 
 _T = TypeVar("_T")
 
+EMPTY = "a layer of rank 0, which adds nothing"
 UNRECOGNISED = "unrecognised key"  # the reason given for a key whose ending means nothing to us
 
 
@@ -109,7 +110,7 @@ def group_by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, RawModule], l
     modules: dict[str, RawModule] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
-        stem, role, kind = _place_of(key, tensors)
+        stem, role, kind = place_of(key, tensors)
         if role is None:
             unknown.append(key)
             continue
@@ -123,8 +124,8 @@ def group_by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, RawModule], l
     return modules, unknown
 
 
-def _place_of(key: str, tensors: Mapping[str, Tensor]) -> tuple[str, str | None, Kind | None]:
-    """``(stem of the module, role, kind)`` of a key; the role is None for a key that means nothing to us."""
+def place_of(key: str, tensors: Mapping[str, Tensor]) -> tuple[str, str | None, Kind | None]:
+    """Return ``(stem of the module, role, kind)`` of a key; the role is None if it means nothing to us."""
     suffix = _suffix_of(key, TABLES.suffixes)
     if suffix is not None:
         stem = key[: -len(suffix)] + (suffix.partition(".")[0] if suffix.startswith("_lora") else "")
@@ -158,6 +159,30 @@ def reason_not_merged(module: RawModule) -> str | None:
         if kind.alone and len(roles) == 1 and roles <= set(kind.roles.values()):
             return kind.alone
     return None
+
+
+def without_empty(module: RawModule) -> tuple[RawModule, bool]:
+    """Return the module without factors of rank 0, and whether it had any; a bias beside them stays.
+
+    Raises:
+        LoraFormatError: if something else in the module depends on them.
+    """
+    tensors = module.tensors
+    empty = [
+        role
+        for role in TABLES.rank_roles
+        if role in tensors and tensors[role].shape[:1] == (0,) and 0 not in tensors[role].shape[1:]
+    ]
+    kind = kind_of(module) if empty and not module.refused_kinds else None
+    if kind is None or sum(0 in tensor.shape for tensor in tensors.values()) < 2:
+        return module, False  # one half alone is a contradiction, which reading the pair names
+    own = {"alpha", *kind.roles.values()}
+    rest = {role: tensor for role, tensor in tensors.items() if role not in own}
+    if "up_bias" in rest or any(other.wrap is not None and _is_in(module, other) for other in KINDS):
+        raise LoraFormatError(
+            f"{module.stem} has rank 0, and other tensors that need its factors; leave it out"
+        )
+    return RawModule(module.stem, rest), True
 
 
 def kind_of(module: RawModule) -> Kind | None:

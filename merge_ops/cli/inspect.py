@@ -9,8 +9,7 @@ from typing import Any
 from ..analysis.facts import printable
 from ..analysis.study import SPECTRUM, VIEWS, Study, study
 from ..errors import ParameterError
-from ..formats import load
-from .options import Commands, add_command, add_reading, print_json, table
+from .options import Commands, add_command, add_reading, print_json, read_loras, table
 
 _SHOWN_KEYS = 20  # lines of metadata in the text; --json prints all
 _EXAMPLES = """examples:
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         raise ParameterError("--view needs --plot FILE.png, the picture to write")
     if args.plot:
         _check_picture(Path(args.plot), args.overwrite)
-    result = study([load(path, allow_pickle=args.allow_pickle) for path in args.loras])
+    result = study(read_loras(args, args.loras))
     if args.plot:
         _plot(result, args.view, Path(args.plot))
     if args.json:

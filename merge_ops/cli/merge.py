@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..formats import alike_by_diffusers, load
+from ..formats import alike_by_diffusers
 from ..lora import Lora
 from ..merging.devices import usable_device
 from ..merging.merge import merge
@@ -20,6 +20,7 @@ from .options import (
     print_json,
     print_saved,
     progress_bar,
+    read_loras,
     refuse_warnings,
     require_output,
 )
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 def load_loras(args: argparse.Namespace) -> list[Lora]:
     """Read the LoRAs of the command line, with the layer names of one architecture."""
     paths = [split_weight(spec)[0] for spec in args.loras]
-    return alike_by_diffusers([load(path, allow_pickle=args.allow_pickle) for path in paths])
+    return alike_by_diffusers(read_loras(args, paths))
 
 
 def merge_loras(args: argparse.Namespace, loras: list[Lora]) -> Merged:

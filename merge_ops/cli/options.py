@@ -8,12 +8,15 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..errors import MergeError, ParameterError
+from ..errors import MergeError, ParameterError, did_you_mean
+from ..formats import load
+from ..lora import Lora
 from ..merging.merged import Merged
 from ..methods.registry import Param
 from ..saving import FORMATS, SaveReport
@@ -23,7 +26,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 Commands = argparse._SubParsersAction  # argparse's name for the type that add_subparsers returns
 
 # arguments of the library that are options of the command line too, as error messages spell them
-_ARGUMENT = re.compile(r"\b(base|dtype|format|keep|space)=(?:torch\.)?(?:'([^']*)'|(\w+))?")
+_ARGUMENT = re.compile(r"\b(adapter|base|dtype|format|keep|space)=(?:torch\.)?(?:'([^']*)'|(\w+))?")
 
 
 def add_command(
@@ -68,6 +71,38 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also read .pt, .bin, .ckpt and .pth files: only their tensors, without running code from them",
     )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[LORA=]NAME",
+        help="which adapter to read of a file whose keys name several, as x.lora_A.NAME.weight; for all "
+        "LoRAs, or for one given by name or position (1, 2, ...); repeatable",
+    )
+
+
+def read_loras(args: argparse.Namespace, paths: Sequence[str]) -> list[Lora]:
+    """Read LoRAs as the options of ``add_reading`` say.
+
+    Raises:
+        ParameterError: if ``--adapter`` names no LoRA among the paths.
+        LoraFormatError: if one cannot be read.
+    """
+    chosen: dict[int | None, str] = {}
+    for option in args.adapter:
+        lora, _, name = option.rpartition("=")
+        places = [i for i, path in enumerate(paths) if lora in (path, Path(path).name, Path(path).stem)]
+        if not places and lora.isdigit() and 0 < int(lora) <= len(paths):
+            places = [int(lora) - 1]
+        if lora and not places:
+            hint = did_you_mean(lora, [Path(path).stem for path in paths])
+            raise ParameterError(f"--adapter names no LoRA: {lora!r}{hint}")
+        chosen |= dict.fromkeys(places if lora else [None], name)
+    shared = chosen.get(None)
+    return [
+        load(path, adapter=chosen.get(i, shared), allow_pickle=args.allow_pickle)
+        for i, path in enumerate(paths)
+    ]
 
 
 def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..formats import load
 from ..merging.devices import usable_device
 from ..merging.merge import merge
 from .merge import finish
@@ -14,6 +13,7 @@ from .options import (
     add_output,
     add_reading,
     progress_bar,
+    read_loras,
     require_output,
 )
 
@@ -47,7 +47,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 def run(args: argparse.Namespace) -> None:
     """Load, truncate, save and report."""
     require_output(args)
-    lora = load(args.lora, allow_pickle=args.allow_pickle)
+    (lora,) = read_loras(args, [args.lora])
     with progress_bar("resizing") as progress:
         merged = merge([lora], rank=args.rank, device=usable_device(args.device), progress=progress)
     finish(args, merged, args.rank)

@@ -10,11 +10,20 @@ from torch import Tensor
 
 from ..adapters.kind import Adapter
 from ..adapters.module import RawModule
-from ..adapters.reading import UNRECOGNISED, adapters_of, group_by_module, reason_not_merged
+from ..adapters.named import one_adapter
+from ..adapters.reading import (
+    EMPTY,
+    UNRECOGNISED,
+    adapters_of,
+    group_by_module,
+    reason_not_merged,
+    without_empty,
+)
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layer, Lora, WholeWeight
 from ..names.recognise import family_title
 from ..names.spelling import canonical_name, is_doubled
+from .container import is_finite
 from .experts import expert_layers
 from .tokens import token_rows
 from .warned import warnings_of_layers
@@ -57,6 +66,7 @@ def build_lora(
     name_of: Callable[[str], str],
     scale_of: ScaleOf,
     config: dict[str, Any] | None = None,
+    adapter: str | None = None,
 ) -> Lora:
     """Return the LoRA of a state dict.
 
@@ -66,24 +76,30 @@ def build_lora(
         name_of: from the stem of a module's keys to its canonical name.
         scale_of: from a module to its scale, or None where the file's own alpha decides.
         config: that of a PEFT folder.
+        adapter: which one to read of several that the keys name.
 
     Raises:
-        LoraFormatError: if nothing in it can be merged, or tensors contradict each other.
+        LoraFormatError: if nothing in it can be merged, tensors contradict each other, or there is no such
+            adapter.
     """
+    tensors, _ = one_adapter(tensors, adapter)
     modules, unknown = group_by_module(tensors)
     held, whole = _Held(), dict[str, tuple[str, WholeWeight]]()
     if config is not None:
         whole = whole_weights(unknown, tensors, config) | token_rows(unknown, tensors, config)
         held.layers = {name_of(stem): layer for stem, layer in expert_layers(modules, config).items()}
     held.whole_weights = {name_of(stem): weight for stem, weight in whole.values()}
+    _refuse_damaged_weights(whole)
     unmerged = {key: UNRECOGNISED for key in unknown if key not in whole}
-    for stem, module in modules.items():
-        reason = reason_not_merged(module)
+    for stem, whole_module in modules.items():
+        module, was_empty = without_empty(whole_module)
+        reason = EMPTY if was_empty else reason_not_merged(module)
         if reason is not None:
             unmerged[name_of(stem)] = reason
+        if reason is not None and not (was_empty and module.tensors):
             continue
-        for place, adapter in adapters_of(module, scale_of(module), config or {}):
-            held.add(name_of(stem) + place, adapter, stem)
+        for place, part in adapters_of(module, scale_of(module), config or {}):
+            held.add(name_of(stem) + place, part, stem)
     if not held:
         raise LoraFormatError(_nothing_usable([*modules, *unknown], unmerged))
     doubled = any(map(is_doubled, modules))
@@ -94,9 +110,16 @@ def build_lora(
         held.layers,
         unmerged=unmerged,
         warnings=tuple(warnings),
+        adapter=adapter,
         base_dependent=held.base_dependent,
         whole_weights=held.whole_weights,
     )
+
+
+def _refuse_damaged_weights(whole: Mapping[str, tuple[str, WholeWeight]]) -> None:
+    for key, (_, weight) in whole.items():
+        if not is_finite(weight.value):
+            raise LoraFormatError(f"{key} holds NaN or infinity; the file is damaged, use another copy")
 
 
 def _nothing_usable(keys: list[str], unmerged: Mapping[str, str]) -> str:

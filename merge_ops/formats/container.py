@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..adapters.named import is_read
 from ..errors import LoraFormatError, MergeError, reading
 from ..lora import is_packed
 from .header import Entry, parse_header, torch_dtype
@@ -34,7 +36,8 @@ def read_container(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is.
 
-    NaN and infinity are looked for, unless the tensors are compared with some that are ``finite``.
+    NaN and infinity are looked for in what is read of a LoRA, unless the tensors are compared with some that
+    are ``finite``.
 
     The tensors are copies in memory. A mapped file would do until somebody writes into it: a LoRA that is
     trained again under its name would change under a merge, and one that is cut off would end the process.
@@ -42,15 +45,19 @@ def read_container(
     """
     with reading(path.name):
         if path.suffix.lower() not in _PICKLES:
-            return _read_safetensors(path, finite)
-        if not allow_pickle:
+            tensors, metadata = _read_safetensors(path)
+        elif not allow_pickle:
             raise LoraFormatError(PICKLE)
-        from .pickled import read_pickle
+        else:
+            from .pickled import read_pickle
 
-        return read_pickle(path)
+            tensors, metadata = read_pickle(path)
+        if not finite:
+            refuse_damaged(tensors)
+        return tensors, metadata
 
 
-def _read_safetensors(path: Path, finite: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
@@ -62,10 +69,14 @@ def _read_safetensors(path: Path, finite: bool) -> tuple[dict[str, Tensor], dict
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise changed()
     tensors = {entry.name: _tensor(data, entry) for entry in entries}
-    damaged = next((name for name, t in tensors.items() if not (finite or is_finite(t))), None)
-    if damaged is not None:
-        raise LoraFormatError(f"{damaged} holds NaN or infinity; the file is damaged, use another copy")
     return tensors, metadata
+
+
+def refuse_damaged(tensors: Mapping[str, Tensor]) -> None:
+    """Raise LoraFormatError if a tensor that is read holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor) and is_read(name, tensors):
+            raise LoraFormatError(f"{name} holds NaN or infinity; the file is damaged, use another copy")
 
 
 def is_finite(tensor: Tensor) -> bool:

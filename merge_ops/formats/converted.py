@@ -27,7 +27,11 @@ _LOST = 1e-3  # of the squared norm; converters only rename, split and reorder
 
 
 def load(
-    path: str | os.PathLike[str], architecture: str | None = None, *, allow_pickle: bool = False
+    path: str | os.PathLike[str],
+    architecture: str | None = None,
+    *,
+    adapter: str | None = None,
+    allow_pickle: bool = False,
 ) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
 
@@ -44,6 +48,7 @@ def load(
         architecture: the model whose diffusers names the layers get: ``flux``, ``wan``, ... or ``auto`` to
             guess it. For files with the names of the model's authors (kohya, XLabs, musubi, ComfyUI). Needs
             diffusers, which has the converters. By default names keep their structure.
+        adapter: which one to read, of a file whose keys name several (``x.lora_A.style.weight``).
         allow_pickle: also read .pt, .bin, .ckpt and .pth files, with torch's own reader of plain tensors,
             which runs no code from the file (``weights_only=True``). Otherwise nothing is ever unpickled.
 
@@ -55,7 +60,7 @@ def load(
     if architecture is not None and architecture not in (_AUTO, *TITLES):
         known = (_AUTO, *TITLES)
         raise ParameterError(f"there is no architecture {architecture!r}{did_you_mean(architecture, known)}")
-    lora = read(path, allow_pickle)
+    lora = read(path, allow_pickle, adapter)
     if architecture is None:
         return lora
     if architecture == _AUTO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..adapters.reading import is_of_adapter
+from ..adapters.named import shows_adapter
 from ..errors import LoraFormatError
 from ..names.architectures import CHECKPOINTS
 
@@ -55,7 +55,7 @@ def refuse_by_keys(keys: Collection[str]) -> None:
     if (
         any(key.startswith(CHECKPOINTS) for key in keys)
         and named * 2 > len(keys)
-        and not any(is_of_adapter(key) or any(mark in key for mark in _FOREIGN) for key in keys)
+        and not any(shows_adapter(key) or any(mark in key for mark in _FOREIGN) for key in keys)
     ):
         raise LoraFormatError(
             "the file holds whole weights of a model, not a LoRA; extract a LoRA from it first"

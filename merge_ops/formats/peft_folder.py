@@ -10,6 +10,7 @@ from ..adapters.reading import rank_in_tensors
 from ..errors import LoraFormatError, reading
 from ..lora import BaseDependent, Layer, Lora
 from ..names.spelling import canonical_name
+from .adalora import TYPE, adalora_scale, plain_config
 from .build import build_lora
 from .container import read_container
 from .lookalike import PICKLE
@@ -25,7 +26,9 @@ _COMPONENT_OF_CLASS = {
 }
 
 
-def read_peft_folder(folder: Path, file: Path, is_trusted: bool, allow_pickle: bool) -> Lora:
+def read_peft_folder(
+    folder: Path, file: Path, is_trusted: bool, allow_pickle: bool, adapter: str | None = None
+) -> Lora:
     """Return the LoRA of a PEFT folder whose weights lie in ``file``.
 
     ``is_trusted`` leaves out the search for NaN, for weights that are compared in full.
@@ -34,6 +37,8 @@ def read_peft_folder(folder: Path, file: Path, is_trusted: bool, allow_pickle: b
         LoraFormatError: if the folder is incomplete, or of a kind that is not merged.
     """
     config = read_config(folder / CONFIG_NAME)
+    with reading(f"{folder.name}/{CONFIG_NAME}"):
+        config = plain_config(config)
     if not file.is_file():
         if (folder / PICKLED_NAME).is_file():
             with reading(f"{folder.name}/{PICKLED_NAME}"):
@@ -51,10 +56,12 @@ def read_peft_folder(folder: Path, file: Path, is_trusted: bool, allow_pickle: b
     def scale_of(module: RawModule) -> float | None:
         path = module.stem.removeprefix("base_model.model.")
         is_scaled, rank = rank_in_tensors(module)
+        if config.get("peft_type") == TYPE and is_scaled and rank:
+            return adalora_scale(config, module, rank)
         return scale_from_config(config, path, rank) if is_scaled else None
 
     with reading(folder.name):
-        lora = build_lora(folder.name, tensors, name_of, scale_of, config)
+        lora = build_lora(folder.name, tensors, name_of, scale_of, config, adapter)
         adapters: list[Layer | BaseDependent] = [*lora.layers.values(), *lora.base_dependent.values()]
         ranks = {each.key.removeprefix("base_model.model."): each.configured_rank for each in adapters}
         warnings = (*lora.warnings, *warnings_of_config(config, ranks))

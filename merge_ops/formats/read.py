@@ -18,7 +18,7 @@ from .state_dict import from_tensors
 Digest = Callable[..., str] | None
 
 
-def load(path: str | os.PathLike[str], allow_pickle: bool = False) -> Lora:
+def load(path: str | os.PathLike[str], allow_pickle: bool = False, adapter: str | None = None) -> Lora:
     """Read one LoRA from a ``.safetensors`` file or a PEFT folder.
 
     The spelling of the keys does not matter: layers have canonical names, and the scale of each is resolved
@@ -28,7 +28,7 @@ def load(path: str | os.PathLike[str], allow_pickle: bool = False) -> Lora:
     Raises:
         LoraFormatError: if the path cannot be read as a LoRA; the message names the file and what to do.
     """
-    return _load(Path(path), file_digest, allow_pickle)
+    return _load(Path(path), file_digest, allow_pickle, adapter)
 
 
 def read_back(path: Path) -> Lora:
@@ -36,7 +36,7 @@ def read_back(path: Path) -> Lora:
     return _load(path, None)
 
 
-def _load(where: Path, digest: Digest, allow_pickle: bool = False) -> Lora:
+def _load(where: Path, digest: Digest, allow_pickle: bool = False, adapter: str | None = None) -> Lora:
     try:
         is_folder, is_file = where.is_dir(), where.is_file()
     except OSError as error:  # a name that is longer than any file's may be
@@ -44,20 +44,23 @@ def _load(where: Path, digest: Digest, allow_pickle: bool = False) -> Lora:
     if is_folder:
         names = (WEIGHTS_NAME, PICKLED_NAME) if allow_pickle else (WEIGHTS_NAME,)
         weights = next((where / name for name in names if (where / name).is_file()), where / WEIGHTS_NAME)
-        return _load_peft_folder(where, weights, digest, allow_pickle)
+        return _load_peft_folder(where, weights, digest, allow_pickle, adapter)
     if not is_file:
         raise LoraFormatError(f"there is no file {where.name!r}; check the path")
     with _unchanged(where):
         tensors, metadata = read_container(where, allow_pickle, finite=digest is None)
         in_folder = (where.parent / CONFIG_NAME).is_file()
         if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
-            return _load_peft_folder(where.parent, where, digest, allow_pickle)
-        return _located(from_tensors(where.stem, tensors, metadata, where.name), where, digest, where)
+            return _load_peft_folder(where.parent, where, digest, allow_pickle, adapter)
+        lora = from_tensors(where.stem, tensors, metadata, where.name, adapter)
+        return _located(lora, where, digest, where)
 
 
-def _load_peft_folder(folder: Path, file: Path, digest: Digest, allow_pickle: bool) -> Lora:
+def _load_peft_folder(
+    folder: Path, file: Path, digest: Digest, allow_pickle: bool, adapter: str | None
+) -> Lora:
     with _unchanged(file, folder / CONFIG_NAME):
-        lora = read_peft_folder(folder, file, digest is None, allow_pickle)
+        lora = read_peft_folder(folder, file, digest is None, allow_pickle, adapter)
         return _located(lora, folder, digest, file, folder / CONFIG_NAME)
 
 

@@ -14,6 +14,7 @@ from ..blocks import BlockStrengths
 from ..lora import Layer, Lora
 from ..names.recognise import across_experts
 from .align import AlignedLayer
+from .common_metadata import facts_of_use
 
 _SAMPLED_ROWS = 32
 _LISTED = 6
@@ -57,6 +58,7 @@ class MergeReport:
             *_strangers(loras),
             *dora_beside_plain(loras),
             *block_warnings(loras, blocks),
+            *facts_of_use(loras).contradictions,
         )
         return cls((*merged, *_left_out(merged, loras), *skipped), warnings)
 

@@ -88,7 +88,9 @@ class Recipe:
         """Return the recipe of a merge saved at ``rank``; the merge's own rank wins over it."""
         request, how = merged.request, merged.request.settings
         sources = tuple(
-            Source(checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks))
+            Source(
+                checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks), lora.adapter
+            )
             for lora, weight, text_weight, blocks in zip(
                 merged.loras, request.weights, request.text_weights, request.blocks, strict=True
             )
@@ -122,7 +124,7 @@ class Recipe:
                 "supported; update LoRA Alloy, or check the key 'recipe'"
             )
         listed = checked.items(plain.get("sources"), "sources")
-        names = ("name", "sha256", "weight", "text_weight", "blocks")
+        names = ("name", "sha256", "weight", "text_weight", "blocks", "adapter")
         sources = tuple(Source(**({"name": None} | checked.mapping(s, "a source", names))) for s in listed)
         rest = {key: value for key, value in plain.items() if key not in ("recipe", "sources")}
         return cls(sources, **rest, warnings=warnings)

@@ -14,7 +14,8 @@ from . import checked
 class Source:
     """One LoRA of a recipe: its name without a folder, the SHA-256 of its file, and its weights.
 
-    ``blocks`` is the text of its block strengths, as ``BlockStrengths`` writes it.
+    ``blocks`` is the text of its block strengths, as ``BlockStrengths`` writes it. ``adapter`` was chosen
+    among several that the keys of the file name.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Source:
     weight: float = 1.0
     text_weight: float | None = None  # None: the same as weight
     blocks: str | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         name = checked.plain_name(self.name, "the name of a source")
@@ -37,6 +39,8 @@ class Source:
         if self.blocks is not None:
             text = checked.text(self.blocks, f"blocks of {name}")
             object.__setattr__(self, "blocks", str(BlockStrengths.parse(text)))
+        if self.adapter is not None:
+            checked.text(self.adapter, f"adapter of {name}")
         object.__setattr__(self, "sha256", sha256)
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "text_weight", None if text_weight == weight else text_weight)
@@ -44,5 +48,5 @@ class Source:
     def to_dict(self) -> dict[str, Any]:
         """Return the source as plain values, without what is not set."""
         own = {"name": self.name, "sha256": self.sha256, "weight": self.weight}
-        more = {"text_weight": self.text_weight, "blocks": self.blocks}
+        more = {"text_weight": self.text_weight, "blocks": self.blocks, "adapter": self.adapter}
         return own | {key: value for key, value in more.items() if value is not None}

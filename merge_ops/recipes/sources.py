@@ -130,8 +130,9 @@ def find_sources(
     if missing:
         raise ParameterError(_not_found(missing, roots, len(files)))
     chosen = [paths.get(source.sha256 or "") or paths[_key(source)] for source in recipe.sources]
-    loras = {path: load(path) for path in dict.fromkeys(chosen)}
-    return [_with_warning(loras[path], source) for path, source in zip(chosen, recipe.sources, strict=True)]
+    pairs = [(path, source.adapter) for path, source in zip(chosen, recipe.sources, strict=True)]
+    loras = {(path, adapter): load(path, adapter=adapter) for path, adapter in dict.fromkeys(pairs)}
+    return [_with_warning(loras[pair], source) for pair, source in zip(pairs, recipe.sources, strict=True)]
 
 
 def _files_called(name: str, files: Sequence[_File]) -> list[_File]:

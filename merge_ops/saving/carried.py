@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from ..formats.statements import states_scale
 from ..lora import Lora
+from ..merging.common_metadata import fact_of, facts_of_use
 
 # about the base model: carried over where all sources that state it agree
 _AGREED = (
@@ -28,26 +30,41 @@ _UNITED = ("modelspec.trigger_phrase", "modelspec.tags", "trigger_words")  # com
 _TAGS = "ss_tag_frequency"  # JSON: dataset to tag to count
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # of a model; anything else may be a folder on some machine
 _MAX_VALUE = 500  # characters of a carried value
+_MAX_OWN = 1 << 18  # characters of a value of a single source; thumbnails are the longest
 _MAX_WORDS = 100
 _MAX_DATASETS = 32
 _MAX_TAGS = 100  # per dataset, the most frequent
 _MAX_JSON = 1 << 22  # characters of a source's tags
 
+# about the file that says it: its layout, its hashes, how its modules were stored
+_OF_THE_FILE = re.compile(
+    r"format|key_format|lora_alloy|lora_adapter_metadata|sshs_.*|ss_network_(module|dim|alpha|args)"
+    r"|ss_output_name|modelspec\.(title|merged_from|sai_model_spec|hash_sha256)|(unet|text_encoder)(:.*)?|<.*>"
+)
+# about one training or its author; of a merge of several it would be said of the wrong thing
+_OF_A_TRAINING = re.compile(
+    r"ss_.*|modelspec\..*|training_info|software|name|version|.*(hash|sha256|date|time)"
+)
+_FOLDER = re.compile(
+    r"(?:^|[\s\"'=:,;(\[{])(?:~?/[^\s/\"']+/|[A-Za-z]:[\\/]|\\\\\w)"
+)  # a path that begins at a root
+
 _LEGACY = (0x100000, 0x110000)  # the bytes of a file that the old hash of sd-webui-additional-networks covers
 
 
 def carried_over(loras: list[Lora]) -> dict[str, str]:
-    """Return metadata of the sources that is true of their merge: facts that agree, and the words of all."""
+    """Return metadata of the sources that is true of their merge: facts that agree, and the words of all.
+
+    A single source keeps everything that does not describe its own file. Of several, what one training or its
+    author is about is left out, and everything else is carried over where those that state it agree.
+    """
+    carried = {
+        key: value
+        for key, value in (_own(loras[0]) if len(loras) == 1 else _agreed(loras)).items()
+        if value and not fact_of(key)
+    }
+    carried |= {key: value for key, value in facts_of_use(loras).values.items() if len(value) <= _MAX_VALUE}
     sources = [lora.metadata for lora in loras]
-    carried: dict[str, str] = {}
-    for key in _AGREED + _AGREED_NAMES + _STATED_BY_ALL:
-        values = [own[key] for own in sources if key in own]
-        if key in _AGREED_NAMES:
-            values = [_without_folder(value) for value in values]
-        if key in _STATED_BY_ALL and len(values) < len(sources):
-            continue
-        if len(set(values)) == 1 and len(values[0]) <= _MAX_VALUE:
-            carried[key] = values[0]
     for key in _UNITED:
         words = _united(own[key] for own in sources if key in own)
         if words:
@@ -56,6 +73,46 @@ def carried_over(loras: list[Lora]) -> dict[str, str]:
     if tags:
         carried[_TAGS] = json.dumps(tags)
     return carried
+
+
+def _own(lora: Lora) -> dict[str, str]:
+    """The metadata of a single source that still hold, without the names of folders."""
+    return {
+        key: _without_folder(value) if key in _AGREED_NAMES else value
+        for key, value in lora.metadata.items()
+        if len(value) <= _MAX_OWN
+        and not _describes_the_file(key, value)
+        and key not in (*_UNITED, _TAGS)
+        and (key in _AGREED_NAMES or value.startswith("data:") or not _FOLDER.search(value))
+    }
+
+
+def _agreed(loras: list[Lora]) -> dict[str, str]:
+    """What all sources that state it agree on, and what a license needs: that every source states it."""
+    sources = [lora.metadata for lora in loras]
+    special = (*_AGREED, *_AGREED_NAMES, *_STATED_BY_ALL)
+    others = dict.fromkeys(
+        key
+        for own in sources
+        for key, value in own.items()
+        if key not in special
+        and key not in (*_UNITED, _TAGS)
+        and not (_OF_A_TRAINING.fullmatch(key) or _describes_the_file(key, value) or _FOLDER.search(value))
+    )
+    agreed: dict[str, str] = {}
+    for key in (*special, *others):
+        values = [own[key] for own in sources if key in own]
+        if key in _AGREED_NAMES:
+            values = [_without_folder(value) for value in values]
+        if key in _STATED_BY_ALL and len(values) < len(sources):
+            continue
+        if len(set(values)) == 1 and len(values[0]) <= _MAX_VALUE:
+            agreed[key] = values[0]
+    return agreed
+
+
+def _describes_the_file(key: str, value: str) -> bool:
+    return _OF_THE_FILE.fullmatch(key) is not None or states_scale(key, value)
 
 
 def hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adapters import Ia3
 from ..formats.experts import expert_of
-from ..formats.state_dict import DIFFUSERS_METADATA
+from ..formats.statements import DIFFUSERS_METADATA
 from ..formats.tokens import TOKENS
 from ..formats.whole import BIAS, EMBEDDING
 from ..lora import Lora, LowRank, WholeWeight

@@ -61,14 +61,14 @@ def test_what_is_about_one_source_is_not_carried(saved):
     own = {
         "modelspec.title": "ink", "modelspec.author": "somebody", "modelspec.date": "2024-01-01",
         "ss_output_name": "ink", "ss_learning_rate": "0.1", "ss_network_dim": "77", "ss_network_alpha": "33",
-        "ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha"}', "other": "thing",
+        "ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha"}',
         "modelspec.thumbnail": "data:image/png;base64,AAAA",
     }  # fmt: skip
     metadata = metadata_of(saved(own, own))
     assert metadata["modelspec.title"] == metadata["ss_output_name"] == "merged"
     assert (metadata["ss_network_dim"], metadata["ss_network_module"]) == ("8", "networks.lora")
     assert metadata["ss_network_alpha"] == "8"
-    absent = ("modelspec.author", "modelspec.date", "modelspec.thumbnail", "ss_learning_rate", "other")
+    absent = ("modelspec.author", "modelspec.date", "modelspec.thumbnail", "ss_learning_rate")
     assert not {*absent, "ss_network_args"} & metadata.keys()
 
 
@@ -170,3 +170,65 @@ def test_hashes_of_other_dtypes(saved, tmp_path, write, kohya_tensors):
         path = tmp_path / f"{dtype}.safetensors"
         merge_ops.save(merge_ops.merge([lora]), path, dtype=dtype)
         assert metadata_of(path)["sshs_model_hash"] == kohya_hashes(path)[0]
+
+
+FACTOR = "reference_downscale_factor"
+
+
+@pytest.mark.parametrize("prefix", ["", "ss_", "modelspec.", "ltx.", "ic"])
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_what_a_lora_needs_to_be_used_is_carried(saved, prefix, form):
+    """ComfyUI's Get IC-LoRA Parameters takes any key that ends so; a style LoRA beside it says nothing."""
+    metadata = metadata_of(saved({prefix + FACTOR: "2"}, {"modelspec.title": "ink"}, form=form))
+    assert metadata[prefix + FACTOR] == "2"
+
+
+def test_numbers_agree_by_value_and_keys_by_their_end(saved):
+    """One trainer writes 2 and another 2.0, with or without ss_."""
+    metadata = metadata_of(saved({FACTOR: "2"}, {f"ss_{FACTOR}": "2.0", "reference_token_order": "prepend"}))
+    assert (metadata[FACTOR], metadata[f"ss_{FACTOR}"]) == ("2", "2.0")
+    assert metadata["reference_token_order"] == "prepend"
+
+
+def test_contradicting_facts_are_left_out_and_said(write, kohya_tensors, tmp_path):
+    """Also where they are spelled differently; the merge says so before anything is saved."""
+    notes = {"a": {FACTOR: "2"}, "b": {f"ss_{FACTOR}": "1"}, "c": {}}
+    loras = [
+        merge_ops.load(write(kohya_tensors(SHAPES, (4,), 2.0), note, f"{name}.safetensors"))
+        for name, note in notes.items()
+    ]
+    merged = merge_ops.merge(loras)
+    (warning,) = merged.outline.warnings
+    assert FACTOR in warning
+    assert "'2' in a" in warning
+    assert "'1' in b" in warning
+    merge_ops.save(merged, tmp_path / "merged.safetensors")
+    assert not [key for key in metadata_of(tmp_path / "merged.safetensors") if key.endswith(FACTOR)]
+    assert not merge_ops.merge(loras[::2]).outline.warnings
+
+
+def test_a_single_source_keeps_all_that_still_holds(saved):
+    """Its training, author and picture are those of the resized file too; its layout and folders are not."""
+    kept = {
+        FACTOR: "2", "modelspec.author": "somebody",
+        "modelspec.thumbnail": "data:image/png;base64,/9j/4AA/",
+        "modelspec.description": "ink / pencil, see https://example.org/a/b", "ss_learning_rate": "0.1",
+        "ss_training_comment": "c", "training_info": '{"step": 5}', "unknown": "x",
+        "modelspec.license": "MIT",
+    }  # fmt: skip
+    lost = {
+        "sshs_model_hash": "1", "ss_network_module": "lycoris.kohya", "ss_network_dim": "77",
+        "ss_network_args": '{"algo": "loha"}', "ss_train_data_dir": "/home/somebody/pictures",
+        "ss_output_dir": "C:\\Users\\me", "notes": "see ~/secret/file", "modelspec.merged_from": "p",
+    }  # fmt: skip
+    metadata = metadata_of(saved(kept | lost))
+    assert {key: metadata.get(key) for key in kept} == kept
+    assert not [key for key, value in lost.items() if metadata.get(key) == value]
+    assert metadata["ss_network_module"] == "networks.lora"
+
+
+def test_unknown_facts_are_carried_where_they_agree(saved):
+    """What no program is known to read may be what tomorrow's needs."""
+    metadata = metadata_of(saved({"control": "canny", "who": "a"}, {"control": "canny", "who": "b"}, {}))
+    assert metadata["control"] == "canny"
+    assert "who" not in metadata
