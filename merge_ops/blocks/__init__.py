@@ -1,4 +1,4 @@
-"""Strengths of a LoRA by name of block and sort of layer, such as ``down:0.5 mid:1 attn:0.8``."""
+"""Strengths of a LoRA by block and by sort of layer, such as ``down:0.5 mid:1 attn:0.8``."""
 
 from .presets import PRESETS
 from .strengths import BlockStrengths, block_strengths

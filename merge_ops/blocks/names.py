@@ -10,12 +10,13 @@ import re
 from functools import lru_cache
 
 from ..names.architectures import BLOCK_KINDS
-from ..names.parts import DENOISERS, is_language_model
+from ..names.parts import DENOISERS, OTHER_DENOISERS, is_language_model
 
 Facts = dict[str, int | None]  # word of a selector -> number of the block, None if the word has no number
 
-_TEXT = {"text_encoder": 1, "text_encoder_2": 2, "text_encoder_3": 3}
-_COMFYUI_TEXT = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
+_TEXT = {"text_encoder": 1, "text_encoder_2": 2, "text_encoder_3": 3, "text_encoder_4": 4}
+_COMFYUI_TEXT = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3, "llama": 4}
+_DENOISERS = (*DENOISERS, *OTHER_DENOISERS)
 
 _LANGUAGE_MODELS = ("layers", "h")  # sequences of blocks in decoders, such as Llama's and GPT-2's
 _KINDS: dict[str, str] = dict.fromkeys(_LANGUAGE_MODELS, "blocks") | BLOCK_KINDS
@@ -57,7 +58,7 @@ def facts_of(name: str) -> Facts:
     component, _, path = name.partition(".")
     if component == "text_encoders" or component in _TEXT:
         return _text_facts(component, path) | _sorts(_flat(path))
-    flat = _flat(path if component in DENOISERS else name)
+    flat = _flat(path if component in _DENOISERS else name)
     flat = flat.removeprefix("diffusion_model_")
     facts = {"unet": None} | _places(flat) | _sorts(flat)
     if is_language_model(name):  # a text encoder where an image model uses it, otherwise the model itself

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from ..names.architectures import STAGES
+from ..names.parts import DENOISERS, OTHER_DENOISERS
 
 _UNET_BLOCK = re.compile(r"^(unet\.(?:mid_block|(?:down|up)_blocks\.\d+\.\w+\.\d+))(?:\.|$)")
 _NUMBERED = re.compile(r"^(.*?\.\d+)(?:\.|$)")
@@ -14,7 +15,8 @@ _PLACES = {
     "text_encoder": 0,
     "text_encoder_2": 1,
     "text_encoder_3": 2,
-    "text_encoders": 3,
+    "text_encoder_4": 3,
+    "text_encoders": 4,
 }
 _UNET_TITLES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
@@ -72,4 +74,5 @@ def _head(path: str) -> str:
 def _place(block: str) -> tuple[int, int, list[tuple[int, str]]]:
     component, _, path = block.partition(".")
     numbers = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", block)]
-    return _PLACES.get(component, len(_PLACES)), STAGES.get(_head(path), 0), numbers
+    stage = STAGES.get(_head(path), 0) if component in (*DENOISERS, *OTHER_DENOISERS) else 0
+    return _PLACES.get(component, len(_PLACES)), stage, numbers

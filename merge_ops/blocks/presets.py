@@ -1,8 +1,8 @@
-"""Presets by name, and the vectors of values of A1111's sd-webui-lora-block-weight.
+"""Presets by name, and the vectors of values that A1111's sd-webui-lora-block-weight reads.
 
-A vector has one value for the text encoder (BASE) and one for each block that such a LoRA has, in LDM's
-numbering: 17 and 26 values are for SD1 and SD2, 12 and 20 for SDXL. As there, blocks that a vector does not
-list get 0, and what is in no block (time embedding, last convolution) keeps 1.
+A vector has one value for the text encoder (BASE) and one for each block that such a LoRA has, as LDM numbers
+them: 17 and 26 values are for SD1 and SD2, 12 and 20 for SDXL. As in A1111, blocks that a vector does not
+list get 0, and layers outside all blocks (time embedding, last convolution) keep 1.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ VECTORS: dict[int, tuple[str, ...]] = {
     26: ("te", *EVERY_BLOCK),
 }
 
-# A1111's presets are vectors of 17 values, and these are the same wherever those have a block. Blocks that
-# the 17 do not list, which SDXL and convolutions have, go with their neighbours instead of being 0.
+# A1111's presets are vectors of 17 values, and these agree with them on the blocks that those list. Blocks
+# that the 17 do not list, which SDXL and convolutions have, go with their neighbours instead of getting 0.
 PRESETS: dict[str, str] = {
     "NONE": "rest:0",
     "ALL": "rest:1",
@@ -34,12 +34,12 @@ PRESETS: dict[str, str] = {
     "MID": "rest:0 mid:1",
     **{f"IN{i:02}": f"rest:0 in{i}:1" for i in range(12)},
     **{f"OUT{i:02}": f"rest:0 out{i}:1" for i in range(12)},
-    "CONTENT": "rest:0 out0:1",  # of SDXL: B-LoRA, arXiv:2403.14572
+    "CONTENT": "rest:0 out0:1",  # for SDXL: B-LoRA, arXiv:2403.14572
     "STYLE": "rest:0 out1:1",
 }
 
 
-def vector_text(values: list[str]) -> str:
-    """The terms that a vector means; it has as many values as one of ``VECTORS``."""
+def expand_vector(values: list[str]) -> str:
+    """Write the terms that a vector stands for; it has as many values as one of ``VECTORS``."""
     named = dict(zip(VECTORS[len(values)], values, strict=True))
     return " ".join(f"{block}:{named.get(block, '0')}" for block in ("te", *EVERY_BLOCK))

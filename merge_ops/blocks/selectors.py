@@ -11,8 +11,8 @@ from .names import Facts
 
 # word -> how specific it is; IN and OUT are A1111's blocks, out is the output projection of an attention
 WHERE = {
-    "unet": 1, "te": 1, "te1": 2, "te2": 2, "te3": 2, "down": 3, "mid": 3, "up": 3, "blocks": 3, "refiner": 3,
-    "double": 4, "single": 4, "IN": 5, "OUT": 5,
+    "unet": 1, "te": 1, "te1": 2, "te2": 2, "te3": 2, "te4": 2, "down": 3, "mid": 3, "up": 3, "blocks": 3,
+    "refiner": 3, "double": 4, "single": 4, "IN": 5, "OUT": 5,
 }  # fmt: skip
 WHAT = {
     "attn": 1, "ff": 1, "resnet": 1, "proj": 1, "self_attn": 2, "cross_attn": 2, "conv": 2, "time": 2,
@@ -22,8 +22,22 @@ ALIASES = {
     "model": "unet", "dit": "unet", "base": "te", "m00": "mid", "middle": "mid", "joint": "double",
     "layers": "blocks", "attn1": "self_attn", "attn2": "cross_attn", "mlp": "ff", "mod": "norm",
 }  # fmt: skip
-_NUMBERED = {"te", "te1", "te2", "te3", "down", "up", "blocks", "refiner", "double", "single", "IN", "OUT"}
-_SIZES = {"down": 3, "up": 3, "blocks": 2}  # blocks that one number stands for
+_NUMBERED = {
+    "te",
+    "te1",
+    "te2",
+    "te3",
+    "te4",
+    "down",
+    "up",
+    "blocks",
+    "refiner",
+    "double",
+    "single",
+    "IN",
+    "OUT",
+}
+_SIZES = {"down": 3, "up": 3, "blocks": 2}  # how many of LDM's blocks one number stands for
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 _WITH_RANGE = re.compile(rf"([a-z_]+){_RANGE.pattern}")
 _SHOWN = 40
@@ -31,13 +45,14 @@ _SHOWN = 40
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One word of a selector, with the first and last number of its blocks if it has one."""
+    """One word of a selector, with the first and last number of its blocks if it has numbers."""
 
     word: str
     first: int | None = None
     last: int | None = None
 
     def holds(self, facts: Facts) -> bool:
+        """Return True if a layer of which these facts are known is one that the word selects."""
         if self.word not in facts:
             return False
         number = facts[self.word]
@@ -46,7 +61,8 @@ class Part:
         )
 
     @property
-    def specific(self) -> tuple[int, int, int]:
+    def precedence(self) -> tuple[int, int, int]:
+        """Greater for a more specific part: numbered, then fewer blocks, then the narrower word."""
         rank = WHERE.get(self.word) or WHAT[self.word]
         if self.first is None or self.last is None:
             return 0, 0, rank
@@ -68,60 +84,63 @@ class Term:
     strength: float
 
     @property
-    def says(self) -> frozenset[bool]:
-        """Whether it says where (True), what (False), or both."""
+    def aspects(self) -> frozenset[bool]:
+        """Whether it says where layers are (True), what they are (False), or both."""
         return frozenset(part.word in WHERE for part in self.parts)
 
     @property
-    def specific(self) -> tuple[int, ...]:
-        return len(self.says), *map(sum, zip(*(part.specific for part in self.parts), strict=True))
+    def precedence(self) -> tuple[int, ...]:
+        """Greater for a more specific term."""
+        return len(self.aspects), *map(sum, zip(*(part.precedence for part in self.parts), strict=True))
 
     def selects(self, facts: Facts) -> bool:
+        """Return True if the term applies to a layer of which these facts are known."""
         of_text = any(part.word.startswith("te") for part in self.parts)
         is_either = "te" in facts and "unet" in facts
         return (is_either or of_text == ("te" in facts)) and all(part.holds(facts) for part in self.parts)
 
     @property
     def selector(self) -> str:
+        """The term without its strength."""
         return ".".join(map(str, self.parts))
 
     def __str__(self) -> str:
-        return f"{self.selector}:{shown(self.strength)}"
+        return f"{self.selector}:{format_number(self.strength)}"
 
 
-def parts_of(selector: str) -> tuple[Part, ...]:
-    """Read a selector; where comes before what.
+def read_selector(selector: str) -> tuple[Part, ...]:
+    """Read the parts of a selector; those that say where come before those that say what.
 
     Raises:
-        ParameterError: for an unknown word, or numbers where there are none.
+        ParameterError: for an unknown word, or for numbers after a word that has none.
     """
     parts: list[Part] = []
     for piece in selector.lower().split("."):
         numbers = _RANGE.fullmatch(piece)
-        if numbers and parts and parts[-1].first is None:  # it belongs to the word before it
+        if numbers and parts and parts[-1].first is None:  # it is the number of the word before it
             parts[-1] = _numbered(parts[-1].word, numbers[1], numbers[2], selector)
         elif ALIASES.get(piece, piece) in ("in", *WHERE, *WHAT):
             parts.append(Part(ALIASES.get(piece, piece)))
-        elif (found := _WITH_RANGE.fullmatch(piece)) is not None:
-            parts.append(_numbered(ALIASES.get(found[1], found[1]), found[2], found[3], selector))
+        elif (match := _WITH_RANGE.fullmatch(piece)) is not None:
+            parts.append(_numbered(ALIASES.get(match[1], match[1]), match[2], match[3], selector))
         else:
             raise _unknown(piece, selector)
     words = [part.word for part in parts]
     if "in" in words:
-        raise ParameterError("the selector 'in' needs the number of its block, as in 'in4'; or use 'down'")
+        raise ParameterError("the selector 'in' needs the number of a block, as in 'in4'; or use 'down'")
     if len(set(words)) < len(words):
-        raise ParameterError(f"the selector {cut(selector)} has a word twice; write two terms")
+        raise ParameterError(f"the selector {quote(selector)} has a word twice; write two terms instead")
     return tuple(sorted(parts, key=lambda part: part.word not in WHERE))
 
 
-def shown(value: float) -> str:
-    """A number as short as reads back the same."""
+def format_number(value: float) -> str:
+    """Write a number in the shortest form that reads back as the same."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
-def cut(text: str) -> str:
-    """What a user wrote, as a message shows it."""
+def quote(text: str) -> str:
+    """Quote what a user wrote, cut to a length that fits into a message."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
@@ -131,16 +150,16 @@ def _numbered(word: str, first: str, last: str | None, selector: str) -> Part:
         raise _unknown(word, selector)
     if word not in _NUMBERED:
         raise ParameterError(
-            f"the selector {cut(selector)} has a number, but {word!r} has no numbered blocks"
+            f"the selector {quote(selector)} has a number, but {word!r} has no numbered blocks"
         )
     low, high = int(first), int(last or first)
     if low > high:
-        raise ParameterError(f"the selector {cut(selector)} counts backwards; write {high}-{low}")
+        raise ParameterError(f"the selector {quote(selector)} counts backwards; write {high}-{low}")
     return Part(word, low, high)
 
 
 def _unknown(word: str, selector: str) -> ParameterError:
-    whole = "" if word == selector.lower() else f" in {cut(selector)}"
+    whole = "" if word == selector.lower() else f" in {quote(selector)}"
     words = [w for w in (*WHERE, *WHAT, "rest") if w.islower()]
     known = get_close_matches(word[:_SHOWN], [*words, *ALIASES], n=1) or [*words, "in0", "out0"]
-    return ParameterError(f"unknown block selector {cut(word)}{whole}{did_you_mean(word[:_SHOWN], known)}")
+    return ParameterError(f"unknown block selector {quote(word)}{whole}{did_you_mean(word[:_SHOWN], known)}")

@@ -6,10 +6,10 @@
     part     = word | word["."]number["-"number]
 
 A word says where a layer is (``WHERE``) or what it is (``WHAT``). The strength of a layer is the product of
-one term that says where and one that says what. Among several of a kind the most specific one counts: a term
-that says both before one that says one, a numbered one before one without a number, fewer blocks before more,
-the part before the whole; then the later one. What no term selects gets ``rest``, or the bare number in
-front, or 1. Sorts of layers are those of the diffusion or language model; ``te.attn`` is the text encoders'.
+one term that says where and one that says what. If several say the same, the most specific one counts: a term
+that says both before one that says only one, a numbered one before one without a number, fewer blocks before
+more, the part before the whole; then the later one. Layers that no term selects get ``rest``, or the bare
+number in front, or 1. Sorts of layers mean the diffusion or language model, ``te.attn`` the text encoders.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from difflib import get_close_matches
 
 from ..errors import ParameterError
 from .names import facts_of
-from .presets import PRESETS, VECTORS, vector_text
-from .selectors import Part, Term, cut, parts_of, shown
+from .presets import PRESETS, VECTORS, expand_vector
+from .selectors import Part, Term, format_number, quote, read_selector
 
 MAX_STRENGTH = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class BlockStrengths:
-    """Strengths by name of block and sort of layer; ``str`` of it is text that ``parse`` reads as the same.
+    """Strengths by block and by sort of layer; ``parse`` reads the text that ``str`` writes as the same.
 
-    ``given`` is the preset or the vector that the terms come from, if they do.
+    ``given`` is the preset or the vector that the terms come from, if they come from one.
     """
 
     terms: tuple[Term, ...]
@@ -41,7 +41,7 @@ class BlockStrengths:
 
     @classmethod
     def parse(cls, text: str) -> BlockStrengths:
-        """Read the text; see the grammar of this module.
+        """Read the text; the docstring of this module has its grammar.
 
         Raises:
             ParameterError: for an unknown selector, a value that is not a number, or a selector given twice.
@@ -59,18 +59,18 @@ class BlockStrengths:
 
     @classmethod
     def _of_vector(cls, words: list[str]) -> BlockStrengths:
-        values = [shown(_strength(word, word)) for word in words]
+        values = [format_number(_strength(word, word)) for word in words]
         if len(values) not in VECTORS:
             *most, last = map(str, VECTORS)
             raise ParameterError(
                 f"a block vector has {', '.join(most)} or {last} values, not {len(values)}; "
                 "or name the blocks, as in 'down:0.5 mid:1'"
             )
-        return cls._of_terms(vector_text(values).split(), ",".join(values))
+        return cls._of_terms(expand_vector(values).split(), ",".join(values))
 
     @classmethod
     def _of_terms(cls, words: list[str], given: str = "") -> BlockStrengths:
-        found: dict[tuple[Part, ...], float] = {}
+        strengths: dict[tuple[Part, ...], float] = {}
         for place, word in enumerate(words):
             selector, colon, number = word.rpartition(":")
             if not colon and place == 0 and _is_number(word):
@@ -78,31 +78,31 @@ class BlockStrengths:
             elif not selector or not number:
                 hint = _preset_hint(word) if len(words) == 1 else ""
                 raise ParameterError(
-                    f"cannot read the block strength {cut(word)}; write selector:number{hint}"
+                    f"cannot read the block strength {quote(word)}; write selector:number{hint}"
                 )
-            parts = () if selector.lower() == "rest" else parts_of(selector)
-            if parts in found:
-                raise ParameterError(f"the block strengths give {cut(selector)} twice; keep one")
-            found[parts] = _strength(number, word)
-        rest = found.pop((), 1.0)
-        return cls(tuple(Term(parts, strength) for parts, strength in found.items()), rest, given)
+            parts = () if selector.lower() == "rest" else read_selector(selector)
+            if parts in strengths:
+                raise ParameterError(f"the block strengths give {quote(selector)} twice; keep one")
+            strengths[parts] = _strength(number, word)
+        rest = strengths.pop((), 1.0)
+        return cls(tuple(Term(parts, strength) for parts, strength in strengths.items()), rest, given)
 
     def factor(self, layer: str) -> float:
-        """What the weight of the LoRA is multiplied by in a layer."""
+        """Return what the weight of the LoRA is multiplied by in a layer."""
         facts = facts_of(layer)
         chosen = [term for term in reversed(self.terms) if term.selects(facts)]
         if not chosen:
             return self.rest
-        product, said = 1.0, frozenset[bool]()
-        for term in sorted(chosen, key=lambda term: term.specific, reverse=True):
-            if not term.says & said:
-                product, said = product * term.strength, said | term.says
+        product, covered = 1.0, frozenset[bool]()
+        for term in sorted(chosen, key=lambda term: term.precedence, reverse=True):
+            if not term.aspects & covered:
+                product, covered = product * term.strength, covered | term.aspects
         return product
 
     def without_layers(self, layers: Iterable[str]) -> list[str]:
-        """The selectors that select none of the layers.
+        """Return the selectors that select none of the layers.
 
-        Presets and vectors name blocks that many LoRAs do not have; they count as a whole.
+        A preset or a vector counts as a whole, because it names blocks that many LoRAs do not have.
         """
         facts = [facts_of(layer) for layer in layers]
         terms = [term for term in self.terms if not self.given or term.parts != (Part("te"),)]
@@ -114,19 +114,19 @@ class BlockStrengths:
     def __str__(self) -> str:
         if self.given:
             return self.given
-        rest = [] if self.rest == 1 and self.terms else [f"rest:{shown(self.rest)}"]
+        rest = [] if self.rest == 1 and self.terms else [f"rest:{format_number(self.rest)}"]
         return " ".join((*rest, *map(str, self.terms)))
 
 
 def block_strengths(given: str | BlockStrengths | None) -> BlockStrengths | None:
-    """Return block strengths from what a user gives: text, strengths already read from text, or nothing.
+    """Read block strengths from what a user gives: text, strengths already read, or nothing.
 
     >>> strengths = merge_ops.blocks.block_strengths("down:0.5 mid:1 attn:0.8")
     >>> strengths.factor("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     0.8
 
     Raises:
-        ParameterError: as ``BlockStrengths.parse``.
+        ParameterError: for what is not text, or for one of the reasons of ``BlockStrengths.parse``.
     """
     if given is None or isinstance(given, BlockStrengths):
         return given
@@ -138,11 +138,11 @@ def block_strengths(given: str | BlockStrengths | None) -> BlockStrengths | None
 def _strength(number: str, word: str) -> float:
     if not _is_number(number):
         random = "; random values cannot be repeated" if number.upper() in ("R", "U", "X") else ""
-        raise ParameterError(f"the block strength {cut(word)} has no number{random}; write selector:number")
+        raise ParameterError(f"the block strength {quote(word)} has no number{random}; write selector:number")
     value = float(number)
     if not abs(value) <= MAX_STRENGTH:
-        raise ParameterError(f"the block strength {cut(word)} is outside [-100, 100]")
-    return value + 0.0  # no negative zero
+        raise ParameterError(f"the block strength {quote(word)} is outside [-100, 100]")
+    return value + 0.0  # turns a negative zero into zero
 
 
 def _is_number(text: str) -> bool:

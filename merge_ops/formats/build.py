@@ -21,8 +21,10 @@ from ..adapters.reading import (
 )
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layer, Lora, WholeWeight
+from ..names.prefixes import without_wrappers
 from ..names.recognise import family_title
 from ..names.spelling import canonical_name, is_doubled
+from ..names.whole_file import settle_names
 from .container import is_finite
 from .experts import expert_layers
 from .tokens import token_rows
@@ -56,6 +58,19 @@ class _Held:
         else:
             self.whole_weights[name] = adapter
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give what has a new name that name.
+
+        Raises:
+            LoraFormatError: if two things come to one name.
+        """
+        before: list[tuple[str, Adapter]] = [
+            *self.whole_weights.items(), *self.layers.items(), *self.base_dependent.items()
+        ]  # fmt: skip
+        self.layers, self.base_dependent, self.whole_weights = {}, {}, {}
+        for name, adapter in before:
+            self.add(names.get(name, name), adapter, adapter.key)
+
     def __bool__(self) -> bool:
         return bool(self.layers or self.base_dependent or self.whole_weights)
 
@@ -82,7 +97,7 @@ def build_lora(
         LoraFormatError: if nothing in it can be merged, tensors contradict each other, or there is no such
             adapter.
     """
-    tensors, _ = one_adapter(tensors, adapter)
+    tensors, _ = one_adapter(without_wrappers(tensors), adapter)
     modules, unknown = group_by_module(tensors)
     held, whole = _Held(), dict[str, tuple[str, WholeWeight]]()
     if config is not None:
@@ -102,6 +117,10 @@ def build_lora(
             held.add(name_of(stem) + place, part, stem)
     if not held:
         raise LoraFormatError(_nothing_usable([*modules, *unknown], unmerged))
+    settled = settle_names((*held.layers, *held.base_dependent, *held.whole_weights, *unmerged), held.layers)
+    if settled:
+        held.rename(settled)
+        unmerged = {settled.get(name, name): reason for name, reason in unmerged.items()}
     doubled = any(map(is_doubled, modules))
     warnings = ["the prefix 'unet' is doubled in the keys; it was read as one"] if doubled else []
     warnings += warnings_of_layers(held.layers, held.base_dependent, bool(held.whole_weights))

@@ -20,6 +20,7 @@ from .ia3 import merge_ia3
 from .merged import Merged
 from .merged_layer import MergedLayer
 from .overflow import refuse_overflow
+from .pieces import cut_alike
 from .request import Request, Settings, settle_rank
 from .scratch import Scratch
 from .spaces import measure_layer, merge_factors
@@ -123,8 +124,10 @@ def carry_out(
     base_weights = open_base_weights(base)
     loras, ia3 = merge_ia3(list(loras), request) if base is None else (list(loras), {})
     loras = bind(loras, base_weights, request.reader)
-    loras = widen_alike(name_alike(loras))
-    check_structure(loras)
+    given, alike = loras, name_alike(loras)
+    check_structure(alike, given)
+    loras = cut_alike(alike)
+    loras = widen_alike(alike if loras is alike else name_alike(loras))
     whole_weights = agree_on_whole_weights(loras, request.keep, base_weights)
     request = settle_rank(request, loras)
     aligned = align(loras, request)

@@ -136,7 +136,13 @@ class MergedLayer:
         """Return the same layer with its result given as factors, stored where the LoRAs are."""
         home, model = self.template.device, self.template
         fixed = LowRank(
-            up.to(home, dtype), down.to(home, dtype), 1.0, model.layout, model.kernel, model.key, self.padded_to
+            up.to(home, dtype),
+            down.to(home, dtype),
+            1.0,
+            model.layout,
+            model.kernel,
+            model.key,
+            self.padded_to,
         )
         return replace(self, fixed=fixed)
 

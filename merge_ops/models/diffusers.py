@@ -14,10 +14,14 @@ from torch import nn
 
 from ..errors import IncompatibleLoraError
 from ..merging.merged import Merged
-from ..names.parts import flat_name
+from ..names.parts import OTHER_DENOISERS, flat_name
+from ..names.prefixes import strip_wrappers
 from ..names.spelling import DOTTED_COMPONENTS
 from .applied import AppliedMerge, FindModule
 from .modules import Modules
+
+# parts of pipelines that have one spelling only
+_OTHERS = (*OTHER_DENOISERS, "connectors", "text_conditioner")
 
 
 def patched(target: Any, merged: Merged, strength: float = 1.0) -> AppliedMerge:
@@ -46,7 +50,7 @@ def components(target: Any) -> dict[str, nn.Module]:
         return {name: part for name, part in parts.items() if name in DOTTED_COMPONENTS and part is not None}
     if not isinstance(target, nn.Module):
         raise IncompatibleLoraError(f"a {type(target).__name__} is neither a diffusers pipeline nor a model")
-    kind = type(target).__name__
+    kind = type(getattr(target, "_orig_mod", target)).__name__  # torch.compile hides the class
     if "UNet" in kind:
         return {"unet": target}
     if kind == "CLIPTextModelWithProjection":
@@ -58,7 +62,10 @@ def components(target: Any) -> dict[str, nn.Module]:
 
 def finder(target: Any) -> FindModule:
     """Return a function that maps a layer name to its module, or to None if the target has none."""
-    modules = {name: dict(component.named_modules()) for name, component in components(target).items()}
+    modules = {
+        name: {strip_wrappers(path): module for path, module in component.named_modules()}
+        for name, component in components(target).items()
+    }
     # layers of a text model outside a pipeline are named by their module paths
     elsewhere = Modules(target).find if isinstance(target, nn.Module) else lambda _: None
     denoiser = modules.get("transformer") or modules.get("unet") or {}
@@ -66,6 +73,8 @@ def finder(target: Any) -> FindModule:
 
     def find(layer: str) -> nn.Module | None:
         component, _, path = layer.partition(".")
+        if component in modules and component in _OTHERS:
+            return modules[component].get(path)
         if not component.startswith("text_encoder"):
             return flat.get(flat_name(layer)) or elsewhere(layer)
         own = modules.get(component, {})

@@ -8,13 +8,16 @@ from typing import Any
 from torch import nn
 
 from ..errors import IncompatibleLoraError
+from ..names.language import split_wrappers
+from ..names.prefixes import strip_wrappers
 from .parameters import module_of
 
 
 class Modules:
     """The modules of a transformers model, by layer name.
 
-    A layer name may include or omit the prefix of the base model (``model.``, ``transformer.``, ``bert.``).
+    A layer name may include or omit the prefix of the base model (``model.``, ``transformer.``, ``bert.``),
+    and may be the one that another version of transformers has.
     A ``PeftModel`` is unwrapped first.
     """
 
@@ -22,13 +25,17 @@ class Modules:
         unwrap: Any = getattr(model, "get_base_model", None)
         inner: nn.Module = model if unwrap is None else unwrap()
         self._prefix = f"{getattr(inner, 'base_model_prefix', '')}."
-        self.by_path = dict(inner.named_modules())
+        # under torch.compile, the innermost module of a name is the one that has the weight
+        self.by_path = {strip_wrappers(path): module for path, module in inner.named_modules()}
+        self._by_part = _index(self.by_path)
 
     def path(self, layer: str) -> str | None:
         """Return the path of a layer's module, bias or expert, or None if the model has no such module."""
         module = module_of(layer)
         spellings = (module, self._prefix + module, module.removeprefix(self._prefix))
         path = next((name for name in spellings if name in self.by_path), None)
+        if path is None and (parts := split_wrappers(module)) is not None:
+            path = self._by_part.get((parts[0], parts[2]))
         return None if path is None else path + layer[len(module) :]
 
     def find(self, layer: str) -> nn.Module | None:
@@ -60,3 +67,15 @@ class Modules:
             taken[path] = layer
             paths[layer] = path
         return paths
+
+
+def _index(paths: Iterable[str]) -> dict[tuple[str, str], str]:
+    """The paths by what all versions of transformers call a module, where this is one module's name only."""
+    index: dict[tuple[str, str], str] = {}
+    shared = set[tuple[str, str]]()
+    for path in paths:
+        if (parts := split_wrappers(path)) is not None:
+            key = parts[0], parts[2]
+            if index.setdefault(key, path) != path:
+                shared.add(key)
+    return {key: path for key, path in index.items() if key not in shared}

@@ -81,8 +81,8 @@ class Architecture:
         name: the key of the row, as in ``load(path, architecture="flux")``.
         title: what people call the model.
         patterns: by structure, the beginning of names without dots that only this model has.
-        families: the families whose names the model has, and what tells it from the others there. None: it is
-            the one when no other model fits.
+        families: the families whose names the model has, and what tells it from the others there; it returns
+            None where nothing does. None instead of that: it is the one when no other model fits.
         blocks: name of a sequence of blocks -> ``double``, ``single`` or plain ``blocks``.
         order: words of paths, from the input to the output of the model; one entry may have several words,
             for both structures. What is not listed comes first.
@@ -94,12 +94,15 @@ class Architecture:
         processors: block sequence -> layer of XLabs' attention processors -> the layer that it changes.
         swapped: original layers whose two halves of rows are the other way round in diffusers.
         experts: the version of the model that has one expert for high noise and one for low noise.
+        component: what most readers look for in front of diffusers' names.
+        kohya: what ComfyUI and diffusers look for in front of diffusers' names in kohya's files; a name with
+            dots follows a prefix with a dot.
     """
 
     name: str
     title: str
     patterns: Mapping[Structure, str]
-    families: Mapping[Family, Callable[[Evidence], bool] | None]
+    families: Mapping[Family, Callable[[Evidence], bool | None] | None]
     blocks: Mapping[str, Literal["double", "single", "blocks"]]
     order: tuple[str, ...]
     words: Mapping[str, str]
@@ -110,3 +113,5 @@ class Architecture:
     processors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     swapped: tuple[str, ...] = ()
     experts: str | None = None
+    component: str = "transformer"
+    kohya: str = "lora_transformer_"

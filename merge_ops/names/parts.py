@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-DENOISERS = ("unet", "transformer", "diffusion_model")
+DENOISERS = ("unet", "transformer", "diffusion_model")  # three names of one part
+OTHER_DENOISERS = ("transformer_2", "transformer_ref", "prior")  # beside it, as models of their own
 # as PEFT names the modules of decoders, T5 and GPT-2; a bare "layers.0." is also one of ACE-Step's denoiser
 _LANGUAGE_MODEL = re.compile(
     r"(base_model\.model\.)?((model\.|language_model\.)+(layers\.\d+\.|embed_tokens$|norm$|lm_head$)"
@@ -16,6 +17,12 @@ def flat_name(name: str) -> str:
     """Return a layer's name without dots and without the denoiser's component: one for all spellings."""
     component, _, path = name.partition(".")
     return (path if component in DENOISERS else name).replace(".", "_")
+
+
+def flat_path(name: str) -> str:
+    """Return a layer's name without dots and without any denoiser's component: what models are told by."""
+    component, _, path = name.partition(".")
+    return (path if component in DENOISERS or component in OTHER_DENOISERS else name).replace(".", "_")
 
 
 def is_language_model(name: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from ..lora import Lora
+from ..lora import Layer, Lora
 from .architecture import Architecture, Evidence, Family, Structure
 from .architectures import ARCHITECTURES, FAMILIES
-from .parts import flat_name
+from .parts import flat_path
 
 _OWNERS: tuple[Architecture | Family, ...] = (*ARCHITECTURES, *FAMILIES.values())
 # (pattern, whose it is, structure): the first that fits counts, so names of one model precede shared ones
@@ -27,10 +28,14 @@ _EXPERT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """The model that a LoRA seems to be made for, and whose names its layers have."""
+    """The model that a LoRA seems to be made for, and whose names its layers have.
+
+    ``others`` are models that it may be made for as well: neither names nor widths tell.
+    """
 
     architecture: Architecture
     structure: Structure
+    others: tuple[Architecture, ...] = ()
 
     @property
     def name(self) -> str:
@@ -39,28 +44,44 @@ class Guess:
 
     @property
     def title(self) -> str:
-        """What people call the model."""
-        return self.architecture.title
+        """What people call the model, or all that it may be."""
+        return " or ".join(row.title for row in (self.architecture, *self.others))
 
 
 def guess(lora: Lora) -> Guess | None:
     """Guess the architecture that most layers speak for; None if they are unknown, or only text encoders'."""
-    layers = {flat_name(name): layer for name, layer in lora.layers.items()}
-    votes = _count_votes(layers)
+    return guess_from((*lora.layers, *lora.base_dependent, *lora.whole_weights), lora.layers)
+
+
+def guess_from(names: Iterable[str], held: Mapping[str, Layer]) -> Guess | None:
+    """Guess the architecture from the names of layers, and from the widths of those that are held."""
+    names = tuple(names)
+    layers = {flat_path(name): layer for name, layer in held.items()}
+    votes = _count_votes(map(flat_path, names))
     if not votes:
         return None
     owner, structure = votes.most_common(1)[0][0]
     if isinstance(owner, Family):
         owner = _settle(owner, [voted for voted, _ in votes])
     if isinstance(owner, Family):
-        architecture = _narrow(owner, Evidence(layers, lora.layers.keys()))
-        return None if architecture is None else Guess(architecture, structure)
+        chosen, *others = _narrow(owner, Evidence(layers, names)) or (None,)
+        return None if chosen is None else Guess(chosen, structure, tuple(filter(None, others)))
     return Guess(owner, structure)
+
+
+def is_known(flat: str) -> bool:
+    """Return True if a name without dots begins as one of a model that is known."""
+    return _owner_of(flat) is not None
+
+
+@lru_cache(maxsize=1 << 15)  # the files of one model have the same names
+def _owner_of(flat: str) -> tuple[Architecture | Family, Structure] | None:
+    return next(((owner, structure) for pattern, owner, structure in _PATTERNS if pattern.match(flat)), None)
 
 
 def family_title(names: Iterable[str]) -> str | None:
     """Return what model, or which of a few, layers of these names belong to; None if they are unknown."""
-    votes = _count_votes(map(flat_name, names))
+    votes = _count_votes(map(flat_path, names))
     return votes.most_common(1)[0][0][0].title if votes else None
 
 
@@ -103,13 +124,7 @@ def _expert_of(lora: Lora) -> tuple[str, set[str]]:
 
 def _count_votes(names: Iterable[str]) -> Counter[tuple[Architecture | Family, Structure]]:
     """Count the names that speak for each model, or family of models, and structure."""
-    votes: Counter[tuple[Architecture | Family, Structure]] = Counter()
-    for name in names:
-        for pattern, owner, structure in _PATTERNS:
-            if pattern.match(name):
-                votes[owner, structure] += 1
-                break
-    return votes
+    return Counter(owner for name in names if (owner := _owner_of(name)) is not None)
 
 
 def _settle(family: Family, voted: Collection[Architecture | Family]) -> Architecture | Family:
@@ -123,14 +138,18 @@ def _settle(family: Family, voted: Collection[Architecture | Family]) -> Archite
     return family
 
 
-def _narrow(family: Family, evidence: Evidence) -> Architecture | None:
-    """Choose the model of a family that fits the widths and numbers of blocks."""
-    last_resort = None
+def _narrow(family: Family, evidence: Evidence) -> list[Architecture]:
+    """Choose the model of a family that fits the widths and numbers of blocks.
+
+    Others follow the first where nothing tells; none if no model fits.
+    """
+    last_resort, others = list[Architecture](), list[Architecture]()
     for row in ARCHITECTURES:
         if family in row.families:
             fits = row.families[family]
-            if fits is None:
-                last_resort = row
-            elif fits(evidence):
-                return row
-    return last_resort
+            verdict = fits(evidence) if fits is not None else None
+            if verdict:
+                return [row]
+            if verdict is None:
+                (last_resort if fits is None else others).append(row)
+    return last_resort + others

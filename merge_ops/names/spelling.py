@@ -11,6 +11,7 @@ import re
 from functools import cache, lru_cache
 
 from .architectures import PROCESSORS, WORDS
+from .prefixes import OUTER, strip_flat, strip_wrappers
 from .unet import DIFFUSERS_HEADS, LDM_HEADS, from_ldm, to_ldm
 
 KOHYA_COMPONENTS = {
@@ -19,23 +20,46 @@ KOHYA_COMPONENTS = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3",
+    "lora_te4_": "text_encoder_4",
     "lora_transformer_": "transformer",
+    "lora_prior_unet_": "prior",  # OneTrainer and ComfyUI, Stable Cascade
+    "lora_prior_te_": "text_encoder",
     "lycoris_": "unet",
 }
+# the components that diffusers' pipelines load LoRAs into, and two that only ComfyUI knows
 DOTTED_COMPONENTS = (
     "unet",
     "text_encoder",
     "text_encoder_2",
     "text_encoder_3",
+    "text_encoder_4",
     "text_encoders",
     "transformer",
+    "transformer_2",
+    "transformer_ref",
+    "prior",
+    "connectors",
+    "text_conditioner",
     "diffusion_model",
 )
+# component -> what kohya's names of it begin with; the others have no such names
+_TO_KOHYA = {
+    "unet": "lora_unet_",
+    "text_encoder": "lora_te1_",
+    "text_encoder_2": "lora_te2_",
+    "text_encoder_3": "lora_te3_",
+    "text_encoder_4": "lora_te4_",
+    "transformer": "lora_transformer_",
+    "diffusion_model": "lora_unet_",
+    "prior": "lora_prior_unet_",
+}
+_KOHYA = re.compile(rf"({'|'.join(prefix.rstrip('_') for prefix in KOHYA_COMPONENTS)})[._]+")
 
 _TEXT_WORDS = """text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 embeddings
 token_embedding position_embedding final_layer_norm layer_norm1 layer_norm2 text_projection block layer
-SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo shared""".split()
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+SelfAttention DenseReluDense q k v o wi wi_0 wi_1 wo shared model language_model o_proj gate_proj up_proj
+down_proj embed_tokens lm_head norm""".split()
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 # ComfyUI's own names of CLIP models, which its LoraSave node writes
 _COMFYUI_CLIP = {
     "text_encoders.clip_l.transformer.": "text_encoder.",
@@ -49,52 +73,72 @@ _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "
 @lru_cache(maxsize=1 << 15)  # the files of one model have the same names, and a saved file is read back
 def canonical_name(stem: str) -> str:
     """Return the canonical name of a module; ``stem`` is a key without its end, ``.lora_down.weight``."""
-    for prefix, component in KOHYA_COMPONENTS.items():
-        if stem.startswith(prefix):
-            flat = stem[len(prefix) :].removeprefix("_")  # Wan-Fun has one underscore too many
-            flat = flat.removeprefix("unet_") if component == "unet" else flat
-            dotted = _unflatten(flat, component)
-            return f"{component}.{_tidy(dotted, component) if dotted else flat}"
-    path = stem.removeprefix("base_model.model.")
-    if path.startswith("model.diffusion_model."):
-        path = path.removeprefix("model.")
-    block, _, layer = path.removeprefix("diffusion_model.").partition(".processor.")
-    if layer in (layers := PROCESSORS.get(block.partition(".")[0], {})):
+    stem = strip_wrappers(stem).rstrip("._")
+    prefix = _KOHYA.match(stem)
+    if prefix is not None:
+        return _from_kohya(KOHYA_COMPONENTS[f"{prefix[1]}_"], stem[prefix.end() :])
+    component, path = _split_component(stem)
+    block, _, layer = path.partition(".processor.")
+    if component in ("", "diffusion_model") and (
+        layer in (layers := PROCESSORS.get(block.partition(".")[0], {}))
+    ):
         return f"diffusion_model.{block}.{layers[layer]}"
-    for prefix, component in _COMFYUI_CLIP.items():
-        if path.startswith(f"{prefix}text_model.encoder.layers."):
-            path = component + path.removeprefix(prefix)
-    component, _, rest = path.partition(".")
-    if component not in DOTTED_COMPONENTS:
-        component, rest = _component_of(path), path
-    rest = rest.removeprefix("base_model.model.")
+    if not component:
+        component = _component_of(path)
     if component == "diffusion_model":
-        if not rest.startswith(LDM_HEADS):
-            return f"diffusion_model.{rest}"
+        if not path.startswith(LDM_HEADS):
+            return f"diffusion_model.{path}"
         component = "unet"
-    return f"{component}.{_tidy(rest, component)}" if component else rest
+    return f"{component}.{_tidy(path, component)}" if component else path
+
+
+def _from_kohya(component: str, path: str) -> str:
+    """The canonical name of what follows ``lora_unet_`` and the like."""
+    if component == "unet" and path.startswith("text_model_encoder_layers_"):
+        component = "text_encoder"  # LyCORIS has one prefix for all models
+    path = strip_flat(path, component)
+    dotted = path if "." in path else _unflatten(path, component)
+    return f"{component}.{_tidy(dotted, component) if dotted else path}"
+
+
+def _split_component(path: str) -> tuple[str, str]:
+    """The component that a dotted name begins with, or nothing, and the path inside it.
+
+    Prefixes around the model may stand before and after the component, and it may be doubled.
+    """
+    component = ""
+    while True:
+        for prefix in OUTER:
+            if path.startswith(prefix):
+                path = path.removeprefix(prefix)
+                break
+        else:
+            for prefix, known in _COMFYUI_CLIP.items():
+                if path.startswith(f"{prefix}text_model.encoder.layers."):
+                    path = known + path.removeprefix(prefix)
+            if path.startswith("model.diffusion_model."):
+                path = path.removeprefix("model.")
+            head, dot, rest = path.partition(".")
+            if not dot or head not in DOTTED_COMPONENTS or component not in ("", head):
+                return component, path
+            component, path = head, rest
 
 
 def kohya_name(canonical: str, ldm: bool = False, single_text_encoder: bool = False) -> str:
     """Return the kohya spelling of a canonical name.
 
     ``ldm`` gives UNets LDM block names, as SDXL trainers write; ``single_text_encoder`` gives the
-    prefix for models that have only one.
+    prefix for models that have only one. A name of a component without such a spelling is returned as it is.
     """
     component, _, path = canonical.partition(".")
-    if component == "text_encoders":  # only ComfyUI knows these, and by this name
+    prefix = _TO_KOHYA.get(component)
+    if prefix is None:
         return canonical
     if component == "unet" and ldm:
         path = to_ldm(path)
-    prefix = {
-        "unet": "lora_unet_",
-        "text_encoder": "lora_te_" if single_text_encoder else "lora_te1_",
-        "text_encoder_2": "lora_te2_",
-        "text_encoder_3": "lora_te3_",
-        "transformer": "lora_transformer_",
-        "diffusion_model": "lora_unet_",
-    }.get(component)
-    return f"{prefix}{path.replace('.', '_')}" if prefix else canonical.replace(".", "_")
+    if component == "text_encoder" and single_text_encoder:
+        prefix = "lora_te_"
+    return f"{prefix}{path.replace('.', '_')}"
 
 
 def is_doubled(stem: str) -> bool:
@@ -104,7 +148,9 @@ def is_doubled(stem: str) -> bool:
 
 def _component_of(path: str) -> str:
     head = path.partition(".")[0]
-    if head in DIFFUSERS_HEADS:
+    if path.startswith("time_embedding.") and not path.startswith("time_embedding.linear_"):
+        return ""  # Wan's
+    if head in DIFFUSERS_HEADS or head in ("input_blocks", "middle_block", "output_blocks"):
         return "unet"
     return "text_encoder" if head == "text_model" else ""
 

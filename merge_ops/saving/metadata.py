@@ -115,7 +115,7 @@ def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
         config = {**_rank_config(own), "target_modules": sorted(own)}
         if any(component_of(name) == component and name not in matrices_of(layers) for name in layers):
             config["lora_bias"] = True
-        flat |= {f"{component}.{key}": value for key, value in config.items()}
+        flat |= {f"{component}.{key}" if component else key: value for key, value in config.items()}
     return flat
 
 

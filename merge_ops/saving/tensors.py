@@ -8,6 +8,7 @@ because diffusers applies the most common alpha to all attention layers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable
 
 import torch
@@ -19,7 +20,9 @@ from ..formats.flux_control import is_norm_of_diffusers
 from ..formats.tokens import KEY as TOKENS_KEY
 from ..formats.tokens import ONLY_KEY as TOKENS_ONLY_KEY
 from ..lora import Lora, LowRank, WholeWeight
-from ..names.spelling import DOTTED_COMPONENTS, kohya_name
+from ..names.parts import is_language_model
+from ..names.recognise import Guess, guess
+from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, kohya_name
 from .experts import stacked
 
 FORMATS = ("kohya", "diffusers", "peft")
@@ -29,6 +32,7 @@ _AUTO = {
     "peft-keys": "diffusers",
     "peft": "peft",
 }
+_FLAT = re.compile(r"^[^.]*_\d+_[^.]*$")  # a path in kohya's spelling
 _LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
 
 
@@ -39,7 +43,10 @@ def resolve_format(asked: str, first: Lora) -> str:
     """
     if asked == "auto" and first.dialect == "generic":
         return "diffusers" if any(map(_is_generic, first.layers)) else "kohya"
-    return _AUTO.get(first.dialect, "kohya") if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    form = _AUTO.get(first.dialect, "kohya")
+    return "diffusers" if form == "kohya" and not all(map(_has_kohya_name, first.layers)) else form
 
 
 def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[str, str]:
@@ -67,9 +74,7 @@ def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
             name: spelled.get(name, f"base_model.model.{without_component(name, component_of(name))}")
             for name in names
         }
-    if "" in components:
-        bare = next(name for name in names if not _component_in(name, spelled))
-        raise MergeError(f"{bare} belongs to a text model, which {form} files cannot hold; use format='peft'")
+    _refuse_unnamed(names, form, spelled)
     if form == "diffusers":
         return {name: name for name in names}
     keys = {
@@ -78,10 +83,56 @@ def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
         for name, layer in lora.layers.items()
     }
     ldm = {name: key for name, key in keys.items() if key.startswith(_LDM_STEMS)}
+    found = next(filter(None, map(guess, loras)), None)
     numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys.values())
     return {
-        name: ldm.get(name) or kohya_name(name, bool(ldm), single_text_encoder=not numbered) for name in names
+        name: ldm.get(name)
+        or _with_known_prefix(name, found)
+        or kohya_name(name, bool(ldm), single_text_encoder=not numbered)
+        for name in names
     }
+
+
+def _refuse_unnamed(names: list[str], form: str, spelled: dict[str, str]) -> None:
+    """Refuse layers for which a file of one pipeline has no name.
+
+    Other layers that name no component are written under the name that they came with.
+    """
+    for name in names:
+        component = _component_in(name, spelled)
+        if not component and is_language_model(name):
+            raise MergeError(
+                f"{name} belongs to a text model, which {form} files cannot hold; use format='peft'"
+            )
+        if not component and name in spelled:
+            raise MergeError(
+                f"{name} is a module of the model that a PEFT folder is for, and {form} files hold only "
+                "parts of known pipelines; use format='peft'"
+            )
+        if form == "kohya" and not _has_kohya_name(name):
+            raise MergeError(
+                f"{name} belongs to {component}, for which kohya files have no name; use format='diffusers', "
+                "or merge each part of the pipeline on its own"
+            )
+
+
+def _has_kohya_name(name: str) -> bool:
+    return component_of(name) in ("", "text_encoders", "diffusion_model", *KOHYA_COMPONENTS.values())
+
+
+def _with_known_prefix(name: str, found: Guess | None) -> str | None:
+    """Diffusers' name with the prefix that readers of kohya files know for the model.
+
+    Where it is not known which of two models it is, the name with dots is known for both.
+    """
+    component, _, path = name.partition(".")
+    if found is None or found.structure == "original" or component not in ("transformer", "diffusion_model"):
+        return None
+    prefixes = {row.kohya for row in (found.architecture, *found.others)}
+    prefix = prefixes.pop() if len(prefixes) == 1 else f"{found.architecture.component}."
+    if not prefix.endswith("."):
+        return prefix + path.replace(".", "_")
+    return None if _FLAT.search(path) else prefix + path
 
 
 def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -> dict[str, Tensor]:
@@ -124,7 +175,7 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
                     f"{name} widens the base model's weight, which only format='kohya' can express"
                 )
             tensors[f"{stem}.reshape_weight"] = torch.tensor(layer.padded_to)
-        if form == "kohya" or _is_generic(name):
+        if form == "kohya" or (form == "diffusers" and _is_generic(name)):
             tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank, dtype=torch.float32)
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
@@ -167,7 +218,7 @@ def matrices_of(layers: dict[str, LowRank]) -> dict[str, LowRank]:
 
 def _key_of_vector(name: str, stem: str, form: str, layers: dict[str, LowRank]) -> str:
     is_bias = name.endswith(".bias")
-    if form == "kohya" or _is_generic(name):
+    if form == "kohya" or (form == "diffusers" and _is_generic(name)):
         return f"{stem}.diff_b" if is_bias else f"{stem}.diff"
     if is_bias and name.removesuffix(".bias") in layers:
         return f"{stem}.lora_B.bias"

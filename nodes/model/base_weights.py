@@ -11,17 +11,18 @@ from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.bind import bind
+from .split_fused import Places
 from .target import Target
 
 ReadWeight = Callable[[Target], torch.Tensor]
 
 
 def bind_to_model(
-    loras: list[Lora], places: list[dict[str, Target]], model: ModelPatcher | None, clip: Any | None
+    loras: list[Lora], places: list[Places], model: ModelPatcher | None, clip: Any | None
 ) -> list[Lora]:
     """Turn base-dependent adapters into layers of this model, computed as ComfyUI computes them.
 
-    ``places`` are the targets of each LoRA by layer name. Adapters of a part that is not connected, or of weights that the model lacks, are listed as unmerged.
+    Adapters of a part that is not connected, or of weights that the model lacks, are listed as unmerged.
     """
     if not any(lora.base_dependent or lora.whole_weights for lora in loras):
         return loras
@@ -30,16 +31,21 @@ def bind_to_model(
     return [_bind_one(lora, targets, read_weight) for lora, targets in zip(loras, places, strict=True)]
 
 
-def _bind_one(lora: Lora, targets: dict[str, Target], read_weight: ReadWeight) -> Lora:
+def _bind_one(lora: Lora, pieces: Places, read_weight: ReadWeight) -> Lora:
     reason = "needs the weight of a part that is not connected, or that this model does not have"
     absent = {
         name: f"{adapter.kind}, which {reason}"
         for name, adapter in lora.base_dependent.items()
-        if name not in targets
+        if name not in pieces
     }
-    present = {name: adapter for name, adapter in lora.base_dependent.items() if name in targets}
+    present = {name: adapter for name, adapter in lora.base_dependent.items() if name in pieces}
     rest = replace(lora, base_dependent=present, unmerged=lora.unmerged | absent)
-    (bound,) = bind([rest], lambda name: read_weight(targets[name]) if name in targets else None, "comfyui")
+
+    def read(name: str) -> torch.Tensor | None:
+        weights = [read_weight(target) for target in pieces.get(name, ())]
+        return torch.cat(weights) if len(weights) > 1 else weights[0] if weights else None
+
+    (bound,) = bind([rest], read, "comfyui")
     return bound
 
 

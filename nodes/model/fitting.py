@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from comfy.model_patcher import ModelPatcher
 
-from ...merge_ops.lora import BaseDependent, Layer, Lora, WholeWeight
+from ...merge_ops.lora import Layer, Lora, WholeWeight
 from ...merge_ops.names.parts import is_text
 from .base_weights import bind_to_model
 from .fused import cut_into_slices, find_smallest_slices, join_slices, restore_row_order
 from .key_maps import KeyMaps, read_key_maps
 from .misfits import leave_out, refuse_strangers, refuse_unusable, widen_as_patched
+from .split_fused import find_places, split_fused
 from .target import LoraTargets, Target
 from .weight_names import choose_stem, list_spellings, name_weights
 
@@ -44,12 +45,12 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
         IncompatibleLoraError: if a LoRA has no layer in common with the model, or most of another shape.
     """
     maps = read_key_maps(model, clip)
-    places = [maps.find_targets(_held(lora), lora.name) for lora in loras]
+    loras = [split_fused(lora, maps) for lora in loras]
+    places = [find_places(lora, maps) for lora in loras]
     refuse_strangers(loras, places, maps, model)
     fitting = [leave_out(lora, found, maps) for lora, found in zip(loras, places, strict=True)]
     bound = bind_to_model(fitting, places, model, clip)
-    bound = [widen_as_patched(lora, found, maps) for lora, found in zip(bound, places, strict=True)]
-    targets = [LoraTargets.of(lora, found) for lora, found in zip(bound, places, strict=True)]
+    targets = [_find_targets(split_fused(lora, maps), maps) for lora in bound]
     refuse_unusable(targets)
     targets = [_turn_conv1d(one) for one in targets]
     unconnected = [_keep_unconnected(one, model, clip) for one in targets]
@@ -71,8 +72,10 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
     )
 
 
-def _held(lora: Lora) -> dict[str, Layer | BaseDependent | WholeWeight]:
-    return {**lora.layers, **lora.whole_weights, **lora.base_dependent}
+def _find_targets(lora: Lora, maps: KeyMaps) -> LoraTargets:
+    layers = maps.find_targets(lora.layers, lora.name)
+    targets = LoraTargets(lora, layers, maps.find_targets(lora.whole_weights, lora.name))
+    return replace(targets, lora=widen_as_patched(lora, layers, maps))
 
 
 def _turn_conv1d(one: LoraTargets) -> LoraTargets:

@@ -13,13 +13,14 @@ from ...merge_ops.merging.widened import as_control_input, can_widen, widen
 from ...merge_ops.names.parts import is_text
 from ...merge_ops.names.recognise import guess
 from .key_maps import KeyMaps
+from .split_fused import Places, shape_of
 from .target import LoraTargets, Target
 
 _OTHER_BASE = "the LoRA was made for another base model"
 
 
 def refuse_strangers(
-    loras: list[Lora], places: list[dict[str, Target]], maps: KeyMaps, model: ModelPatcher | None
+    loras: list[Lora], places: list[Places], maps: KeyMaps, model: ModelPatcher | None
 ) -> None:
     """Refuse LoRAs that have no weight in common with the model.
 
@@ -31,7 +32,7 @@ def refuse_strangers(
             raise IncompatibleLoraError(_explain_stranger(lora, model, maps))
 
 
-def leave_out(lora: Lora, places: dict[str, Target], maps: KeyMaps) -> Lora:
+def leave_out(lora: Lora, places: Places, maps: KeyMaps) -> Lora:
     """Return the LoRA without the weights that the model has in another shape.
 
     An input layer that takes a control image besides is marked as one that widens the model's.
@@ -39,7 +40,7 @@ def leave_out(lora: Lora, places: dict[str, Target], maps: KeyMaps) -> Lora:
     Raises:
         IncompatibleLoraError: if most of its weights do not fit.
     """
-    shapes = {name: target.shape(maps.shapes) for name, target in places.items()}
+    shapes = {name: shape_of(targets, maps.shapes) for name, targets in places.items()}
     wider: dict[str, Layer] = {}
     for name, layer in lora.layers.items():
         if name in shapes and not layer.fits(shapes[name]):

@@ -64,7 +64,10 @@ def _find_entry(entries: list[StackEntry], wanted: str) -> int:
         return int(wanted) - 1
     names = [_names(entry) for entry in entries]
     matches = next(
-        filter(None, ([i for i, those in enumerate(names) if read(wanted) in map(read, those)] for read in READINGS)),
+        filter(
+            None,
+            ([i for i, those in enumerate(names) if read(wanted) in map(read, those)] for read in READINGS),
+        ),
         [],
     )
     if len(matches) == 1:

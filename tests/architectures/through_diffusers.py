@@ -88,8 +88,12 @@ def _agrees(architecture, tensors, ours):
         return False
     if isinstance(result, tuple):
         result, alphas = result[0], result[1] or {}
-    # what has no component was not converted, and diffusers leaves it out
-    result = {key: value for key, value in result.items() if key.startswith(("transformer.", "unet."))}
+    # what has no component, or a trainer's prefix still, was not converted, and diffusers leaves it out
+    result = {
+        key: value
+        for key, value in result.items()
+        if key.startswith(("transformer.", "unet.")) and not key.startswith("transformer.lora_")
+    }
     if not result:
         return False
     stock = from_tensors("stock", {**result, **{key: torch.tensor(float(a)) for key, a in alphas.items()}})

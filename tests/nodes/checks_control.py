@@ -112,7 +112,9 @@ def a_control_lora_beside_plain_ones():
         for method, density in some_methods(OF_EACH_KIND):
             chosen = {"method": method, **density}
             ours, out = loaded(rows, chosen, seed=5)
-            delta = out[2].merged.delta(next(n for n in out[2].merged.layers if n.endswith(("img_in", "x_embedder"))))
+            delta = out[2].merged.delta(
+                next(n for n in out[2].merged.layers if n.endswith(("img_in", "x_embedder")))
+            )
             assert delta.shape == (256, 128) and float(delta[:, 64:].abs().max()) > 0, method
             assert_close({INPUT: ours[INPUT].float()}, {INPUT: base + delta}, method, 2e-3)
         cut, _ = loaded(rows, {"method": "ties", "density": 0.5}, rank=4)

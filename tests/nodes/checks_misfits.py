@@ -40,7 +40,9 @@ def merged(rows, model_name, method=None, **inputs):
     model, clip = load_model(model_name)
     chosen = method or {"method": "linear"}
     with torch.inference_mode():
-        out = NODES["LoraAlloyLoader"].execute(model=model, clip=clip, loras=text_of(rows), method=chosen, **inputs)
+        out = NODES["LoraAlloyLoader"].execute(
+            model=model, clip=clip, loras=text_of(rows), method=chosen, **inputs
+        )
     return out.result, out.ui.as_dict()["text"][0]
 
 
@@ -67,7 +69,12 @@ def rotated(o, i):
 
 
 def gated(o, i):
-    return {"a1.weight": noise(i, 2), "a2.weight": noise(2, i), "b1.weight": noise(o, 2), "b2.weight": noise(2, i)}
+    return {
+        "a1.weight": noise(i, 2),
+        "a2.weight": noise(2, i),
+        "b1.weight": noise(o, 2),
+        "b2.weight": noise(2, i),
+    }
 
 
 def factors(o, i):
@@ -85,7 +92,11 @@ def misfits():
     """``(what, stem of the keys, tensors)`` of weights that the tiny Wan has in another shape."""
     block = "diffusion_model.blocks.0"
     yield "a text-to-video input", PATCHES, {"diff": noise(256, 36, 1, 2, 2)}
-    yield "a convolution", PATCHES, {"lora_up.weight": noise(256, 2, 1, 1, 1), "lora_down.weight": noise(2, 36, 1, 2, 2)}
+    yield (
+        "a convolution",
+        PATCHES,
+        {"lora_up.weight": noise(256, 2, 1, 1, 1), "lora_down.weight": noise(2, 36, 1, 2, 2)},
+    )
     yield "another kernel", PATCHES, {"diff": noise(256, 16, 1, 4, 4)}
     yield "a norm", f"{block}.norm3", {"diff": noise(300)}
     yield "a norm that is set", f"{block}.self_attn.norm_q", {"set_weight": noise(300)}
@@ -164,9 +175,13 @@ def applying_a_merge_skips_misfits():
     model, _ = load_model("wan")
     for method in ("linear", "ties"):
         stack = run("LoraAlloyStack", loras=f"<lora:{file}:0.7>")[0]
-        lora = run("LoraAlloyMerge", stack=stack, method=run("LoraAlloyMethod", method={"method": method})[0])[0]
+        lora = run(
+            "LoraAlloyMerge", stack=stack, method=run("LoraAlloyMethod", method={"method": method})[0]
+        )[0]
         with torch.inference_mode():
-            out = NODES["LoraAlloyApply"].execute(lora=lora, strength_model=1.0, strength_clip=1.0, model=model)
+            out = NODES["LoraAlloyApply"].execute(
+                lora=lora, strength_model=1.0, strength_clip=1.0, model=model
+            )
         says = out.ui.as_dict()["text"][0]
         assert "skipped 1 weight: " in says and "patch_embedding" in says, says
         assert len(weights_of(out.result[0], None)) == len(tensors) // 3, method

@@ -10,14 +10,15 @@ HIDREAM = Architecture(
     patterns={"diffusers": r"(double|single)_stream_blocks_\d+_"},
     families={},
     blocks={"double_stream_blocks": "double", "single_stream_blocks": "single"},
-    order=("final_layer",),
+    order=("double_stream_blocks", "single_stream_blocks", "final_layer"),
     words={},
     converter=None,
     comfyui={},
-    checkpoint=(),
+    checkpoint=("double_stream_blocks.",),
     lacks={
         "words": "its original names are diffusers' names",
         "converter": "its original names are diffusers' names",
         "comfyui": "its original names are diffusers' names",
     },
+    kohya="lora_unet_",
 )

@@ -29,4 +29,6 @@ LTX = Architecture(
         "words": "the original names of its blocks are diffusers' names",
         "converter": "the original names of its blocks are diffusers' names",
     },
+    component="diffusion_model",
+    kohya="lora_unet_",
 )  # fmt: skip

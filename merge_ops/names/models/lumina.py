@@ -18,7 +18,6 @@ _BLOCK: LayerNames = {
 _row = partial(
     Architecture,
     blocks={"layers": "blocks"},
-    order=("norm_out final_layer",),
     words={
         "diffusion_model": "layers noise_refiner context_refiner attention qkv out feed_forward w1 w2 w3 mlp "
         "adaLN_modulation x_embedder t_embedder cap_embedder final_layer linear"
@@ -36,7 +35,7 @@ _row = partial(
             }),
         ),
     },
-    checkpoint=(),
+    checkpoint=("noise_refiner.",),
 )  # fmt: skip
 LUMINA2 = _row(
     name="lumina2",
@@ -45,6 +44,7 @@ LUMINA2 = _row(
         "diffusers": r"(layers|noise_refiner|context_refiner)_\d+_(attn_to_|feed_forward_linear_)",
     },
     families={LUMINA: lambda evidence: _WIDTH in evidence.input_widths("_attention_")},
+    order=("noise_refiner context_refiner", "layers", "final_layer norm_out"),
     converter=Converter("Lumina2Pipeline", "dotted"),
     lacks={},
 )
@@ -53,6 +53,8 @@ ZIMAGE = _row(
     title="Z-Image",
     patterns={},
     families={LUMINA: None},
+    order=("noise_refiner context_refiner", "layers", "final_layer all_final_layer"),
     converter=Converter("ZImagePipeline", "kohya"),
     lacks={"patterns": "the family has all its names"},
+    kohya="diffusion_model.",
 )

@@ -29,12 +29,20 @@ _row = partial(
     words={"unet": _WORDS},
     converter=None,
     comfyui={},
-    checkpoint=("first_stage_model.", "cond_stage_model.", "conditioner.embedders.", "down_blocks."),
+    checkpoint=(
+        "first_stage_model.",
+        "cond_stage_model.",
+        "conditioner.embedders.",
+        "input_blocks.",
+        "down_blocks.",
+    ),
     lacks={
         "blocks": "a UNet has levels instead of a sequence of blocks",
         "converter": "original names are brought to diffusers' names when a file is read",
         "comfyui": "ComfyUI's own map has diffusers' names of the UNet",
     },
+    component="unet",
+    kohya="lora_unet_",
 )
 SD1 = _row(name="sd1", title="SD1.x", families={UNET: _reads_text(768)})
 SD2 = _row(name="sd2", title="SD2.x", families={UNET: _reads_text(1024)})

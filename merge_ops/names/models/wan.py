@@ -20,7 +20,7 @@ WAN = Architecture(
     },
     families={},
     blocks={"blocks": "blocks"},
-    order=("proj_out",),
+    order=("blocks", "head proj_out"),
     words={
         "diffusion_model": "blocks self_attn cross_attn ffn k_img v_img q k v o text_embedding "
         "time_embedding time_projection head img_emb proj"
@@ -40,7 +40,7 @@ WAN = Architecture(
             ("", "", {"head.head": ("proj_out",)}),
         ),
     },
-    checkpoint=(),
+    checkpoint=("blocks.",),
     lacks={},
     experts="Wan 2.2",
 )  # fmt: skip
