@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
-from .model.clones import patch_clones
+from .model.clones import fit_and_patch_clones
 from .model.lora_model import read_lora_model
 from .model.summary import describe_merge, list_left_out, list_not_applied
 from .status import StatusLine
@@ -80,9 +80,11 @@ class LoraAlloyApply(io.ComfyNode):
         merged = read_lora_model(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             return io.NodeOutput(model, clip)
-        new_model, new_clip, fitted = patch_clones(merged, model, clip, strength_model, strength_clip)
+        patched = fit_and_patch_clones(merged, model, clip, strength_model, strength_clip)
+        fitted = patched.fitted
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
         text = f"{describe_merge(merged)}, on {text}, {status.seconds:.1f} s"
-        text = "\n".join([text, *list_left_out(merged, fitted), *list_not_applied(merged, model, clip)])
+        lines = [*list_left_out(merged, fitted), *list_not_applied(merged, model, clip), *patched.lines]
+        text = "\n".join([text, *lines])
         status.show(text)
-        return io.NodeOutput(new_model, new_clip, ui=ui.PreviewText(text))
+        return io.NodeOutput(patched.model, patched.clip, ui=ui.PreviewText(text))

@@ -13,8 +13,8 @@ from ..merge_ops.learning import DistillProgress, Retention, distill
 from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
 from .inputs import ALIASES, CATEGORY, LORA_MODEL, RECORDING
+from .model.clones import patch_clones
 from .model.lora_model import MergedLoraModel
-from .model.patch import add_merge
 from .model.recorded import RecordedLoras
 from .model.stopping import stoppable
 from .status import StatusLine
@@ -97,15 +97,15 @@ class LoraAlloyDistill(io.ComfyNode):
                 **chosen,
             )  # fmt: skip
             stopped = is_stopped()
-        model, clip = _patch(recording, merged)
+        patched = patch_clones(merged, recording.fitted, recording.model, recording.clip)
         linear = recording.measure(recording.merge("linear", 1.0, None))
         lines = [_heading(merged, watch, stopped, status.seconds)]
         lines += compare(recording.measure(merged), linear)
-        lines += watch.notes
+        lines += [*watch.notes, *patched.lines]
         text = "\n".join(lines)
         status.show(text)
         lora = MergedLoraModel(merged, recording.fitted.stems)
-        return io.NodeOutput(lora, model, clip, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(lora, patched.model, patched.clip, text, ui=ui.PreviewText(text))
 
 
 class _Watch:
@@ -164,11 +164,3 @@ def _heading(merged: Merged, watch: _Watch, stopped: bool, seconds: float) -> st
     return (
         f"distilled {len(merged.loras)} LoRAs, {len(merged.layers)} layers, {size}, {steps}, {seconds:.0f} s"
     )
-
-
-def _patch(recorded: RecordedLoras, merged: Merged) -> tuple[Any, Any]:
-    """Clones of the user's MODEL and CLIP with the result."""
-    model, clip = recorded.model.clone(), recorded.clip.clone()
-    add_merge(model, merged, recorded.fitted.unet, 1.0)
-    add_merge(clip, merged, recorded.fitted.clip, 1.0)
-    return model, clip

@@ -21,10 +21,11 @@ from .inputs import (
     result_inputs,
     space_input,
 )
+from .model.attachments import chain_of_entries
+from .model.clones import patch_clones
 from .model.fitting import fit_to_model
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
-from .model.patch import add_merge
 from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
 from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .model.summary import list_not_applied, summarize
@@ -152,14 +153,10 @@ class LoraAlloyLoader(io.ComfyNode):
             merged, note = run_merge(
                 fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
             )
-        new_model = model.clone()
-        add_merge(new_model, merged, fitted.unet, 1.0)
-        new_clip = clip.clone() if clip is not None else None
-        if new_clip is not None:
-            add_merge(new_clip, merged, fitted.clip, 1.0)
+        patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries))
         text = summarize(merged, fitted, note, status.seconds, chosen.label)
-        text = "\n".join([text, *list_not_applied(merged, model, clip)])
+        text = "\n".join([text, *list_not_applied(merged, model, clip), *patched.lines])
         status.show(text)
         return io.NodeOutput(
-            new_model, new_clip, MergedLoraModel(merged, fitted.stems), ui=ui.PreviewText(text)
+            patched.model, patched.clip, MergedLoraModel(merged, fitted.stems), ui=ui.PreviewText(text)
         )

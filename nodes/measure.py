@@ -14,7 +14,7 @@ from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
 from .inputs import ALIASES, CATEGORY, LORA_MODEL, METHOD, RECORDING
-from .model.clones import patch_clones
+from .model.clones import fit_and_patch_clones
 from .model.learning_host import Applied
 from .model.lora_model import read_lora_model
 from .model.recorded import RecordedLoras
@@ -152,8 +152,8 @@ def _with_lora(recorded: RecordedLoras, lora: dict[str, Any]) -> Applied:
     merged = read_lora_model(lora).merged
     if merged is None:
         return Applied(recorded.host.model, recorded.host.clip)
-    model, clip, _ = patch_clones(merged, recorded.host.model, recorded.host.clip)
-    return Applied(model, clip)
+    patched = fit_and_patch_clones(merged, recorded.host.model, recorded.host.clip)
+    return Applied(patched.model, patched.clip)
 
 
 def _report(rows: list[_Row], best: _Row) -> str:

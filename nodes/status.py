@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
+
+from .model.core import running_server
 
 _EVERY = 0.2  # least seconds between two lines
 
@@ -34,7 +35,6 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         """Show the text now."""
-        # ComfyUI's main script imports its server; without that module there is nobody to send to
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = running_server()
         if server is not None and self._node_id is not None:
             server.send_progress_text(text, self._node_id)

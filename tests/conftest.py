@@ -124,9 +124,9 @@ def comfyui_python():
     root = find_comfyui()
     if root is None:
         pytest.skip("no ComfyUI found: set COMFYUI_DIR, or have one at ~/comfy/ComfyUI")
-    python = root / ".venv" / "bin" / "python"
+    python = Path(os.environ.get("COMFYUI_PYTHON") or root / ".venv" / "bin" / "python")
     if not python.is_file():
-        pytest.skip(f"the ComfyUI at {root} has no virtual environment of its own in .venv")
+        pytest.skip(f"there is no {python}: make a virtual environment in .venv, or set COMFYUI_PYTHON")
     return root, python
 
 

@@ -17,6 +17,7 @@ from .base_weights import bind_to_model
 from .fused import cut_into_slices, find_smallest_slices, join_slices, restore_row_order
 from .key_maps import KeyMaps, read_key_maps
 from .misfits import leave_out, refuse_strangers, refuse_unusable, widen_as_patched
+from .packed import refuse_packed
 from .split_fused import find_places, split_fused
 from .target import LoraTargets, Target
 from .weight_names import choose_stem, list_spellings, name_weights
@@ -42,15 +43,17 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
     A weight that the model has in another shape is left out by name, as in ComfyUI's own loader.
 
     Raises:
-        IncompatibleLoraError: if a LoRA has no layer in common with the model, or most of another shape.
+        IncompatibleLoraError: if a LoRA has no layer in common with the model, or most of another shape, or
+            if the model keeps a weight packed that ComfyUI does not unpack for patches.
     """
     maps = read_key_maps(model, clip)
     loras = [split_fused(lora, maps) for lora in loras]
     places = [find_places(lora, maps) for lora in loras]
     refuse_strangers(loras, places, maps, model)
     fitting = [leave_out(lora, found, maps) for lora, found in zip(loras, places, strict=True)]
-    bound = bind_to_model(fitting, places, model, clip)
+    bound = bind_to_model(fitting, places, maps)
     targets = [_find_targets(split_fused(lora, maps), maps) for lora in bound]
+    refuse_packed(targets, maps.stored, model, clip)
     refuse_unusable(targets)
     targets = [_turn_conv1d(one) for one in targets]
     unconnected = [_keep_unconnected(one, model, clip) for one in targets]

@@ -1,45 +1,32 @@
-"""Parts of MODEL and CLIP: their encoders, their patches, and where the rows of a layer lie in a weight."""
+"""Parts of MODEL and CLIP: their patches, their tokens, and where the rows of a layer lie in a weight."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import comfy.sd1_clip
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...merge_ops.errors import ParameterError
+from .core import copy_patches, patcher_of
 from .target import Target
 
 
 def adopted(own: Any, given: Any, what: str) -> Any:
     """A clone of the host's part with the patches of another one of the same model."""
     refuse_another(own, given, what)
-    clone, other = own.clone(), _patcher(given)
-    patcher = _patcher(clone)
-    patcher.patches = {key: patches[:] for key, patches in other.patches.items()}
-    patcher.patches_uuid = other.patches_uuid
+    clone = own.clone()
+    copy_patches(clone, given)
     return clone
 
 
 def refuse_another(own: Any, given: Any, what: str) -> None:
-    mine, other = _patcher(own).model, _patcher(given).model
+    mine, other = patcher_of(own).model, patcher_of(given).model
     if mine is other:
         return
     shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (mine, other)]
     if shapes[0] != shapes[1]:
         raise ParameterError(f"this {what} is another model than the one that was recorded; record it first")
-
-
-def _patcher(part: Any) -> Any:
-    """The ModelPatcher of a MODEL, which is one, or of a CLIP."""
-    return getattr(part, "patcher", part)
-
-
-def text_encoders(clip: Any) -> dict[str, nn.Module]:
-    """The encoders of a CLIP that take tokens, by their names in it."""
-    named = clip.cond_stage_model.named_modules()
-    return {path or "clip": part for path, part in named if isinstance(part, comfy.sd1_clip.SDClipModel)}
 
 
 def rows(target: Target, count: int) -> slice | Tensor | None:

@@ -14,7 +14,9 @@ from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
 from ...merge_ops.names.original import diffusers_names, is_swapped, pieces
 from ...merge_ops.names.parts import flat_name
 from ...merge_ops.names.spelling import kohya_name
+from .core import StoredWeight, image_model, read_stored_weights, text_model
 from .language import Encoders, find_encoder_targets, find_encoders, name_slices
+from .packed import read_true_shape
 from .target import Part, Shapes, Target
 
 _DOTTED = ("unet.base_model.model.", "base_model.model.", "diffusion_model.", "transformer.", "unet.")
@@ -30,7 +32,8 @@ class KeyMaps:
     clip: dict[str, Target]
     flat: dict[str, Target]
     unsliced: frozenset[str]  # keys of weights with slices that ComfyUI's own map lacks
-    shapes: Shapes  # key of a weight -> its shape
+    shapes: Shapes  # key of a weight -> its shape, unpacked
+    stored: dict[str, StoredWeight]  # key of a weight -> the weight without patches
     encoders: Encoders  # modules of the text encoders
     widened: Shapes = field(default_factory=dict)  # key of a weight that earlier patches pad -> its new shape
 
@@ -75,12 +78,13 @@ class KeyMaps:
 def read_key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
     """Read ComfyUI's maps of the parts that are connected, and add the names that they lack."""
     unet = comfy.lora.model_lora_keys_unet(model.model, {}) if model is not None else {}
-    text = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
+    text = comfy.lora.model_lora_keys_clip(text_model(clip), {}) if clip is not None else {}
     unet_targets, clip_targets = (
         {spelling: Target.from_comfyui(entry) for spelling, entry in entries.items()}
         for entries in (unet, text)
     )
-    shapes = _read_shapes(model.model if model is not None else None)
+    stored, text_stored = ({} if part is None else read_stored_weights(part) for part in (model, clip))
+    shapes, text_shapes = _read_shapes(stored), _read_shapes(text_stored)
     flat: dict[str, Target] = {}
     for spelling, target in unet_targets.items():
         if target.key in shapes:
@@ -88,18 +92,17 @@ def read_key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
     unsliced = set()
     if model is not None:
         known = set(unet_targets.values())
-        image_model = str(model.model.model_config.unet_config.get("image_model"))
-        for name, target in _find_more_names(image_model, shapes):
+        for name, target in _find_more_names(image_model(model), shapes):
             flat.setdefault(name, target)
             if target.part is not None and target not in known:
                 unsliced.add(target.key)
-    text_shapes = _read_shapes(clip.patcher.model if clip is not None else None)
     return KeyMaps(
         unet_targets,
         clip_targets | name_slices(clip),
         flat,
         frozenset(unsliced),
         {**shapes, **text_shapes},
+        {**stored, **text_stored},
         find_encoders(clip, text_shapes),
         _read_widened(model),
     )
@@ -133,16 +136,16 @@ def _flatten(spelling: str) -> str:
     return flat_name(spelling)
 
 
-def _find_more_names(image_model: str, shapes: Shapes) -> list[tuple[str, Target]]:
+def _find_more_names(architecture: str, shapes: Shapes) -> list[tuple[str, Target]]:
     """Diffusers' names that ComfyUI's map of this model lacks; slices where the model's weight is fused."""
     found: list[tuple[str, Target]] = []
     for key, shape in shapes.items():
         if not key.startswith(_PREFIX) or not key.endswith(".weight") or len(shape) < 2:
             continue
         path = key[len(_PREFIX) : -len(".weight")]
-        names = diffusers_names(image_model, path)
+        names = diffusers_names(architecture, path)
         if len(names) == 1:
-            function = _swap_halves if is_swapped(image_model, path) else None
+            function = _swap_halves if is_swapped(architecture, path) else None
             found.append((flat_name(names[0]), Target(key, function=function)))
             continue
         for name, (start, length) in zip(names, pieces(len(names), shape) if names else (), strict=True):
@@ -166,8 +169,5 @@ def _read_widened(model: ModelPatcher | None) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _read_shapes(model: Any | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights; a GGUF weight keeps its true shape in ``tensor_shape``."""
-    if model is None:
-        return {}
-    return {key: tuple(getattr(w, "tensor_shape", w.shape)) for key, w in model.state_dict().items()}
+def _read_shapes(stored: Mapping[str, StoredWeight]) -> dict[str, tuple[int, ...]]:
+    return {key: read_true_shape(key, one) for key, one in stored.items()}

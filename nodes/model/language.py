@@ -8,6 +8,7 @@ from typing import Any
 
 from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
+from .core import list_fused_linears
 from .target import Part, Shapes, Target
 
 Held = Layer | BaseDependent | WholeWeight
@@ -99,16 +100,10 @@ def _fits(name: str, held: Held, shape: tuple[int, ...]) -> bool:
 
 def _find_fused(clip: Any | None) -> list[tuple[str, dict[str, Target]]]:
     """Paths of modules with fused weights, and the rows of each part."""
-    found = []
-    for path, module in clip.cond_stage_model.named_modules() if clip is not None else ():
-        if getattr(module, "merged_qkv", False) and hasattr(module, "kv_size"):
-            sizes = {"q_proj": module.inner_size, "k_proj": module.kv_size, "v_proj": module.kv_size}
-            found.append((path, _stack_rows(f"{path}.qkv_proj.weight", sizes)))
-        if getattr(module, "merged_mlp", False) and hasattr(module, "gate_up_proj"):
-            half = module.gate_up_proj.weight.shape[0] // 2
-            sizes = {"gate_proj": half, "up_proj": half}
-            found.append((path, _stack_rows(f"{path}.gate_up_proj.weight", sizes)))
-    return found
+    return [
+        (path, _stack_rows(f"{path}.{linear}.weight", sizes))
+        for path, linear, sizes in list_fused_linears(clip)
+    ]
 
 
 def _stack_rows(key: str, sizes: dict[str, int]) -> dict[str, Target]:

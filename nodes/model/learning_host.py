@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.patcher_extension
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +15,19 @@ from ...merge_ops.learning import Host, Site
 from ...merge_ops.learning.host import first_tensor
 from ...merge_ops.learning.plain import plain
 from ...merge_ops.merging.merged import Merged
+from .core import (
+    call_options,
+    diffusion_model,
+    load_device,
+    make_room,
+    patcher_of,
+    prepare_text_encoders,
+    text_encoders,
+    text_model,
+    training_mode,
+)
 from .fitting import FittedLoras
-from .host_parts import adopted, refuse_another, rows, text_encoders, token_tensor
+from .host_parts import adopted, refuse_another, rows, token_tensor
 from .patch import add_merge
 from .static import make_static
 from .target import Target
@@ -52,7 +62,7 @@ class ComfyHost(Host):
         self._fingerprint: str | None = None
         has_text = self.clip is not None and fitted.clip and with_text
         encoders = text_encoders(self.clip) if has_text else {}
-        self.modules: Mapping[str, nn.Module] = {DENOISER: self.model.model.diffusion_model, **encoders}
+        self.modules: Mapping[str, nn.Module] = {DENOISER: diffusion_model(self.model), **encoders}
 
     def site(self, layer: str) -> Site | None:
         """Return the module of a layer, and its rows where several layers share a weight.
@@ -64,7 +74,7 @@ class ComfyHost(Host):
         if target is None:
             return None
         path, _, role = target.key.rpartition(".")
-        whole = self.model.model if target.is_denoiser else self.clip.cond_stage_model
+        whole = self.model.model if target.is_denoiser else text_model(self.clip)
         if role not in ("weight", "bias") or (target.part is not None and target.part.dim != 0):
             return None
         module = whole.get_submodule(path)
@@ -88,15 +98,9 @@ class ComfyHost(Host):
     def training(self) -> Iterator[None]:
         """Leave inference mode, with weights in place that autograd can save; see ``trainable``."""
         self._make_room()
-        management: Any = comfy.model_management
-        was_training = getattr(management, "in_training", False)
         parts = self.modules.values()
-        with torch.inference_mode(False), as_normal_tensors(parts), kept_inputs(parts):
-            management.in_training = True
-            try:
-                yield
-            finally:
-                management.in_training = was_training
+        with torch.inference_mode(False), as_normal_tensors(parts), kept_inputs(parts), training_mode():
+            yield
 
     def fingerprint(self) -> str:
         """Return that of the base as it is loaded without a merge; read once, since MODEL does not change."""
@@ -107,9 +111,7 @@ class ComfyHost(Host):
 
     def device(self, name: str) -> torch.device:
         """Return where the module computes, which is not where its weights lie if they are offloaded."""
-        patcher = self.model if name == DENOISER else self.clip.patcher
-        device: torch.device = patcher.load_device
-        return device
+        return load_device(self.model if name == DENOISER else self.clip)
 
     def inputs(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Keep tensors and numbers; of the options of a diffusion model only what differs from call to call.
@@ -128,10 +130,13 @@ class ComfyHost(Host):
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module as sampling, or encoding a prompt, would."""
         if name != DENOISER:
-            self._set_clip_options()
+            prepare_text_encoders(self.clip)
             return self.modules[name](args[0].tolist())
         if "transformer_options" in kwargs:
-            kwargs = {**kwargs, "transformer_options": self._options() | kwargs["transformer_options"]}
+            kwargs = {
+                **kwargs,
+                "transformer_options": call_options(self.model_now) | kwargs["transformer_options"],
+            }
         return self.modules[name](*args, **kwargs)
 
     def output(self, name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -175,33 +180,15 @@ class ComfyHost(Host):
     def _load(self) -> None:
         # ComfyUI copies inference tensors that it puts back outside of inference mode; inside, it moves them
         with torch.inference_mode():
-            patchers = [self.model_now] if self.clip_now is None else [self.model_now, self.clip_now.patcher]
-            comfy.model_management.load_models_gpu(patchers)
+            comfy.model_management.load_models_gpu(self._patchers())
 
     def _make_room(self) -> None:
         """Unload other models from a GPU: activations that gradients need take more than sampling does."""
-        management: Any = comfy.model_management
-        device = self.model_now.load_device
-        if device.type == "cpu":
-            return
-        own = [self.model_now] if self.clip_now is None else [self.model_now, self.clip_now.patcher]
-        loaded = management.current_loaded_models
-        with torch.inference_mode():
-            management.free_memory(1e30, device, keep_loaded=[one for one in loaded if one.model in own])
+        device = load_device(self.model_now)
+        if device.type != "cpu":
+            with torch.inference_mode():
+                make_room(device, keep=self._patchers())
 
-    def _options(self) -> dict[str, Any]:
-        """The options and wrappers that this MODEL gives to each call of its diffusion model."""
-        options: dict[str, Any] = comfy.patcher_extension.copy_nested_dicts(
-            self.model_now.model_options.get("transformer_options", {})
-        )
-        for kind in ("wrappers", "callbacks"):
-            own = getattr(self.model_now, kind, {})
-            options[kind] = comfy.patcher_extension.merge_nested_dicts(options.get(kind, {}), own)
-        return options
-
-    def _set_clip_options(self) -> None:
-        encoders = self.clip.cond_stage_model
-        encoders.reset_clip_options()
-        if self.clip.layer_idx is not None:
-            encoders.set_clip_options({"layer": self.clip.layer_idx})
-        encoders.set_clip_options({"execution_device": self.clip.patcher.load_device})
+    def _patchers(self) -> list[Any]:
+        """Those of the MODEL and CLIP that sampling takes now."""
+        return [patcher_of(part) for part in (self.model_now, self.clip_now) if part is not None]

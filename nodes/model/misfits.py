@@ -12,6 +12,7 @@ from ...merge_ops.merging.misfits import leave_out_misfits
 from ...merge_ops.merging.widened import as_control_input, can_widen, widen
 from ...merge_ops.names.parts import is_text
 from ...merge_ops.names.recognise import guess
+from .core import model_kind
 from .key_maps import KeyMaps
 from .split_fused import Places, shape_of
 from .target import LoraTargets, Target
@@ -96,7 +97,7 @@ def _explain_stranger(lora: Lora, model: ModelPatcher | None, maps: KeyMaps) -> 
             "for another text encoder"
         )
     architecture = guess(lora)
-    kind = type(model.model.model_config).__name__ if model is not None else ""
+    kind = model_kind(model) if model is not None else ""
     looks = ""
     if architecture and kind:
         looks = f": it looks like a {architecture.title} LoRA, and this model is {kind}"

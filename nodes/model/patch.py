@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -18,7 +19,9 @@ from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
 from ...merge_ops.methods.registry import get_method
+from .core import pack_low_rank, unpack_low_rank
 from .memory import make_tiles
+from .packed import refuse_other_size
 from .target import Target
 
 _RECORDS = TABLES.records  # the class of every kind of adapter, by name
@@ -89,6 +92,7 @@ class MergedAdapter(WeightAdapterBase):
         layer = self.layer(function(weight) if whole else weight)
         if layer.padded_to:
             weight = pad_tensor_to_shape(weight, list(layer.padded_to))
+        refuse_other_size(key, weight, math.prod(layer.template.matrix_shape))
         rows = weight.reshape(weight.shape[0], -1)
         if whole or layer.template.stored_in_out or rows.data_ptr() != weight.data_ptr():
             delta = layer.template.as_weight(layer.matrix(weight.device)).reshape(weight.shape)
@@ -102,6 +106,18 @@ class MergedAdapter(WeightAdapterBase):
             scaled = tile.mul_(strength)
             rows[start : start + tile.shape[0]] += scaled.type(weight.dtype)
         return weight
+
+
+class LowRankAdapter(LoRAAdapter):
+    """ComfyUI's adapter for a low-rank layer, which refuses a weight of another size where that logs it."""
+
+    def calculate_weight(self, weight: torch.Tensor, key: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Add the change to ``weight``, exactly as ComfyUI's own adapter does."""
+        up, down, padded_to = unpack_low_rank(self.weights)
+        if padded_to is None:
+            refuse_other_size(key, weight, up.shape[0] * down[0].numel())
+        result: torch.Tensor = super().calculate_weight(weight, key, *args, **kwargs)
+        return result
 
 
 def _pack(value: Any) -> Any:
@@ -165,7 +181,7 @@ def _add_one_lora(
     patcher: Any, merged: Merged, index: int, targets: dict[str, Target], strength: float
 ) -> None:
     lora = merged.loras[index]
-    by_weight: dict[float, dict[Target, LoRAAdapter]] = {}
+    by_weight: dict[float, dict[Target, LowRankAdapter]] = {}
     for name, target in targets.items():
         layer = lora.layers.get(name)
         strength_here = merged.request.block_strength(index, name)
@@ -187,8 +203,7 @@ def _make_adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
     return MergedAdapter.of(layer, whole=target.function is not None)
 
 
-def _make_lora_adapter(layer: LowRank) -> LoRAAdapter:
+def _make_lora_adapter(layer: LowRank) -> LowRankAdapter:
     """Make ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
-    padded = list(layer.padded_to) or None
     up, down = (layer.down.T, layer.up.T) if layer.stored_in_out else (layer.up, layer.down)
-    return LoRAAdapter(set(), (up, down, layer.scale * layer.rank, None, None, padded))
+    return LowRankAdapter(set(), pack_low_rank(up, down, layer.scale * layer.rank, layer.padded_to))

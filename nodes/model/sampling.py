@@ -11,7 +11,7 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-_RATIO = 8  # pixels of an entry of a latent, for formats that do not say
+from .core import latent_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,8 @@ class Sampling:
 
 def empty_latent(model: Any, width: int, height: int) -> Tensor:
     """Return an empty latent of one image, of the channels and dimensions that the model works with."""
-    form = model.get_model_object("latent_format")
-    ratio = getattr(form, "spacial_downscale_ratio", _RATIO)
-    size = max(1, height // ratio), max(1, width // ratio)
-    latent = torch.zeros(1, form.latent_channels, *size)
+    channels, ratio = latent_layout(model)
+    latent = torch.zeros(1, channels, max(1, height // ratio), max(1, width // ratio))
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 

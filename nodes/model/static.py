@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...merge_ops.errors import ParameterError
+from .core import clone_static, is_streamed, patcher_of, text_model, use_text_model
 
 
 def make_static(model: Any, clip: Any | None) -> tuple[Any, Any]:
@@ -15,20 +16,20 @@ def make_static(model: Any, clip: Any | None) -> tuple[Any, Any]:
     Raises:
         ParameterError: if a streamed model cannot be loaded a second time.
     """
-    static = _static(model, model, "MODEL")
+    static = _static(model, "MODEL")
     if clip is None:
         return static, None
-    still = _static(clip, clip.patcher, "CLIP")
-    if still.cond_stage_model is not still.patcher.model:
-        still.cond_stage_model = still.patcher.model
+    still = _static(clip, "CLIP")
+    if text_model(still) is not patcher_of(still).model:
+        use_text_model(still)
     return static, still
 
 
-def _static(part: Any, patcher: Any, what: str) -> Any:
-    if not getattr(patcher, "is_dynamic", lambda: False)():
+def _static(part: Any, what: str) -> Any:
+    if not is_streamed(part):
         return part.clone()
     try:
-        return part.clone(disable_dynamic=True)
+        return clone_static(part)
     except RuntimeError as error:
         raise ParameterError(
             f"this {what} is streamed (dynamic VRAM), and its loader cannot load it a second time for "

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from .core import running_server
 
 PATH = "/lora_alloy/stop"
 _running: dict[str, threading.Event] = {}  # by the id of the node; ComfyUI runs nodes in another thread
@@ -46,7 +46,7 @@ def stop(node_id: str | None = None) -> int:
 
 def add_route() -> None:
     """Add the request to ComfyUI's server, if there is one."""
-    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     if server is None:
         return
     from aiohttp import web

@@ -67,9 +67,8 @@ def _normal(tensor: Tensor, name: str) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         if type(tensor) in (Tensor, nn.Parameter):
             new = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            new.set_(
-                tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()  # type: ignore[call-overload]
-            )  # fmt: skip
+            place = tensor.storage_offset(), tensor.size(), tensor.stride()
+            new.set_(tensor.untyped_storage(), *place)
         else:
             try:
                 new = tensor.clone()
