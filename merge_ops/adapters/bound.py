@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import IncompatibleLoraError, MergeError
 from ..lora import BaseDependent, Index, Layer, Layout, Rows
+from ..steady import one_thread
 from .kind import Kind
 
 
@@ -105,7 +106,8 @@ class Bound(Layer):
 
     def rows(self, device: torch.device | None) -> Rows:
         base = self.base.to(device=device, dtype=torch.float32)
-        change = self.adapter.change(base.T if self.stored_in_out else base, self.reader)
+        with one_thread():
+            change = self.adapter.change(base.T if self.stored_in_out else base, self.reader)
         matrix = change.reshape(self.matrix_shape)
         # a sum shows NaN and infinity for the price of reading; one that overflows is looked at again
         if not (math.isfinite(float(matrix.sum())) or bool(torch.isfinite(matrix).all())):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout
+from ..steady import one_thread, total
 from .bound import check_size
 from .kind import Adapters, Kind
 from .module import RawModule, numbers_of, stored_alpha
@@ -62,6 +63,7 @@ class Oft(BaseDependent):
         return turned.reshape(weight.shape) - weight
 
 
+@one_thread()
 def cayley(skew: Tensor) -> Tensor:
     """Return ``(I + Q)(I - Q)^-1``, a rotation for each skew-symmetric matrix."""
     identity = torch.eye(skew.shape[-1], device=skew.device)
@@ -71,8 +73,8 @@ def cayley(skew: Tensor) -> Tensor:
 
 def _skew(blocks: Tensor, limit: float) -> Tensor:
     skew = blocks - blocks.mT
-    norm = skew.norm() + 1e-8
-    return skew * float(limit / norm) if 0 < limit < norm else skew
+    norm = math.sqrt(total(skew.square())) + 1e-8
+    return skew * (limit / norm) if 0 < limit < norm else skew
 
 
 def _butterfly(rotation: Tensor, rows: Tensor, stride: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout
+from ..steady import one_thread
 from .bound import check_size
 from .kind import Adapters, Kind
 from .module import RawModule, numbers_of
@@ -52,6 +53,7 @@ class InputRotation(BaseDependent):
         return turned.reshape(weight.shape) - weight
 
 
+@one_thread()
 def _peft_oft(module: RawModule, config: Mapping[str, Any]) -> InputRotation:
     """PEFT stores what is above the diagonal of each skew matrix, and sums a few terms of Cayley's series."""
     entries = numbers_of(module, "oft_R").to(torch.float32)
@@ -69,7 +71,7 @@ def _peft_oft(module: RawModule, config: Mapping[str, Any]) -> InputRotation:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1e30:
             raise LoraFormatError("eps is not a finite number of 0 or more")
         limit = eps / math.sqrt(entries.shape[0])
-        norms = skew.flatten(1).norm(dim=1)[:, None, None]
+        norms = torch.linalg.vector_norm(skew.norm(dim=2), dim=1)[:, None, None]
         skew = torch.where(norms <= limit, skew, skew * limit / norms)
     if not config.get("use_cayley_neumann", True):
         return InputRotation(cayley(-skew), key=module.stem)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Layer, Lora, LowRank
 from ..methods.sparsify import MaskGenerator, mask_key
-from .fingerprint import fingerprint
+from ..steady import total
+from .fingerprint import nearest, sketch
 from .request import Request
+from .svd import product_inner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,8 +62,7 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
     """
     method = request.settings.method
     order = list(range(len(loras))) if "order" in method.breaks else _own_order(loras, request)
-    needs_identity = "generator" in method.supplied
-    identities = _identities(loras, order) if needs_identity else dict.fromkeys(order, "")
+    marks = {i: _mark(loras[i]) for i in order} if "generator" in method.supplied else {}
     aligned = []
     for name in sorted({name for lora in loras for name in lora.layers}, key=_natural):
         holders = [i for i in order if name in loras[i].layers]
@@ -70,12 +71,14 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
         chosen = [i for i in holders if strengths[i]]
         if not chosen:
             continue
+        weights = {i: request.weight(i, name) * strengths[i] for i in chosen}
+        identities = _identities(name, loras, marks, weights) if marks else {}
         aligned.append(
             AlignedLayer(
                 name,
                 tuple(loras[i].layers[name] for i in chosen),
-                tuple(request.weight(i, name) * strengths[i] for i in chosen),
-                tuple(identities[i] for i in chosen),
+                tuple(weights.values()),
+                tuple(identities.get(i, "") for i in chosen),
                 tuple(chosen),
                 len(loras),
             )
@@ -86,33 +89,68 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
 
 
 def _own_order(loras: list[Lora], request: Request) -> list[int]:
-    """By name, sizes of the weights, block strengths, weights, and content where these are the same.
+    """By the contents of the files, where they are known, else by name; then by weight.
 
-    Many files share a name. The sizes come before the signs, so that the negative of a merge is summed in the
-    same order.
+    Many files share a name. The sizes of weights come before their signs, so that the negative of a merge is
+    summed in the same order.
     """
     weights = list(zip(request.weights, request.text_weights, strict=True))
     texts = ["" if each is None else str(each) for each in request.blocks]
-    counts = Counter(zip((lora.name for lora in loras), weights, texts, strict=True))
+    counts = Counter((lora.sha256 or "", lora.name) for lora in loras)
 
-    def place(i: int) -> tuple[str, tuple[float, ...], str, tuple[float, ...], str]:
+    def place(i: int) -> tuple[object, ...]:
         lora, weight = loras[i], weights[i]
-        is_unique = counts[lora.name, weight, texts[i]] == 1
-        content = "" if is_unique else (lora.sha256 or str(fingerprint(lora)))
-        return lora.name, tuple(map(abs, weight)), texts[i], weight, content
+        sizes, content = tuple(map(abs, weight)), lora.sha256 or ""
+        is_known = bool(content) or counts[content, lora.name] == 1
+        components = () if is_known else tuple(sketch(lora))
+        return content, lora.name, components, sizes, texts[i], weight
 
     return sorted(range(len(loras)), key=place)
 
 
-def _identities(loras: list[Lora], order: list[int]) -> dict[int, str]:
-    """The fingerprint of each LoRA, numbered where it occurs more than once."""
-    seen: Counter[int] = Counter()
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """What random masks are drawn by: a LoRA's fingerprint, and on which side of its direction it lies."""
+
+    mark: int
+    side: int
+    components: tuple[float, ...]
+
+
+def _mark(lora: Lora) -> _Marked:
+    components = sketch(lora)
+    mark = nearest(components)
+    return _Marked(mark, -1 if components[mark] < 0 else 1, tuple(components))
+
+
+def _identities(
+    name: str, loras: list[Lora], marks: dict[int, _Marked], weights: dict[int, float]
+) -> dict[int, str]:
+    """What the masks of one layer are drawn by: a fingerprint for each LoRA, numbered where several share it.
+
+    Those that share one are numbered by what they add to the layer, the largest first: that changes neither
+    with their names nor with their places, and where two add about the same, it matters little which is
+    first. LoRAs that pull to opposite sides are numbered apart: a LoRA from which one almost alike is
+    subtracted has the same masks as that one, and what is left is their difference.
+    """
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for i, weight in weights.items():
+        groups.setdefault((marks[i].mark, (weight < 0) is (marks[i].side < 0)), []).append(i)
     identities = {}
-    for i in order:
-        mark = fingerprint(loras[i])
-        identities[i] = f"{mark}.{seen[mark]}"
-        seen[mark] += 1
+    for (mark, _), members in groups.items():
+        if len(members) > 1:
+            sizes = {i: abs(weights[i]) * _norm(loras[i].layers[name]) for i in members}
+            members.sort(key=lambda i: (-sizes[i], marks[i].components))
+        identities |= {i: f"{mark}.{number}" for number, i in enumerate(members)}
     return identities
+
+
+def _norm(layer: Layer) -> float:
+    """The norm of a delta, from its factors where it has two."""
+    if isinstance(layer, LowRank):
+        pair = layer.up, layer.down
+        return abs(layer.scale) * math.sqrt(max(product_inner(pair, pair), 0.0))
+    return math.sqrt(total(layer.matrix().square()))
 
 
 def _check_shapes(name: str, loras: list[Lora]) -> None:

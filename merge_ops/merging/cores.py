@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Layer, LowRank
 from ..methods.bases import selectors, spread
+from ..steady import in_order, one_thread
 from .align import AlignedLayer
 from .request import Settings
 from .spaces import apply_method
@@ -39,6 +40,7 @@ def stacked_factors(
     return torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs]), ranks
 
 
+@one_thread()
 def solve_cores(
     group: Sequence[AlignedLayer],
     settings: Settings,
@@ -71,6 +73,7 @@ def solve_cores(
     return [core.cpu().clone() for core in cores.unbind()]  # a view would keep the whole group alive
 
 
+@one_thread()
 def factors_of_core(
     aligned: AlignedLayer, settings: Settings, core: Tensor | None, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
@@ -84,6 +87,7 @@ def factors_of_core(
     return _times(up, core * settings.scale), down
 
 
+@one_thread()
 def factors_of_coordinates(
     aligned: AlignedLayer, settings: Settings, device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +109,7 @@ def factors_of_coordinates(
     onto = (basis.T @ gram_up).to(down.device, torch.float32)  # U.T @ up
     coordinates = torch.stack([onto[:, at] @ down[at] for at in own])
     # a singular vector has no sign of its own, but a vote in which a tie counts as plus needs one
-    signs = coordinates.sum((0, 2)).ge(0).float().mul(2).sub(1)
+    signs = coordinates.sum(0).sum(1).ge(0).float().mul(2).sub(1)
     coordinates *= signs[:, None]
     merged = apply_method(settings, aligned, coordinates, aligned.weights, "delta")
     return _times(up, basis * signs.to(basis)), merged * settings.scale
@@ -131,10 +135,14 @@ def _gram(wide: Tensor) -> Tensor:
     wide = wide if wide.device.type in ("cpu", "cuda") else wide.cpu()
     count = wide.shape[0]
     total = torch.zeros(count, count, dtype=torch.float64, device=wide.device)
-    step = max(1, _CHUNK // max(count, 1))
-    for start in range(0, wide.shape[1], step):
-        exact = wide[:, start : start + step].double()
-        total.addmm_(exact, exact.T)
+
+    def of(block: Tensor) -> Tensor:
+        exact = block.double()
+        return exact @ exact.T
+
+    blocks = wide.split(max(1, _CHUNK // max(count, 1)), dim=1)
+    for part in in_order(of, blocks, wide.numel() * count):
+        total += part
     return total
 
 
@@ -153,11 +161,9 @@ def _times(up: Tensor, core: Tensor) -> Tensor:
     where = up.device
     up = up if where.type in ("cpu", "cuda") else up.cpu()
     core = core.to(up.device)
-    product = torch.empty(up.shape[0], core.shape[1], device=up.device)
-    height = max(1, _CHUNK // max(up.shape[1], 1))
-    for start in range(0, up.shape[0], height):
-        product[start : start + height] = up[start : start + height].double() @ core
-    return product.to(where)
+    blocks = up.split(max(1, _CHUNK // max(up.shape[1], 1)))
+    done = in_order(lambda block: (block.double() @ core).float(), blocks, up.numel() * core.shape[1])
+    return torch.cat(done).to(where)
 
 
 def _starts(ranks: Sequence[int]) -> list[slice]:

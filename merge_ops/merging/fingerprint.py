@@ -2,51 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..lora import Lora, LowRank
 from ..methods.sparsify import hash_words, mask_key
+from ..steady import one_thread
 
-_BITS = 16
+DIRECTIONS = 1024
 _MAX_LAYERS = 32
+_MAX_ROWS = 256
+_TIED = 1e-6  # components closer than this differ by rounding only
+
+Vector = NDArray[np.float64]
+_Places = NDArray[np.int64]
+_Sorted = tuple[_Places, Vector, _Places, _Places]
 
 
 def fingerprint(lora: Lora) -> int:
-    """Return a 16-bit sketch of the deltas of one LoRA (sign random projection; Charikar, STOC 2002).
+    """Return which of 1024 fixed random directions the deltas of a LoRA lie closest to, up to their sign.
 
     It seeds the random masks. Renaming a file, rewriting it at another rank, alpha or scale, or moving it
-    within the list leaves the masks unchanged, because none of these changes the sign of a projection of the
-    delta. Computed in float64 on the CPU from up to 32 layers, from the factors alone where they are low
-    rank.
+    within the list leaves it unchanged. Rounding to half precision changes it only where two directions are
+    about equally close: for about 3 of 10,000 LoRAs in float16, 5 of 1,000 in bfloat16. Unrelated LoRAs share
+    it once in 1024 pairs, and LoRAs that are almost alike nearly always; ``align`` then numbers them.
+    """
+    return nearest(sketch(lora))
+
+
+def nearest(components: Vector) -> int:
+    """Return the place of the component with the largest magnitude, the first of several."""
+    magnitudes = np.abs(components)
+    return int(np.argmax(magnitudes >= (1 - _TIED) * magnitudes.max()))
+
+
+def sketch(lora: Lora) -> Vector:
+    """Return the components of the deltas of one LoRA along 1024 directions (CountSketch; Charikar, 2002).
+
+    Each entry is added to one component or taken from it; its row, its column and its layer say which and
+    how. From up to 32 layers and up to 256 rows of each, in float64 on the CPU, from the factors alone where
+    a layer is low rank.
     """
     lora = lora.origin or lora
-    signs = cache(_random_signs)  # many layers have the same sizes; forgotten when this call returns
+    columns = cache(_columns)  # many layers have the same sizes; forgotten when this call returns
     names = sorted(lora.layers)
     step = -(-len(names) // _MAX_LAYERS) or 1
-    total = torch.zeros(_BITS, dtype=torch.float64)
+    components = np.zeros(DIRECTIONS)
     for name in names[::step]:
         layer = lora.layers[name]
-        rows, columns = layer.matrix_shape
-        left, right = signs("up", rows), signs("down", columns)  # (rows or columns, bits)
+        rows = torch.linspace(0, layer.matrix_shape[0] - 1, min(layer.matrix_shape[0], _MAX_ROWS)).long()
         if isinstance(layer, LowRank):
-            up = left.T @ layer.up.to("cpu", torch.float64)  # (bits, r)
-            down = layer.down.to("cpu", torch.float64) @ right  # (r, bits)
-            total += _random_signs(name, 1)[0] * (up * down.T).sum(dim=1) * layer.scale
+            up = layer.up[rows.to(layer.device)].to("cpu", torch.float64) * layer.scale
+            components += _placed(name, _gathered(layer.down, columns), up)
         else:
-            seen = left.to(torch.float32).T @ layer.matrix(torch.device("cpu"))  # (bits, columns)
-            total += _random_signs(name, 1)[0] * (seen.to(torch.float64) * right.T).sum(dim=1)
+            chosen = layer.rows(None)(rows.to(layer.device))
+            components += _placed(name, _gathered(chosen, columns))
     for name in sorted(lora.base_dependent):  # what these add is known only with the base model
         for tensor in lora.base_dependent[name].tensors:
-            matrix = tensor.to("cpu", torch.float64).reshape(len(tensor) if tensor.ndim else 1, -1)
-            seen = signs("up", matrix.shape[0]).T @ matrix
-            total += _random_signs(name, 1)[0] * (seen * signs("down", matrix.shape[1]).T).sum(dim=1)
-    return sum(1 << bit for bit, value in enumerate(total.tolist()) if value > 0)
+            matrix = tensor.reshape(len(tensor) if tensor.ndim else 1, -1) if tensor.numel() else None
+            if matrix is not None:
+                components += _placed(name, _gathered(matrix, columns))
+    return components
 
 
-def _random_signs(stream: str, count: int) -> Tensor:
-    """``(count, bits)`` of +1 and -1 in float64, always the same for the same stream and count."""
-    words = hash_words(mask_key(0, stream, "fingerprint"), count)
-    return ((words[:, None] >> torch.arange(_BITS)) & 1).to(torch.float64).mul_(2).sub_(1)
+def _columns(count: int) -> _Sorted:
+    """Columns sorted by where they are added, with their signs; those places, and where each begins."""
+    places, signs = _drawn("columns", count)
+    order = np.argsort(places, kind="stable")
+    used, starts = np.unique(places[order], return_index=True)
+    return order, signs[order], used, starts
+
+
+def _gathered(matrix: Tensor, columns: Callable[[int], _Sorted]) -> Tensor:
+    """``(1024, rows)``: of each row of a matrix ``(rows, columns)``, the sums of the columns that go together."""
+    gathered = np.zeros((DIRECTIONS, matrix.shape[0]))
+    if matrix.numel():
+        order, signs, used, starts = columns(matrix.shape[1])
+        turned = matrix.detach().to("cpu", torch.float64).numpy().T
+        gathered[used] = np.add.reduceat(turned[order] * signs[:, None], starts, axis=0)
+    return torch.from_numpy(gathered)
+
+
+@one_thread()
+def _placed(name: str, gathered: Tensor, up: Tensor | None = None) -> Vector:
+    """The components of one layer: what was gathered of each row, moved on by a number of places of its own.
+
+    With ``up (rows, r)``, the rows are those of ``up @ gathered.T``.
+    """
+    rows = (gathered if up is None else gathered @ up.T).numpy()  # (1024, rows)
+    shifts, signs = _drawn("rows", rows.shape[1])
+    (own,), (sign,) = _drawn(name, 1)
+    places = (np.arange(DIRECTIONS)[:, None] + shifts + own) % DIRECTIONS
+    return np.bincount(places.ravel(), (rows * (signs * sign)).ravel(), DIRECTIONS)
+
+
+def _drawn(stream: str, count: int) -> tuple[_Places, Vector]:
+    """Places among the directions, and signs; always the same for the same stream and count."""
+    words = hash_words(mask_key(0, stream, "fingerprint"), count).numpy()
+    return words % DIRECTIONS, 1.0 - 2.0 * (words // DIRECTIONS % 2)

@@ -11,6 +11,7 @@ from torch import Tensor
 _TILE_ON_CPU = 1 << 18
 _TILE_ELSEWHERE = 1 << 22
 _ROWS = 64
+_LINE = 16  # entries of float32 in a line of the cache
 
 
 class Scratch:
@@ -41,7 +42,11 @@ class Scratch:
 
 
 def _empty(entries: int, device: torch.device) -> Tensor:
-    """Float32 memory. numpy asks the system for huge pages, and the first touch of those costs far less."""
+    """Float32 memory. numpy asks the system for huge pages, and the first touch of those costs far less.
+
+    It begins where a line of the cache does, as torch's own memory: matrix products may depend on that.
+    """
     if device.type == "cpu":
-        return torch.from_numpy(np.empty(entries, np.float32))
+        memory = torch.from_numpy(np.empty(entries + _LINE, np.float32))
+        return memory[-(memory.data_ptr() // 4) % _LINE :][:entries]
     return torch.empty(entries, device=device)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..steady import one_thread, product, total
+
 OVERSAMPLE = 8  # directions tracked in addition to the rank
 _SMALL = 128  # a matrix with a side up to this long is decomposed in full
 _MAX_TURNS = 8
@@ -37,6 +39,7 @@ def svd_of_product(up: Tensor, down: Tensor, rank: int) -> TruncatedSVD:
     return svds_of_products(up[None], down[None], rank)[0]
 
 
+@one_thread()
 def svds_of_products(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSVD]:
     """Return ``svd_of_product`` of each pair in a batch: ``(layers, out, R)`` and ``(layers, R, in)``."""
     ups, downs = _computable(ups), _computable(downs)
@@ -52,6 +55,7 @@ def svds_of_products(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSVD
     ]
 
 
+@one_thread()
 def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     """Return the rank-``rank`` SVD of a full matrix by subspace iteration (Halko et al. 2011, alg. 4.4).
 
@@ -68,23 +72,24 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], _energy_shares(s[None], rank)[0])
     basis = torch.linalg.qr(_widened(start, width).T)[0]  # (in, width), and (out, width) after the next turn
-    seen, side, turned = matrix @ basis, matrix, False
-    total, captured = _squared_norm(matrix), _leading_energy(seen, rank)
+    seen, side, turned = product(matrix, basis), matrix, False
+    energy, captured = _squared_norm(matrix), _leading_energy(seen, rank)
     for _ in range(_MAX_TURNS):
         basis, side, turned = torch.linalg.qr(seen)[0], side.T, not turned
-        seen = side @ basis
+        seen = product(side, basis)
         before, captured = captured, _leading_energy(seen, rank)
-        if captured - before <= _SETTLED * max(total - captured, 0.0):
+        if captured - before <= _SETTLED * max(energy - captured, 0.0):
             break
     q, r = torch.linalg.qr(seen)
     inner, s, outer = torch.linalg.svd(r, full_matrices=False)  # side = q @ inner @ s @ outer @ basis.T
     u, vh = q @ inner[:, :rank], outer[:rank] @ basis.T
     if turned:
         u, vh = vh.T, u.T
-    kept = min(_squared_norm(s[None, :rank]) / total, 1.0) if total else 1.0
+    kept = min(_squared_norm(s[None, :rank]) / energy, 1.0) if energy else 1.0
     return TruncatedSVD(u, s[:rank], vh, kept)
 
 
+@one_thread()
 def leading_rows(up: Tensor, down: Tensor, count: int) -> Tensor:
     """Return combinations of the rows of ``down`` that span most of ``up @ down``; ``(min(count, R), in)``.
 
@@ -159,9 +164,10 @@ def _root_of_gram(tall: Tensor) -> Tensor:
     return root
 
 
+@one_thread()
 def product_inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     """Return the Frobenius inner product of two deltas given as ``(up, down)``, in float64."""
     (up_a, down_a), (up_b, down_b) = a, b
     ups = up_a.double().T @ up_b.double()  # (r_a, r_b)
     downs = down_a.double() @ down_b.double().T  # (r_a, r_b)
-    return float((ups * downs).sum())
+    return total(ups * downs)

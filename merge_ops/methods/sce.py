@@ -73,7 +73,7 @@ def _given(values: Tensor, density: float) -> tuple[Tensor, Tensor]:
     else:
         found = [0.0] * spreads[..., 0, 0].numel()
     least = torch.tensor(found, device=values.device).view(*spreads.shape[:-2], 1, 1)
-    energies = (values * (spreads >= least)).double().square().sum((-2, -1), keepdim=True)
+    energies = (values * (spreads >= least)).double().square().sum(-1, keepdim=True).sum(-2, keepdim=True)
     return least, energies.to(values.dtype)
 
 

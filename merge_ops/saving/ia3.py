@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..adapters import Ia3
 from ..errors import MergeError
+from ..steady import total
 
 _PREFIX = "base_model.model."
 
@@ -32,7 +33,7 @@ def ia3_errors(ia3: dict[str, Ia3], tensors: dict[str, Tensor]) -> Iterator[tupl
         if stored is not None and not name.endswith(".bias"):
             exact = adapter.added.to("cpu", torch.float64)
             rounded = stored.flatten().to(torch.float64) - 1
-            yield name, float((rounded - exact).square().sum()), float(exact.square().sum())
+            yield name, total((rounded - exact).square()), total(exact.square())
 
 
 def ia3_config(ia3: dict[str, Ia3]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ..lora import LowRank
 from ..merging.svd import product_inner
+from ..steady import one_thread, total
 
 _SMALL, _LARGE = 2.0**-10, 2.0**6  # between these mean sizes, entries fit into half precision
 _CANCELLED = 1e-6  # below this share of its terms, a squared norm is too inaccurate in float32
 
 
+@one_thread()
 def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, float, float]:
     """Return the factors in another dtype, and the squared norms of (stored - exact) and exact ``up @ down``.
 
@@ -28,7 +30,7 @@ def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """
     over, under = up.T @ up, down @ down.T
     terms = (over.diagonal() * under.diagonal()).clamp(min=0).sqrt().sum()
-    norm = float((over.to(torch.float64) * under).sum())
+    norm = total(over.to(torch.float64) * under)
     factor = _evening(over.diagonal(), under.diagonal(), up.shape[0], down.shape[1])
     if factor is not None:
         up, down = up * factor, down / factor[:, None]
@@ -38,10 +40,10 @@ def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
         return *stored, *truncation_error((up, down), LowRank(*stored))
     lost = stored[0].to(up) - up, stored[1].to(down) - down
     if not lost[1].any():  # usual for a single LoRA: the scale is on ``up``, and ``down`` is stored unchanged
-        error = float((lost[0].T @ lost[0]).to(torch.float64).mul_(under).sum())
+        error = total((lost[0].T @ lost[0]).to(torch.float64).mul_(under))
         return *stored, max(error, 0.0), norm
     mixing = _mixing(down.shape[0])
-    error = float((_gram(up, lost[0]) * (mixing @ _gram(down.T, lost[1].T) @ mixing.T)).sum())
+    error = total(_gram(up, lost[0]) * (mixing @ _gram(down.T, lost[1].T) @ mixing.T))
     return *stored, max(error, 0.0), norm
 
 
@@ -82,6 +84,10 @@ def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> 
         up = torch.cat((exact[0].double(), -stored.scale * pair[0].double()), dim=1)
         difference = up, torch.cat((exact[1], pair[1]))
         return max(product_inner(difference, difference), 0.0), norm
-    norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
+    norm = _squared_norm(exact)
     rest = exact.addmm_(pair[0], pair[1], alpha=-stored.scale)
-    return float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2, norm
+    return _squared_norm(rest), norm
+
+
+def _squared_norm(matrix: Tensor) -> float:
+    return total(torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square())

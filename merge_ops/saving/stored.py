@@ -15,6 +15,7 @@ from ..lora import LowRank
 from ..merging.merged import Merged
 from ..merging.merged_layer import MergedLayer
 from ..merging.scratch import Scratch
+from ..steady import total
 from .rounding import rounded, truncation_error
 
 Progress = Callable[[int, int, str], None]
@@ -114,7 +115,7 @@ def _store_vector(name: str, layer: MergedLayer, dtype: torch.dtype) -> StoredLa
     stored = LowRank(exact.to(dtype), torch.ones(1, 1, dtype=dtype), 1.0, "vector")
     _check_finite(name, stored, dtype)
     difference = stored.up.to(torch.float64) - exact
-    error, norm = float(difference.square().sum()), float(exact.to(torch.float64).square().sum())
+    error, norm = total(difference.square()), total(exact.to(torch.float64).square())
     return StoredLayer(stored, 1.0, error, norm)
 
 

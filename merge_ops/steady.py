@@ -1,0 +1,90 @@
+"""Linear algebra that gives the same bits for every number of threads.
+
+A matrix product or a decomposition that is shared out among threads adds its terms in another order, and so
+ends in other last bits, for each number of threads. Here each call runs on one thread, and what is large is
+shared out in blocks whose size does not depend on the number of threads.
+
+Products with a short inner side, such as ``up @ down`` of one LoRA, need none of this: they are cut between
+rows and columns of the result only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_ROWS = 256  # of one block of a product
+_SHARED = 1 << 25  # multiplications from which on sharing out takes less time than it costs
+
+T = TypeVar("T")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let the linear algebra of the calling thread, and of no other, run on one thread.
+
+    Also a decorator. This needs Intel's MKL, which torch for x86 contains; elsewhere it does nothing, and
+    last bits may depend on the number of threads.
+    """
+    limit = _limit_of_mkl()
+    if limit is None:
+        yield
+        return
+    before = limit(1)
+    try:
+        yield
+    finally:
+        limit(before)
+
+
+@cache
+def _limit_of_mkl() -> Callable[[int], int] | None:
+    """MKL's switch for the calling thread, which returns its last position; None if there is none."""
+    libraries = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "torch_cpu.dll", "libtorch_cpu.dylib"):
+        if torch.backends.mkl.is_available() and (libraries / name).is_file():
+            # the name in small and capital letters is C's; the others are Fortran's, and take pointers
+            switch = getattr(ctypes.CDLL(str(libraries / name)), "MKL_Set_Num_Threads_Local", None)
+            if switch is not None:
+                switch.argtypes, switch.restype = [ctypes.c_int], ctypes.c_int
+            return switch
+    return None
+
+
+def in_order(work: Callable[[Tensor], T], blocks: Iterable[Tensor], cost: int) -> list[T]:
+    """Return the result of each block, in order; several threads share them out if ``cost`` is large.
+
+    ``cost`` is the number of multiplications of all blocks together.
+    """
+    listed: Sequence[Tensor] = list(blocks)
+    threads = min(torch.get_num_threads(), len(listed))
+
+    def alone(block: Tensor) -> T:
+        with one_thread():
+            return work(block)
+
+    if threads < 2 or cost < _SHARED or _limit_of_mkl() is None or listed[0].device.type != "cpu":
+        return [alone(block) for block in listed]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(alone, listed))
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left (rows, k) @ right (k, columns)``, with the same bits for every number of threads."""
+    if left.device.type != "cpu":
+        return left @ right
+    blocks = left.split(_ROWS)
+    return torch.cat(in_order(lambda block: block @ right, blocks, left.numel() * right.shape[1]))
+
+
+def total(values: Tensor) -> float:
+    """Return the sum of all entries in float64; numpy adds them in one order, on one thread."""
+    return float(values.detach().to("cpu", torch.float64).numpy().sum())
