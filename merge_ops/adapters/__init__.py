@@ -1,6 +1,7 @@
 """Kinds of adapters: one file per kind and one line here. All tables of kinds are derived from these rows."""
 
 from .bound import BOUND, TRAINED, Bound, Trained
+from .configuration import MODULE_CONFIG
 from .dora import DORA, Dora
 from .full import BIAS, FULL, Full, join_rows, take_rows
 from .glora import GLORA, Glora
@@ -28,6 +29,7 @@ KINDS: list[Kind] = [
     PEFT_OFT,
     PEFT_BOFT,
     SET_WEIGHT,
+    MODULE_CONFIG,
     TRAINED,
     BOUND,
     T_LORA,

@@ -27,6 +27,7 @@ from ..names.spelling import canonical_name, is_doubled
 from ..names.whole_file import settle_names
 from .container import is_finite
 from .experts import expert_layers
+from .other_tools import BUNDLE, is_bundled
 from .tokens import token_rows
 from .warned import warnings_of_layers
 from .whole import whole_weights
@@ -105,7 +106,7 @@ def build_lora(
         held.layers = {name_of(stem): layer for stem, layer in expert_layers(modules, config).items()}
     held.whole_weights = {name_of(stem): weight for stem, weight in whole.values()}
     _refuse_damaged_weights(whole)
-    unmerged = {key: UNRECOGNISED for key in unknown if key not in whole}
+    unmerged = {key: BUNDLE if is_bundled(key) else UNRECOGNISED for key in unknown if key not in whole}
     for stem, whole_module in modules.items():
         module, was_empty = without_empty(whole_module)
         reason = EMPTY if was_empty else reason_not_merged(module)

@@ -14,6 +14,7 @@ from .adalora import TYPE, adalora_scale, plain_config
 from .build import build_lora
 from .container import read_container
 from .lookalike import PICKLE
+from .other_tools import MLX
 from .peft_config import CONFIG_NAME, read_config, scale_from_config
 from .warned import warnings_of_config
 
@@ -44,6 +45,8 @@ def read_peft_folder(
             with reading(f"{folder.name}/{PICKLED_NAME}"):
                 raise LoraFormatError(PICKLE)
         with reading(folder.name):
+            if (folder / "adapters.safetensors").is_file():
+                raise LoraFormatError(MLX)
             raise LoraFormatError(f"the folder has no {WEIGHTS_NAME}; give a PEFT adapter folder")
     tensors, metadata = read_container(file, allow_pickle, finite=is_trusted)
     base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")

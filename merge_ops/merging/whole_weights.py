@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..adapters.configuration import CONFIGURATION, same_settings
 from ..errors import IncompatibleLoraError, ParameterError, did_you_mean
 from ..lora import BaseWeights, Lora, WholeWeight
 
@@ -63,6 +64,8 @@ def _disagreement(name: str, weight: WholeWeight, first: Lora, second: Lora, cla
 
 def _clash(name: str, a: WholeWeight, b: WholeWeight, base: BaseWeights | None) -> str:
     """How two weights contradict each other, in words; empty if both can be kept."""
+    if a.why == b.why == CONFIGURATION:
+        return "" if same_settings(a.value, b.value) else "their settings differ"
     if a.value.ndim != b.value.ndim or a.value.shape[1:] != b.value.shape[1:]:
         return f"their shapes are {tuple(a.value.shape)} and {tuple(b.value.shape)}"
     if not a.is_vocabulary or not b.is_vocabulary:

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable
 import torch
 from torch import Tensor
 
+from ..adapters.configuration import CONFIGURATION
 from ..errors import MergeError
 from ..formats.experts import expert_of
 from ..formats.flux_control import is_norm_of_diffusers
@@ -190,6 +191,15 @@ def whole_weight_tensors(
     """
     tensors = {}
     for name, weight in whole_weights.items():
+        if weight.why == CONFIGURATION:
+            if form == "peft" or (form == "diffusers" and not _is_generic(name)):
+                raise MergeError(
+                    f"{name} is {weight.why}, which a {form} file cannot hold; use format='kohya'"
+                )
+            tensors[weight.key] = (
+                weight.value.cpu().contiguous()
+            )  # ComfyUI knows it by the model's own name only
+            continue
         last = "bias" if name.endswith(".bias") else "weight"
         if weight.rows and form != "peft":
             raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")

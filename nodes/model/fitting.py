@@ -50,10 +50,10 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
     loras = [split_fused(lora, maps) for lora in loras]
     places = [find_places(lora, maps) for lora in loras]
     refuse_strangers(loras, places, maps, model)
+    refuse_packed(loras, places, maps.stored, model, clip)
     fitting = [leave_out(lora, found, maps) for lora, found in zip(loras, places, strict=True)]
     bound = bind_to_model(fitting, places, maps)
     targets = [_find_targets(split_fused(lora, maps), maps) for lora in bound]
-    refuse_packed(targets, maps.stored, model, clip)
     refuse_unusable(targets)
     targets = [_turn_conv1d(one) for one in targets]
     unconnected = [_keep_unconnected(one, model, clip) for one in targets]

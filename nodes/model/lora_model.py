@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...merge_ops.adapters.configuration import CONFIGURATION
 from ...merge_ops.formats import from_tensors
 from ...merge_ops.merging.merge import merge
 from ...merge_ops.merging.merged import Merged
@@ -39,7 +40,9 @@ class MergedLoraModel(dict[str, Tensor]):
         for name, weight in (merged.whole_weights if merged else {}).items():
             self.stems[name] = known.get(name) or _stem(merged, name, weight.key)
             if name not in list_unnamed_weights(merged):
-                super().__setitem__(f"{self.stems[name]}.set_weight", weight.value)
+                is_config = weight.why == CONFIGURATION
+                key = weight.key if is_config else f"{self.stems[name]}.set_weight"
+                super().__setitem__(key, weight.value)
 
     def __getitem__(self, key: str) -> Tensor:
         value = super().__getitem__(key)

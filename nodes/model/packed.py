@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...merge_ops.errors import IncompatibleLoraError
+from ...merge_ops.lora import Lora
 from .core import StoredWeight, hand_to_patch, is_patched_by_pack, quantised_as
-from .target import LoraTargets
+from .target import Target
 
 _SHOWN = 3  # layers that a message lists
 # what tensors of foreign kinds raise at an operation that they do not have
@@ -32,9 +33,15 @@ def read_true_shape(key: str, stored: StoredWeight) -> tuple[int, ...]:
 
 
 def refuse_packed(
-    loras: Iterable[LoraTargets], stored: Mapping[str, StoredWeight], model: Any | None, clip: Any | None
+    loras: Sequence[Lora],
+    places: Sequence[Mapping[str, list[Target]]],
+    stored: Mapping[str, StoredWeight],
+    model: Any | None,
+    clip: Any | None,
 ) -> None:
     """Refuse LoRAs whose weights ComfyUI would hand to a patch as they are packed, or as whole numbers.
+
+    ``places`` has the targets of each LoRA by layer name, several for the parts of a fused weight.
 
     Raises:
         IncompatibleLoraError: with the layers, before anything is computed.
@@ -44,15 +51,15 @@ def refuse_packed(
         for is_denoiser, part in ((True, model), (False, clip))
     }
     tried: dict[tuple[Any, ...], bool] = {}
-    for one in loras:
-        targets = {**one.layers, **one.whole_weights}
-        ours = {target.key for target in targets.values() if not by_pack[target.is_denoiser]}
+    for lora, targets in zip(loras, places, strict=True):
+        held = (target for parts in targets.values() for target in parts)
+        ours = {target.key for target in held if not by_pack[target.is_denoiser]}
         packed = {}  # those with few entries first: one of each kind is tried, which unpacks it
         for key in sorted(ours, key=lambda key: (stored[key].weight.numel(), key)):
             if not _arrives(key, stored[key], tried):
                 packed[key.removesuffix(".weight")] = stored[key].weight
         if packed:
-            raise IncompatibleLoraError(_explain(one.lora.name, packed))
+            raise IncompatibleLoraError(_explain(lora.name, packed))
 
 
 def is_readable(weight: Tensor, shape: tuple[int, ...]) -> bool:

@@ -226,7 +226,7 @@ def test_two_kinds_cannot_wrap_one_layer(monkeypatch):
 
 def test_peft_types_come_from_the_rows():
     """What a folder may be, and where its alpha is."""
-    known = ["LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT"]
+    known = ["LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT"]
     assert list(TABLES.peft_types) == known
     assert [TABLES.peft_types[name].peft_alpha for name in known].count("alpha") == 2
 

@@ -7,6 +7,7 @@ import torch
 
 from merge_ops import LowRank, adapters
 from merge_ops.formats import from_tensors
+from merge_ops.lora import WholeWeight
 
 # a file of each kind that is read: tensors by role, each a full set that needs no other
 FILES = {
@@ -15,6 +16,7 @@ FILES = {
         {"down": (2, 4), "up": (6, 2), "reshape": [6, 4]},
         {"down": (2, 4), "up": (6, 2), "mid": (2, 2, 3, 3)},
         {"embedding_down": (2, 4), "embedding_up": (6, 2)},
+        {"down": (2, 4), "up": (6, 2), "singular": (2, 1), "ranknum": [2]},
     ],
     "LoHa": [
         {"hada_w1_a": (6, 2), "hada_w1_b": (2, 4), "hada_w2_a": (6, 2), "hada_w2_b": (2, 4)},
@@ -35,11 +37,13 @@ FILES = {
     "OFT of PEFT": [{"oft_R": (2, 1)}],
     "BOFT of PEFT": [{"boft_R": (1, 2, 2, 2), "boft_s": (6, 1)}],
     "replaced weight": [{"set": (6, 4)}],
+    "module configuration": [{"config": b"{}"}],
 }
 
 
 # records of another row that a kind is read into
 SHARED = {"full difference": (LowRank,), "bias": (LowRank,), "BOFT of PEFT": (adapters.InputRotation,)}
+SHARED["module configuration"] = (WholeWeight,)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +67,12 @@ def test_every_suffix_is_read(kind, suffix):
     if kind.wrap is not None:
         tensors |= {"unet.mid.lora_A.weight": (2, 4), "unet.mid.lora_B.weight": (6, 2)}
     made = {
-        key: torch.tensor(shape) if isinstance(shape, list) else torch.rand(shape)
+        key: torch.tensor(list(shape), dtype=torch.uint8) if isinstance(shape, bytes)
+        else torch.tensor(shape) if isinstance(shape, list) else torch.rand(shape)
         for key, shape in tensors.items()
-    }
+    }  # fmt: skip
+    if "singular" in shapes:  # AdaLoRA has no scale of its own without its configuration
+        made["unet.mid.alpha"] = torch.tensor(2.0)
     lora = from_tensors("x", made)
     read = {**lora.layers, **lora.base_dependent, **lora.whole_weights}
     assert len(read) == 1 and not lora.unmerged

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,6 +31,20 @@ KINDS = {
     ],
     "holds whole weights of a model of diffusers": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
     "holds whole weights of a model like Flux": ["double_blocks.0.img_attn.qkv.weight", "img_in.weight"],
+    "a textual-inversion embedding of a bundle": ["bundle_emb.cat.clip_l", "bundle_emb.cat.clip_g"],
+    "an adapter of MLX": ["model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_proj.lora_b"],
+    "an adapter of torchtune": ["layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"],
+    "a LoRA of Nunchaku": [f"transformer_blocks.0.qkv_proj.lora_{half}" for half in ("down", "up")],
+    "quantised weights .of Nunchaku": ["transformer_blocks.0.qkv_proj.qweight", "blocks.0.qkv.wscales"],
+    "an adapter of NeMo": ["decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight"],
+    "a ControlNet-LLLite": ["lllite_unet_input_blocks_4_1_attn1_to_q.down.0.weight"],
+    "a ControlNet, not": ["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
+    "a PhotoMaker": ["id_encoder.visual_projection.weight", "lora_weights.unet.x.lora_A.weight"],
+    "a Redux": ["redux_up.weight", "redux_down.weight"],
+    "a motion module of AnimateDiff": ["down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"],
+    "PEFT adapter of the kind VeRA": ["base_model.model.q.vera_lambda_b", "base_model.model.q.vera_lambda_d"],
+    "PEFT adapter of the kind HRA": ["base_model.model.q.hra_u"],
+    "PEFT adapter of the kind prompt tuning": ["prompt_embeddings"],
     "is quantised": [f"{STEM}.lora_up.weight", f"{STEM}.lora_up.weight.quant_state.bitsandbytes__nf4"],
 }
 
@@ -38,8 +53,39 @@ KINDS = {
 def test_other_kinds_of_files_are_named(kind, write):
     """Before their data is read: a checkpoint may be larger than memory."""
     path = write({key: torch.ones(2, 2) for key in KINDS[kind]})
-    with pytest.raises(LoraFormatError, match=f"some.safetensors: .*{kind.partition(' of ')[0]}"):
+    named = kind if "adapter" in kind or "unchaku" in kind else kind.partition(" of ")[0]
+    with pytest.raises(LoraFormatError, match=f"some.safetensors: .*{named}.*[,;]"):
         merge_ops.load(path)
+
+
+def test_an_embedding_bundled_with_a_lora_is_named(write):
+    """OneTrainer and SwarmUI write both into one file."""
+    lora = merge_ops.load(write(GOOD | {"bundle_emb.cat.clip_l": torch.ones(2, 8)}))
+    assert "bundled" in lora.unmerged["bundle_emb.cat.clip_l"]
+    assert len(lora.layers) == 1
+
+
+@pytest.mark.parametrize("start", [b"ggla", b"algg"])
+def test_adapters_of_early_llama_cpp(start, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(start + bytes(60))
+    with pytest.raises(LoraFormatError, match=r"x\.safetensors: .*llama\.cpp"):
+        merge_ops.load(tmp_path / "x.safetensors")
+
+
+def test_archives_of_numpy(tmp_path):
+    """MLX wrote adapters.npz before it wrote safetensors."""
+    numpy.savez(tmp_path / "adapters.npz", **{"x.lora_a": numpy.ones((2, 2))})
+    with pytest.raises(LoraFormatError, match=r"adapters\.npz: this is a NumPy archive"):
+        merge_ops.load(tmp_path / "adapters.npz")
+
+
+def test_a_folder_of_mlx(tmp_path):
+    (tmp_path / "adapters.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text(
+        '{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}'
+    )
+    with pytest.raises(LoraFormatError, match=rf"{tmp_path.name}: this is an adapter of MLX"):
+        merge_ops.load(tmp_path)
 
 
 def test_gguf(tmp_path):
