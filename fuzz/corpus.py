@@ -100,6 +100,63 @@ CONFIGS = {
 }
 
 
+PAIR = {"lora_A.weight": [2, 4], "lora_B.weight": [4, 2]}
+SHAPES: dict[str, dict[str, list[int]]] = {  # by kind: the shapes of the tensors of one module
+    "lora": PAIR,
+    "dora": {"lora_A.weight": [2, 2], "lora_B.weight": [2, 2], "lora_magnitude_vector": [2]},
+    "embedding": {"lora_embedding_A": [2, 4], "lora_embedding_B": [4, 2]},
+    "mid": {
+        "lora_down.weight": [2, 2, 1, 1],
+        "lora_up.weight": [2, 2, 1, 1],
+        "lora_mid.weight": [2, 2, 3, 3],
+    },
+    "loha": {f"hada_w{i}_{half}": [2, 2] for i in (1, 2) for half in "ab"},
+    "lokr": {"lokr_w1": [2, 2], "lokr_w2_a": [1, 1], "lokr_w2_b": [1, 1]},
+    "glora": {f"{part}.weight": [2, 2] for part in ("a1", "a2", "b1", "b2")},
+    "oft": {"oft_blocks": [1, 2, 2], "rescale": [2, 1]},
+    "peft_oft": {"oft_R.weight": [1, 1]},
+    "boft": {"boft_R": [1, 1, 2, 2], "boft_s": [2, 1]},
+    "ia3": {"ia3_l": [2, 1]},
+    "whole": {"diff": [2, 2], "diff_b": [2]},
+    "tokens": {"token_adapter.trainable_tokens_delta": [2, 2], **PAIR},
+    "experts": {"lora_A.weight": [4, 2], "lora_B.weight": [2, 4]},
+}
+TYPES = {"loha": "LOHA", "lokr": "LOKR", "peft_oft": "OFT", "boft": "BOFT", "ia3": "IA3"}
+MORE: dict[str, dict[str, object]] = {  # what the configuration of a kind says besides
+    "lora": {"alpha_pattern": {"q": 1, ".*v": 2}, "rank_pattern": {"^a": 3}, "target_modules": "a.(q|v)"},
+    "dora": {"use_dora": True, "modules_to_save": ["head"], "bias": "all"},
+    "tokens": {"trainable_token_indices": {"q": [0, 1]}},
+    "experts": {"target_parameters": ["q.weight"], "r": 2},
+    "ia3": {"feedforward_modules": [".*v"], "target_modules": ["q", "v"]},
+}
+
+
+def case_of(kind: str, stem: str, config: dict[str, object] | None) -> dict[str, object]:
+    """Return a structured input: two modules of a kind, merged with a method that suits all of them."""
+    tensors = {
+        f"{stem}{module}.{end}": ["F32", shape, "mixed"]
+        for module in "qv"
+        for end, shape in SHAPES[kind].items()
+    }
+    if config is None:
+        named = {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"q": 1}}
+        return {"tensors": tensors, "metadata": {"lora_adapter_metadata": named}, "save": {"format": "auto"},
+                "merge": {"method": "dare_ties", "density": 0.5, "twice": True, "base": "eye"}}  # fmt: skip
+    tensors["base_model.model.head.weight"] = ["F16", [2, 2], "ones"]
+    return {"tensors": tensors, "config": config, "save": {"format": "peft"},
+            "merge": {"method": "linear", "base": "eye", "report": True}}  # fmt: skip
+
+
+def cases() -> dict[str, dict[str, object]]:
+    """Return the structured inputs by name: every kind as a file, and as a PEFT folder."""
+    found = {}
+    for kind in SHAPES:
+        config = {"peft_type": TYPES.get(kind, "LORA"), "r": 2, "lora_alpha": 4, **MORE.get(kind, {})}
+        found[f"file_{kind}"] = case_of(kind, "unet.", None)
+        found[f"folder_{kind}"] = case_of(kind, "base_model.model.a.", config)
+    return found
+
+
 def main() -> None:
     """Write all seeds; the first byte of a seed selects how it is read."""
     SEEDS.mkdir(exist_ok=True)
@@ -112,6 +169,8 @@ def main() -> None:
         (SEEDS / f"header_{name}").write_bytes(b"\1" + json.dumps(header).encode() + b"\0x")
     for name, config in CONFIGS.items():
         (SEEDS / f"config_{name}").write_bytes(b"\2" + json.dumps(config).encode())
+    for name, case in cases().items():
+        (SEEDS / f"case_{name}").write_bytes(b"\3" + json.dumps(case).encode())
 
 
 if __name__ == "__main__":

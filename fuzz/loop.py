@@ -11,27 +11,44 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from targets import one_input
+from mutate import mutated, parsed
+from targets import CASE, one_input
 
 _LINES: set[tuple[CodeType, int]] = set()
+_CASES = 0.5  # the share of structured inputs
+_TOLD = 5000  # inputs between two lines on the terminal
 _TOOL = 3  # a tool id of sys.monitoring that no debugger, profiler or coverage tool uses
 
 
-def run(seeds: Path, findings: Path, seconds: float, seed: int, words: list[bytes]) -> None:
-    """Fuzz for some seconds; failing inputs go to ``findings``, their tracebacks to the terminal."""
+def run(seeds: Path, findings: Path, seconds: float, seed: int, words: list[bytes], most: int = 0) -> None:
+    """Fuzz for some seconds, or ``most`` inputs if that is given.
+
+    Failing inputs go to ``findings``, their tracebacks to the terminal.
+    """
     rng = random.Random(seed)
     pool = [path.read_bytes() for path in sorted(seeds.iterdir())]
     _watch()
     started, runs, found = time.monotonic(), 0, 0
     for data in pool:
         found += _try(data, findings)
-    while time.monotonic() - started < seconds:
-        data = _mutate(rng.choice(pool), rng, pool, words)
+    cases = [data for data in pool if data[:1] == bytes([CASE])]
+    while time.monotonic() - started < seconds and (not most or runs < most):
+        data = rng.choice(cases if rng.random() < _CASES else pool)
+        if data[:1] == bytes([CASE]) and parsed(data[1:]) is not None:
+            data = bytes([CASE]) + mutated(data[1:], rng, cases)
+        else:
+            data = _mutate(data, rng, pool, words)
         known = len(_LINES)
         found += _try(data, findings)
         runs += 1
         if len(_LINES) > known:
             pool.append(data)
+            if data[:1] == bytes([CASE]):
+                cases.append(data)
+        if runs % _TOLD == 0:
+            rate = runs / (time.monotonic() - started)
+            sys.stdout.write(f"{runs} inputs, {rate:.0f} a second, {len(_LINES)} lines, {found} findings\n")
+            sys.stdout.flush()
     sys.stdout.write(f"{runs} inputs, {len(_LINES)} lines, {len(pool)} kept, {found} findings\n")
 
 

@@ -7,8 +7,11 @@ written to ``fuzz/findings``; ``python fuzz/run.py FILE`` runs one again.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
@@ -28,15 +31,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--runs", type=int, default=0, help="stop after so many inputs (only our own loop)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--loop", action="store_true", help="use our own loop even if atheris is installed")
     parser.add_argument("file", nargs="?", type=Path, help="run only this input")
     args = parser.parse_args()
     (HERE / "findings").mkdir(exist_ok=True)
     if args.file is not None:
-        from targets import one_input
+        from targets import check_memory, one_input
 
         one_input(args.file.read_bytes())
+        check_memory()
     elif args.loop or not _with_atheris(args.minutes, args.seed):
         from loop import run
 
@@ -46,6 +51,7 @@ def main() -> None:
             args.minutes * 60,
             args.seed,
             [word.encode() for word in WORDS.split()],
+            args.runs,
         )
 
 
@@ -71,9 +77,24 @@ def _with_atheris(minutes: float, seed: int) -> bool:
         f"-artifact_prefix={HERE / 'findings'}/",
         "-print_final_stats=1",
     ]
-    atheris.Setup([sys.argv[0], *options, str(grown), str(HERE / "corpus")], one_input)
+    atheris.Setup(
+        [sys.argv[0], *options, str(grown), str(HERE / "corpus")], one_input, custom_mutator=_mutator(atheris)
+    )
     atheris.Fuzz()
     return True
+
+
+def _mutator(atheris: Any) -> Callable[[bytes, int, int], bytes]:
+    """Structured inputs are changed as such, all others byte by byte."""
+    from mutate import mutated, parsed
+    from targets import CASE
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        if data[:1] != bytes([CASE]) or parsed(data[1:]) is None:
+            return bytes(atheris.Mutate(data, most))
+        return (bytes([CASE]) + mutated(data[1:], random.Random(seed), [data]))[:most]
+
+    return mutate
 
 
 if __name__ == "__main__":

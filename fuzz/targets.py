@@ -7,11 +7,16 @@ import resource
 import struct
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+from cases import use_case, write_case
+from mutate import parsed
 
 import merge_ops
 
-CONTAINER, HEADER, CONFIG = range(3)  # the first byte of an input, modulo 3
+CONTAINER, HEADER, CONFIG, CASE = range(4)  # the first byte of an input, modulo 4
+SECONDS = 60  # that any input may take, on a busy machine
 SPACE = 64 << 20  # memory that any input may take, in addition to ten times its own size
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
@@ -34,24 +39,33 @@ def one_input(data: bytes) -> None:
     """Read one input as its first byte selects; anything but a Lora or a MergeError escapes."""
     if not data:
         return
-    kind, rest = data[0] % 3, data[1:]
+    kind, rest = data[0] % 4, data[1:]
+    case = parsed(rest) if kind == CASE else None
     path = _FOLDER / "x.safetensors"
     if kind == CONTAINER:
         path.write_bytes(rest)
     elif kind == HEADER:  # a header of the right length, which random bytes rarely have, and data behind it
         header, _, body = rest.partition(b"\0")
         path.write_bytes(struct.pack("<Q", len(header)) + header + body)
+    elif kind == CASE:
+        path = write_case(case, _FOLDER)
     else:
         path = _folder_with(rest)
-    before = _peak()
+    started = time.monotonic()
     try:
         lora = merge_ops.load(path)
+        _check_layers(lora)
+        if kind == CASE:
+            use_case(lora, case, _FOLDER)
+        else:
+            _merge(lora)
     except merge_ops.MergeError as error:
         _check_message(str(error))
-    else:
-        _check_layers(lora)
-    if _peak() - before > 10 * len(data) + SPACE:
-        raise Promise(f"{(_peak() - before) >> 20} MB of memory for an input of {len(data)} bytes")
+    if time.monotonic() - started > SECONDS:
+        raise Promise(f"{time.monotonic() - started:.0f} seconds for an input of {len(data)} bytes")
+    _SEEN.append(len(data))
+    if len(_SEEN) >= _ASKED:
+        check_memory()
 
 
 def _folder_with(config: bytes) -> Path:
@@ -89,25 +103,35 @@ def _check_layers(lora: merge_ops.Lora) -> None:
     for name, layer in lora.layers.items():
         if tuple(layer.delta().shape) != layer.weight_shape:
             raise Promise(f"the delta of {name} has a shape other than declared")
-    _merge(lora)
 
 
 def _merge(lora: merge_ops.Lora) -> None:
     """Merge, with a small base for the adapters that need one; only a MergeError may be raised."""
     import torch
 
-    try:
-        merged = merge_ops.merge([lora], base=lambda name: torch.ones(2) if "bias" in name else torch.eye(2))
-        for name in merged.layers:
-            merged.delta(name)
-    except merge_ops.MergeError as error:
-        _check_message(str(error))
+    merged = merge_ops.merge([lora], base=lambda name: torch.ones(2) if "bias" in name else torch.eye(2))
+    for name in merged.layers:
+        merged.delta(name)
 
 
 def _peak() -> int:
     """Return the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_memory() -> None:
+    """Compare the peak of memory with what the inputs since the last time may take."""
+    allowed, before, _PEAKS[0] = 10 * sum(_SEEN) + SPACE, _PEAKS[0], _peak()
+    inputs = len(_SEEN)
+    _SEEN.clear()
+    if _PEAKS[0] - before > allowed:
+        raise Promise(f"{(_PEAKS[0] - before) >> 20} MB of memory for the last {inputs} inputs")
+
+
+_PEAKS = [_peak()]
+_SEEN: list[int] = []  # the sizes of the inputs since
+_ASKED = 20  # inputs between two times: asking takes longer than most of them
 
 
 def clean() -> None:

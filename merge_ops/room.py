@@ -7,7 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from .errors import MergeError
+from .errors import LoraFormatError, MergeError
 
 LARGEST = 1 << 32  # entries; the largest weights of published models have half as many
 _BYTES = 4  # of a float32 number
@@ -15,20 +15,36 @@ _BYTES = 4  # of a float32 number
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def check_room(what: str, *sides: int, error: type[MergeError] = MergeError) -> None:
+def check_room(what: str, *sides: int) -> None:
     """Refuse a float32 matrix of these sides before it is made, if memory cannot hold it.
 
     Raises:
-        MergeError: or ``error``; with the size and the number of bytes.
+        MergeError: with the sides and the number of bytes.
     """
-    entries = math.prod(sides)
-    if entries > LARGEST or entries * _BYTES > memory_of_machine():
-        size, there, usual = map(_gigabytes, (entries * _BYTES, memory_of_machine(), LARGEST * _BYTES))
-        raise error(
-            f"{what} would be {' x '.join(map(str, sides))}, which takes {size}, where this machine has {there} "
-            f"and no weight of a known model takes more than {usual}; the file is damaged, or made to fill "
-            "memory, so leave it out"
-        )
+    if math.prod(sides) * _BYTES > min(LARGEST * _BYTES, memory_of_machine()):
+        raise MergeError(_too_large(what, sides))
+
+
+def check_weight(what: str, *sides: int) -> None:
+    """Refuse a file that describes a weight larger than any model has; it is not made when it is read.
+
+    Raises:
+        LoraFormatError: with the sides and the number of bytes.
+    """
+    if math.prod(sides) > LARGEST:
+        raise LoraFormatError(_too_large(what, sides))
+
+
+def _too_large(what: str, sides: tuple[int, ...]) -> str:
+    size, there, usual = (
+        f"{each / (1 << 30):.1f} GB"
+        for each in (math.prod(sides) * _BYTES, memory_of_machine(), LARGEST * _BYTES)
+    )
+    return (
+        f"{what} would be {' x '.join(map(str, sides))}, which takes {size}; this machine has {there} and no "
+        f"weight of a known model takes more than {usual}; the file is damaged, or made to fill memory, so "
+        "leave it out"
+    )
 
 
 @cache
@@ -47,7 +63,3 @@ def memory_of_machine() -> int:
         if text.isdecimal():
             found.append(int(text))
     return min(each for each in found if each > 0)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GB"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import Index, Layer, Layout, Rows
-from ..room import check_room
+from ..room import check_room, check_weight
 from .kind import Adapters, Kind
 from .module import RawModule, alpha_of, check_factors, factor_of, misfit
 from .tucker import fold_core
@@ -94,9 +94,10 @@ def _loha(module: RawModule, scale: float | None) -> Hadamard:
     elif core_1 is not None or core_2 is not None:
         raise LoraFormatError(f"{module.stem} has only one of two Tucker cores; the file is incomplete")
     shapes = {(up.shape[0], down.shape[1]) for up, down in ((up_1, down_1), (up_2, down_2))}
-    if len(shapes) > 1 or up_1.shape[1] != down_1.shape[0] or up_2.shape[1] != down_2.shape[0]:
+    flat = all(factor.ndim == 2 for factor in (up_1, down_1, up_2, down_2))
+    if not flat or len(shapes) > 1 or up_1.shape[1] != down_1.shape[0] or up_2.shape[1] != down_2.shape[0]:
         raise misfit(module)
-    check_room(f"the delta of {module.stem}", up_1.shape[0], down_1.shape[1], error=LoraFormatError)
+    check_weight(f"the delta of {module.stem}", up_1.shape[0], down_1.shape[1])
     if scale is None:
         scale = alpha_of(module, rank)
     layout: Layout = "conv" if kernel else "linear"

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import LoraFormatError
 from ..lora import Index, Layer, Layout, LowRank, Rows
-from ..room import check_room
+from ..room import check_room, check_weight
 from .kind import Adapters, Kind
 from .module import RawModule, alpha_of, check_factors, factor_of, misfit, refuse_beside
 from .tucker import fold_core
@@ -115,7 +114,7 @@ def _lokr(module: RawModule, scale: float | None) -> Kronecker:
         scale = alpha_of(module, rank) if rank else 1.0
     layout: Layout = "conv" if kernel else "linear"
     layer = Kronecker(left, right, rank or 1, scale, layout, kernel, module.stem)
-    check_room(f"the delta of {module.stem}", *layer.matrix_shape, error=LoraFormatError)
+    check_weight(f"the delta of {module.stem}", *layer.matrix_shape)
     return layer if rank else replace(layer, rank_=min(layer.matrix_shape))
 
 

@@ -42,10 +42,9 @@ class Oft(BaseDependent):
         return (self.blocks,) if self.rescale is None else (self.blocks, self.rescale)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        sizes = {self.blocks.shape[-3] * self.blocks.shape[-1]}
-        if self.rescale is not None:
-            sizes.add(self.rescale.numel())
-        return len(shape) > 1 and sizes == {shape[0]}
+        rows = self.blocks.shape[-3] * self.blocks.shape[-1]
+        rescaled = self.rescale is None or self.rescale.numel() in (1, rows)
+        return len(shape) > 1 and shape[0] == rows and rescaled
 
     def change(self, weight: Tensor, reader: str) -> Tensor:
         rows = weight.shape[0]

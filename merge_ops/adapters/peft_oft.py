@@ -36,7 +36,7 @@ class InputRotation(BaseDependent):
     def fits(self, shape: tuple[int, ...]) -> bool:
         size, columns = self.rotations.shape[-1], math.prod(shape[1:])
         turned = len(shape) > 1 and columns % size == 0
-        stretched = self.rows is None or len(self.rows) == shape[0]
+        stretched = self.rows is None or self.rows.numel() in (1, *shape[:1])
         return turned and stretched and self.rotations.shape[0] in (1, columns // size)
 
     def change(self, weight: Tensor, reader: str) -> Tensor:
@@ -95,7 +95,8 @@ def _peft_boft(module: RawModule) -> InputRotation:
             f"boft_R of {module.stem} has the shape {tuple(blocks.shape)}; several butterfly factors "
             "are not supported, since PEFT itself applies them only with its CUDA extension"
         )
-    skew = 0.5 * (blocks[0] - blocks[0].mT).to(torch.float32)
+    first = blocks[0].to(torch.float32)
+    skew = 0.5 * (first - first.mT)
     return InputRotation(cayley(-skew), rows.flatten()[:, None], key=module.stem)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .module import RawModule, check_core
+from .module import RawModule, check_core, misfit
 
 
 def fold_core(core: Tensor, up: Tensor, down: Tensor, module: RawModule) -> tuple[Tensor, Tensor]:
@@ -13,6 +13,8 @@ def fold_core(core: Tensor, up: Tensor, down: Tensor, module: RawModule) -> tupl
 
     ``einsum("i j k l, j r, i p -> p r k l")`` as one product ``(p, i) @ (i, r * k * l)``.
     """
+    if up.ndim != 2 or down.ndim != 2:
+        raise misfit(module)
     check_core(module, core, up.shape[0], down.shape[0])
     folded = torch.einsum("ij...,jr->ir...", core.to(torch.float32), down.to(torch.float32))
     return up.to(torch.float32).T, folded.flatten(1)

@@ -70,6 +70,11 @@ def _bind_one(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
     for name, adapter in needing.items():
         weight_of_base = base(name)
         if weight_of_base is not None:
+            if weight_of_base.ndim == 0 or weight_of_base.numel() == 0:
+                raise IncompatibleLoraError(
+                    f"{lora.name}: the weight of {name} in the base model has the shape "
+                    f"{tuple(weight_of_base.shape)}, which nothing can be merged into; its file is damaged"
+                )
             layers[name] = Bound(adapter, weight_of_base, reader, lora=lora.name)
         elif name in lora.base_dependent and not adapter.is_optional:
             raise IncompatibleLoraError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import MergeError
 from ..lora import Layer, LowRank
 from ..room import check_room
 from .align import AlignedLayer
@@ -114,6 +116,12 @@ class MergedLayer:
 
     def svd(self, rank: int, value: Tensor | tuple[Tensor, Tensor]) -> TruncatedSVD:
         """Return the SVD of the layer truncated to ``rank``; ``value`` is what ``value()`` returned."""
+        for part in value if isinstance(value, tuple) else (value,):
+            if not math.isfinite(float(part.sum())) and not bool(part.isfinite().all()):
+                raise MergeError(
+                    f"{self.aligned.name} contains NaN or infinity once it is merged; use smaller strengths, "
+                    "or a larger density"
+                )
         if isinstance(value, tuple):
             return svd_of_product(*value, rank)
         linear = concatenate(self.aligned, self.settings.scale, value.device)
