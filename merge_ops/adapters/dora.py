@@ -73,7 +73,7 @@ def _dora(layer: Layer, module: RawModule) -> Dora:
             "reads one; keep that of the program that trained it"
         )
     sizes = [size for size in magnitude.shape if size != 1]
-    if len(sizes) > 1:
+    if len(sizes) > 1 or magnitude.ndim == 0 or magnitude.numel() == 0:
         raise LoraFormatError(
             f"the magnitudes of {module.stem} have the shape {tuple(magnitude.shape)}, not one axis"
         )

@@ -16,9 +16,11 @@ from .reading import TABLES, is_of_adapter, place_of
 
 _DEFAULT = ".default"
 _TOKENS = "trainable_tokens_delta"  # rows of an embedding; no kind of adapter
+_SAVED = "modules_to_save"  # whole modules, beside which the model keeps those of the base
+_OF_BASE = ".original_module."
 _ENDS = (".weight", ".bias", "")
 _ROLES = sorted(
-    {suffix.partition(_DEFAULT)[0][1:] for suffix in TABLES.roles if _DEFAULT in suffix} | {_TOKENS},
+    {suffix.partition(_DEFAULT)[0][1:] for suffix in TABLES.roles if _DEFAULT in suffix} | {_TOKENS, _SAVED},
     key=len,
     reverse=True,
 )
@@ -41,6 +43,9 @@ def unnamed(key: str, bare_pairs: bool = True) -> tuple[str, str]:
     stem, role, rest = found.groups()
     if role == _TOKENS:
         return f"{stem}.{role}", rest
+    if role == _SAVED:
+        name, _, inner = rest.partition(".")
+        return f"{stem}.{inner}", name
     for end in _ENDS:
         name = rest.removesuffix(end)
         is_bare_pair = not end and role in ("lora_A", "lora_B")
@@ -73,6 +78,8 @@ def one_adapter(
     Raises:
         LoraFormatError: if the keys name several adapters and none is chosen, or there is none of that name.
     """
+    if adapter is None and all(key.endswith(_PLAIN) for key in tensors):
+        return tensors, None
     is_adalora = any(".lora_E" in key for key in tensors)
     split = {key: unnamed(key, is_adalora) for key in tensors}
     names = dict.fromkeys(name for _, name in split.values() if name)
@@ -84,7 +91,10 @@ def one_adapter(
         return tensors, None
     chosen = _chosen(names, [key for key, (_, name) in split.items() if not name], adapter)
     kept: dict[str, Tensor] = {}
+    holds_modules = any(f".{_SAVED}." in key for key in tensors)
     for key, (plain, name) in split.items():
+        if holds_modules and _OF_BASE in key:
+            continue  # the base model's own weights, in which the adapter has no part
         if name in ("", chosen) and (name or not _is_of_another(key, names)):
             if plain in kept:
                 raise LoraFormatError(f"{plain} occurs in two spellings, one of them {key}; keep one of them")

@@ -168,6 +168,8 @@ def without_empty(module: RawModule) -> tuple[RawModule, bool]:
         LoraFormatError: if something else in the module depends on them.
     """
     tensors = module.tensors
+    if all(tensor.numel() for tensor in tensors.values()):
+        return module, False
     empty = [
         role
         for role in TABLES.rank_roles

@@ -77,7 +77,8 @@ def show(args: argparse.Namespace) -> None:
     rows = [["source", "weight", "text weight", "SHA-256", "blocks"]]
     for source, text_weight in zip(recipe.sources, recipe.text_weights, strict=True):
         numbers = [f"{source.weight:g}", f"{text_weight:g}"]
-        rows.append([source.name, *numbers, source.sha256 or "unknown", source.blocks or ""])
+        name = f"{source.name} (adapter {printable(source.adapter)})" if source.adapter else source.name
+        rows.append([name, *numbers, source.sha256 or "unknown", source.blocks or ""])
     if not any(recipe.blocks):
         rows = [row[:-1] for row in rows]
     print(table(rows))

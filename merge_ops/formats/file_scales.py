@@ -19,6 +19,7 @@ from .stated_scale import diffusers_statements, flat_statements, part_of
 from .statements import number
 from .warned import ranks_in, warnings_of_config
 
+_HALF_MAX = 65504  # of float16, where larger alphas end, or become infinite
 _CLOSE = 1e-2  # relative; alpha tensors may be stored in float16 or bfloat16
 
 
@@ -81,6 +82,8 @@ class FileScales:
 
     def _stated(self, stem: str, rank: int, decides: bool) -> tuple[float, str] | None:
         """The scale that the metadata state for a module, and the key that does."""
+        if not (self._diffusers or self._flat or self._modules):
+            return None
         name = canonical_name(stem)
         component, _, path = name.partition(".")
         if component not in DOTTED_COMPONENTS:
@@ -162,7 +165,7 @@ class FileScales:
         rows = [
             (stem, own)
             for stem, own in alphas
-            if own is not None and math.isfinite(own) and not _close(own, stated)
+            if own is not None and abs(own) < _HALF_MAX and not _close(own, stated)
         ]
         if not rows:
             return []

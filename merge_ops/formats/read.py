@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import LoraFormatError, reading
+from ..errors import LoraFormatError, reading, shown
 from ..lora import Lora
 from .container import changed, file_digest, read_container
 from .peft_config import CONFIG_NAME
@@ -41,6 +41,8 @@ def _load(where: Path, digest: Digest, allow_pickle: bool = False, adapter: str 
         is_folder, is_file = where.is_dir(), where.is_file()
     except OSError as error:  # a name that is longer than any file's may be
         raise LoraFormatError(f"{where.name[:80]!r} cannot be a file: {error.strerror}") from error
+    if is_folder and (inner := _folder_of(where, adapter)) is not None:
+        where, adapter = inner, None
     if is_folder:
         names = (WEIGHTS_NAME, PICKLED_NAME) if allow_pickle else (WEIGHTS_NAME,)
         weights = next((where / name for name in names if (where / name).is_file()), where / WEIGHTS_NAME)
@@ -54,6 +56,30 @@ def _load(where: Path, digest: Digest, allow_pickle: bool = False, adapter: str 
             return _load_peft_folder(where.parent, where, digest, allow_pickle, adapter)
         lora = from_tensors(where.stem, tensors, metadata, where.name, adapter)
         return _located(lora, where, digest, where)
+
+
+def _folder_of(where: Path, adapter: str | None) -> Path | None:
+    """The folder inside a folder that holds the adapter: PEFT saves each that is not ``default`` in its own.
+
+    Raises:
+        LoraFormatError: if there are several, and none is chosen.
+    """
+    try:
+        found = {child.name: child for child in sorted(where.iterdir()) if (child / CONFIG_NAME).is_file()}
+    except OSError as error:
+        with reading(where.name):
+            raise LoraFormatError(f"the folder cannot be read: {error.strerror or error}") from error
+    if adapter in found:
+        return found[adapter]
+    if (where / CONFIG_NAME).is_file() or not found:
+        return None
+    if len(found) == 1 and adapter is None:
+        return next(iter(found.values()))
+    with reading(where.name):
+        raise LoraFormatError(
+            f"the folder holds the adapters {', '.join(map(shown, found))}; give the folder of one, or "
+            f"choose it with adapter={next(iter(found))!r}"
+        )
 
 
 def _load_peft_folder(

@@ -14,7 +14,11 @@ from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name
 from .build import build_lora
 from .file_scales import FileScales
 from .flux_control import spell_out_control
+from .peft_config import CONFIG_NAME
 from .pti import from_pti, is_pti
+from .statements import DIFFUSERS_METADATA, statements
+
+_IN_FOLDERS = "base_model.model."
 
 
 def from_tensors(
@@ -44,8 +48,22 @@ def _from_keys(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], 
     """The LoRA of keys that name modules, with the scales that its metadata state."""
     scales = FileScales(metadata)
     lora = build_lora(name, tensors, canonical_name, scales.scale_of, adapter=adapter)
-    warnings = (*lora.warnings, *scales.warnings(lora))
+    warnings = (*lora.warnings, *scales.warnings(lora), *_without_configuration(tensors, metadata))
     return replace(lora, dialect=_dialect(list(tensors)), metadata=metadata, warnings=warnings)
+
+
+def _without_configuration(tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[str]:
+    """A warning for the weights of a PEFT folder that came without the file that has their scale."""
+    if not all(key.startswith(_IN_FOLDERS) for key in tensors) or any(
+        key.endswith(".alpha") for key in tensors
+    ):
+        return []
+    if DIFFUSERS_METADATA in metadata or any(True for _ in statements(metadata)):
+        return []
+    return [
+        f"the keys are those of a PEFT folder, and {CONFIG_NAME}, which says their scale, is not beside the "
+        "file: scale 1 is used, as ComfyUI does; put that file into the same folder"
+    ]
 
 
 def _dialect(keys: list[str]) -> str:

@@ -65,7 +65,7 @@ def carried_over(loras: list[Lora]) -> dict[str, str]:
     }
     carried |= {key: value for key, value in facts_of_use(loras).values.items() if len(value) <= _MAX_VALUE}
     sources = [lora.metadata for lora in loras]
-    for key in _UNITED:
+    for key in _UNITED if len(loras) > 1 else ():
         words = _united(own[key] for own in sources if key in own)
         if words:
             carried[key] = ", ".join(words)
@@ -82,7 +82,7 @@ def _own(lora: Lora) -> dict[str, str]:
         for key, value in lora.metadata.items()
         if len(value) <= _MAX_OWN
         and not _describes_the_file(key, value)
-        and key not in (*_UNITED, _TAGS)
+        and key != _TAGS
         and (key in _AGREED_NAMES or value.startswith("data:") or not _FOLDER.search(value))
     }
 

@@ -49,9 +49,10 @@ class Tiny(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.proj = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 6)
+        self.head = torch.nn.Sequential(torch.nn.Linear(6, 4))
 
     def forward(self, tokens):
-        return self.proj(self.embed(tokens))
+        return self.head(self.proj(self.embed(tokens)))
 
 
 LORA = {"r": 2, "lora_alpha": 6, "init_lora_weights": False}
@@ -60,6 +61,7 @@ CONFIGS = [
     LoraConfig(**LORA, target_modules=["proj"], use_dora=True, lora_bias=False),
     LoraConfig(**LORA, target_modules=["proj"], lora_bias=True),
     LoraConfig(**LORA, target_modules=["proj"], trainable_token_indices={"embed": [1, 3]}),
+    LoraConfig(**LORA, target_modules=["proj"], modules_to_save=["head"]),
     AdaLoraConfig(target_modules=["proj"], init_r=3, lora_alpha=6, total_step=9, init_lora_weights=False),
     LoHaConfig(r=2, alpha=6, target_modules=["proj"], init_weights=False),
     LoKrConfig(r=2, alpha=6, target_modules=["proj"], init_weights=False, decompose_factor=2),
@@ -77,9 +79,12 @@ def test_every_role_of_peft(config, tmp_path):
     model.save_pretrained(tmp_path)
     folder = tmp_path / "my_style"
     saved = merge_ops.load(folder)
-    named = {key: value.contiguous() for key, value in model.state_dict().items() if "my_style" in key}
-    named = {key: value for key, value in named.items() if "ranknum" not in key}
-    assert named and all(unnamed(key)[1] == "my_style" for key in named)
+    named = {
+        key: value.contiguous()
+        for key, value in model.state_dict().items()
+        if ("my_style" in key or "original_module" in key) and "ranknum" not in key
+    }
+    assert named and {unnamed(key)[1] for key in named if "original" not in key} == {"my_style"}
     save_file(named, folder / "adapter_model.safetensors")
     again = merge_ops.load(folder)
     for held, same in (
@@ -90,6 +95,7 @@ def test_every_role_of_peft(config, tmp_path):
         for name, part in held.items():
             assert all(map(torch.equal, part.tensors, same[name].tensors))
     assert saved.whole_weights.keys() == again.whole_weights.keys()
+    assert all(torch.equal(w.value, again.whole_weights[n].value) for n, w in saved.whole_weights.items())
     assert saved.layers or saved.base_dependent
 
 
@@ -161,6 +167,40 @@ def test_the_command_line_and_recipes_choose_too(write, tmp_path, capsys):
         torch.testing.assert_close(layer.delta(), wanted, rtol=1e-4, atol=1e-4)
     assert main(["resize", source, "--rank", "2", "--adapter", "three=x", "-o", str(again)]) == 1
     assert "--adapter names no LoRA" in capsys.readouterr().err
+
+
+def save_two(tmp_path):
+    """PEFT saves an adapter that is not called default in a folder of its own."""
+    model = get_peft_model(Tiny(), LoraConfig(**LORA, target_modules=["proj"]), adapter_name="ink")
+    model.add_adapter("mia", LoraConfig(**LORA, target_modules=["proj"]))
+    model.save_pretrained(tmp_path / "both")
+    return {name: model.base_model.model.proj.get_delta_weight(name).detach() for name in ("ink", "mia")}
+
+
+def test_folders_of_several_adapters(tmp_path):
+    wanted = save_two(tmp_path)
+    with pytest.raises(LoraFormatError, match=r"^both: .*'ink', 'mia'.*adapter='ink'"):
+        merge_ops.load(tmp_path / "both")
+    for name, delta in wanted.items():
+        lora = merge_ops.load(tmp_path / "both", adapter=name)
+        (layer,) = lora.layers.values()
+        torch.testing.assert_close(layer.delta(), delta)
+        assert lora.name == name
+    merged = merge_ops.merge([merge_ops.load(tmp_path / "both", adapter=name) for name in wanted])
+    merge_ops.save(merged, tmp_path / "sum", format="peft", dtype=torch.float32)
+    recipe = merge_ops.read_recipe(tmp_path / "sum")
+    again = recipe.run(merge_ops.find_sources(recipe, [tmp_path / "both"]))
+    (name,) = again.layers
+    torch.testing.assert_close(again.delta(name), sum(wanted.values()))
+    with pytest.raises(LoraFormatError, match="name no adapter"):
+        merge_ops.load(tmp_path / "both" / "ink", adapter="nia")
+
+
+def test_a_folder_with_one_adapter_inside(tmp_path):
+    get_peft_model(Tiny(), LoraConfig(**LORA, target_modules=["proj"]), adapter_name="ink").save_pretrained(
+        tmp_path
+    )
+    assert merge_ops.load(tmp_path).name == "ink"
 
 
 def adalora(tmp_path, pattern, alpha=6):

@@ -213,6 +213,7 @@ def test_a_single_source_keeps_all_that_still_holds(saved):
         FACTOR: "2", "modelspec.author": "somebody",
         "modelspec.thumbnail": "data:image/png;base64,/9j/4AA/",
         "modelspec.description": "ink / pencil, see https://example.org/a/b", "ss_learning_rate": "0.1",
+        "trigger_words": ",".join(f"w{i}" for i in range(500)),
         "ss_training_comment": "c", "training_info": '{"step": 5}', "unknown": "x",
         "modelspec.license": "MIT",
     }  # fmt: skip

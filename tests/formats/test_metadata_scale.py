@@ -318,3 +318,13 @@ def test_the_command_line_reads_it_too(write, tmp_path, capsys):
     for path in (resized, again):
         (stock,) = as_stock_reads(path)
         torch.testing.assert_close(stock, wanted, rtol=2e-2, atol=2e-3)
+
+
+def test_the_weights_of_a_peft_folder_without_its_configuration(scales):
+    """Its scale is lost, which nothing in the file shows but the names."""
+    tensors = pair(f"base_model.model.{PATH}")
+    found, (warning,) = scales(tensors, {})
+    assert found == [1.0]
+    assert "adapter_config.json" in warning
+    assert scales(tensors, {"lora_alpha": "8"}) == ([0.5], ())
+    assert scales(pair(f"base_model.model.{PATH}", alpha=8), {}) == ([0.5], ())

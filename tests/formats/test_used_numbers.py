@@ -121,6 +121,7 @@ EMPTY = [
     ({"lora_down__weight": (0, 8, 3, 3), "lora_up__weight": (6, 0, 1, 1)}),
     ({"lora_A__weight": (0, 8), "lora_B__weight": (6, 0)}),
     ({"lora_embedding_A": (0, 8), "lora_embedding_B": (6, 0)}),
+    ({"lora_A": (0, 8), "lora_B": (6, 0), "lora_E": (0, 1)}),
     ({"hada_w1_a": (6, 0), "hada_w1_b": (0, 8), "hada_w2_a": (6, 0), "hada_w2_b": (0, 8)}),
     ({"lokr_w1": (2, 2), "lokr_w2_a": (3, 0), "lokr_w2_b": (0, 4)}),
 ]
