@@ -118,10 +118,7 @@ def build_lora(
             held.add(name_of(stem) + place, part, stem)
     if not held:
         raise LoraFormatError(_nothing_usable([*modules, *unknown], unmerged))
-    settled = settle_names((*held.layers, *held.base_dependent, *held.whole_weights, *unmerged), held.layers)
-    if settled:
-        held.rename(settled)
-        unmerged = {settled.get(name, name): reason for name, reason in unmerged.items()}
+    unmerged = _settle(held, unmerged)
     doubled = any(map(is_doubled, modules))
     warnings = ["the prefix 'unet' is doubled in the keys; it was read as one"] if doubled else []
     warnings += warnings_of_layers(held.layers, held.base_dependent, bool(held.whole_weights))
@@ -140,6 +137,18 @@ def _refuse_damaged_weights(whole: Mapping[str, tuple[str, WholeWeight]]) -> Non
     for key, (_, weight) in whole.items():
         if not is_finite(weight.value):
             raise LoraFormatError(f"{key} holds NaN or infinity; the file is damaged, use another copy")
+
+
+def _settle(held: _Held, unmerged: dict[str, str]) -> dict[str, str]:
+    """Give everything the name that only the whole file tells; return ``unmerged`` with its new names."""
+    as_they_are = (UNRECOGNISED, BUNDLE)
+    named = [name for name, reason in unmerged.items() if reason not in as_they_are]
+    new = settle_names([*held.layers, *held.base_dependent, *held.whole_weights, *named], held.layers)
+    if new:
+        held.rename(new)
+    return {
+        name if reason in as_they_are else new.get(name, name): reason for name, reason in unmerged.items()
+    }
 
 
 def _nothing_usable(keys: list[str], unmerged: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import LoraFormatError
+from ..names.language import split_wrappers
 from ..names.spelling import DOTTED_COMPONENTS, canonical_name
 
 # what single-file checkpoints put before the names of a part of the model
@@ -28,6 +29,7 @@ class BaseFiles:
     def __init__(self, places: dict[str, tuple[Path, str]]) -> None:
         self._places = places
         self._flat = {_flattened(name): place for name, place in places.items()}
+        self._of_versions = _of_versions(places)
 
     def __call__(self, layer: str) -> Tensor | None:
         place = self._place(layer)
@@ -37,7 +39,9 @@ class BaseFiles:
         return self._place(layer) is not None
 
     def _place(self, layer: str) -> tuple[Path, str] | None:
-        return self._places.get(layer) or self._flat.get(_flattened(layer))
+        place = self._places.get(layer) or self._flat.get(_flattened(layer))
+        parts = split_wrappers(layer) if place is None else None
+        return place if parts is None else self._of_versions.get((parts[0], parts[2]))
 
 
 def open_base(path: str | os.PathLike[str]) -> BaseFiles:
@@ -88,6 +92,18 @@ def _flattened(name: str) -> str:
     component, _, path = name.partition(".")
     path = path if component in _DENOISERS else name
     return path.removeprefix("text_encoder.text_model.").replace(".", "_")
+
+
+def _of_versions(places: dict[str, tuple[Path, str]]) -> dict[tuple[str, str], tuple[Path, str]]:
+    """The places of a language model's weights, whatever version of transformers named them."""
+    found: dict[tuple[str, str], tuple[Path, str]] = {}
+    twice = set[tuple[str, str]]()
+    for name, place in places.items():
+        if (parts := split_wrappers(name)) is not None:
+            key = parts[0], parts[2]
+            if found.setdefault(key, place) != place:
+                twice.add(key)
+    return {key: place for key, place in found.items() if key not in twice}
 
 
 def _keys(file: Path) -> list[str]:

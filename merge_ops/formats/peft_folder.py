@@ -9,6 +9,7 @@ from ..adapters.module import RawModule
 from ..adapters.reading import rank_in_tensors
 from ..errors import LoraFormatError, reading
 from ..lora import BaseDependent, Layer, Lora
+from ..names.prefixes import with_clean_patterns
 from ..names.spelling import canonical_name
 from .adalora import TYPE, adalora_scale, plain_config
 from .build import build_lora
@@ -39,7 +40,7 @@ def read_peft_folder(
     """
     config = read_config(folder / CONFIG_NAME)
     with reading(f"{folder.name}/{CONFIG_NAME}"):
-        config = plain_config(config)
+        config = with_clean_patterns(plain_config(config))
     if not file.is_file():
         if (folder / PICKLED_NAME).is_file():
             with reading(f"{folder.name}/{PICKLED_NAME}"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LoraFormatError, shown
+from ..names.prefixes import with_clean_patterns
 from ..names.spelling import DOTTED_COMPONENTS, canonical_name
 from .peft_config import check_scales, scale_from_config
 from .statements import (
@@ -63,6 +64,7 @@ def flat_statements(metadata: dict[str, str]) -> tuple[dict[str, Stated], dict[s
     for own in parts.values():
         try:
             check_scales(own.config)
+            own.config = with_clean_patterns(own.config)
         except LoraFormatError as error:
             own.problem, own.config = str(error), {}
     return parts, modules
@@ -134,6 +136,7 @@ def diffusers_statements(metadata: dict[str, str]) -> dict[str, Stated]:
             check_scales(own.config)
         except LoraFormatError as error:
             raise LoraFormatError(f"metadata of {component or 'the model'}: {error}") from error
+        own.config = with_clean_patterns(own.config)
         own.config.setdefault("peft_type", "LORA")
     return parts
 

@@ -16,6 +16,7 @@ from .batches import group_into_batches, merge_batch, merge_cores
 from .bind import bind, open_base_weights
 from .cores import Moments, factors_of_coordinates
 from .devices import usable_device
+from .fused_weights import with_fused
 from .ia3 import merge_ia3
 from .merged import Merged
 from .merged_layer import MergedLayer
@@ -121,12 +122,12 @@ def carry_out(
     ``sparing`` is for a device that has run out of memory: the merge then works in small tiles.
     """
     _check_recorded(request, moments)
-    base_weights = open_base_weights(base)
+    base_weights = with_fused(open_base_weights(base))
     loras, ia3 = merge_ia3(list(loras), request) if base is None else (list(loras), {})
     loras = bind(loras, base_weights, request.reader)
     given, alike = loras, name_alike(loras)
     check_structure(alike, given)
-    loras = cut_alike(alike)
+    loras = cut_alike(alike, base_weights)
     loras = widen_alike(alike if loras is alike else name_alike(loras))
     whole_weights = agree_on_whole_weights(loras, request.keep, base_weights)
     request = settle_rank(request, loras)

@@ -7,18 +7,21 @@ layer in one parameter where transformers 4 had a module for each. Cutting and s
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ..adapters import join_rows, take_rows
 from ..errors import IncompatibleLoraError
-from ..lora import Layer, Lora, LowRank
-from ..names.fused import current_router, expert_parts, is_stacked_expert, parts_of
+from ..lora import BaseWeights, Layer, Lora, LowRank
+from ..names.fused import block_of_stacked, current_router, expert_parts, parts_of
 from ..names.parts import flat_name
+from .fused_weights import FusedWeights
+
+_ROUTER = ".mlp.gate"  # as it is called in transformers 5
 
 
-def cut_alike(loras: list[Lora]) -> list[Lora]:
-    """Cut fused weights into the parts that another LoRA has, and stack experts where another has them so.
+def cut_alike(loras: list[Lora], base: BaseWeights | None = None) -> list[Lora]:
+    """Cut fused weights into the parts that another LoRA or the base model has, and stack experts likewise.
 
     Returns ``loras`` itself where there is nothing to do.
 
@@ -26,14 +29,17 @@ def cut_alike(loras: list[Lora]) -> list[Lora]:
         IncompatibleLoraError: if the rows of a fused weight do not fit those of the parts, or if one LoRA
             changes a weight both as a whole and in parts.
     """
-    return _cut_fused(_stack_experts(loras)) if len(loras) > 1 else loras
+    return _cut_fused(_stack_experts(loras) if len(loras) > 1 else loras, base)
 
 
-def _cut_fused(loras: list[Lora]) -> list[Lora]:
+def _cut_fused(loras: list[Lora], base: BaseWeights | None) -> list[Lora]:
     names = [{name: parts for name in lora.layers if (parts := parts_of(name))} for lora in loras]
     if not any(names):
         return loras
     rows = {flat_name(name): la.matrix_shape[0] for lora in loras for name, la in lora.layers.items()}
+    if isinstance(base, FusedWeights):
+        for name in {name for fused in names for name in fused}:
+            rows = {flat_name(part): len(weight) for part, weight in base.parts(name).items()} | rows
     cut = [_cut(lora, fused, rows) for lora, fused in zip(loras, names, strict=True)]
     return loras if all(map(operator.is_, cut, loras)) else cut
 
@@ -79,18 +85,20 @@ def _lengths(
 
 
 def _stack_experts(loras: list[Lora]) -> list[Lora]:
-    if not any(is_stacked_expert(name) for lora in loras for name in lora.layers):
+    names = [name for lora in loras for name in lora.layers]
+    blocks = {block for name in names if (block := block_of_stacked(name))}
+    if not blocks and not any(name.endswith(_ROUTER) for name in names):
         return loras
-    stacked = [_stacked(lora) for lora in loras]
+    stacked = [_stacked(lora, blocks) for lora in loras]
     return loras if all(map(operator.is_, stacked, loras)) else stacked
 
 
-def _stacked(lora: Lora) -> Lora:
+def _stacked(lora: Lora, blocks: Collection[str]) -> Lora:
     """The LoRA with each expert's gate and up as one matrix, under the names of transformers 5."""
     grouped: dict[str, dict[str, Layer]] = {}
     layers: dict[str, Layer] = {}
     for name, layer in lora.layers.items():
-        if (found := expert_parts(name)) is not None:
+        if blocks and (found := expert_parts(name, blocks)) is not None:
             grouped.setdefault(found[0], {})[found[1]] = layer
         else:
             new = current_router(name)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 # what classes wrap around the same modules
-_WRAPPERS = r"(?:(?:base_model|model|language_model|text_model|llm)\.)*"
+_WRAPPERS = r"(?:(?:base_model|thinker|model|language_model|text_model|llm)\.)*"
 _DECODER = re.compile(rf"({_WRAPPERS})((?:layers\.\d+\.|embed_tokens(?:\.|$)|norm$|norm\.bias$).*)")
 _HEAD = re.compile(rf"({_WRAPPERS})(lm_head(?:\.|$).*)")
 _BESIDE = re.compile(
-    r"((?:model\.)*)((?:visual|vision_tower|vision_model|vision_encoder|vision_embed_tokens|audio_tower|vit"
+    r"((?:(?:thinker|model)\.)*)((?:visual|vision_tower|vision_model|vision_encoder|vision_embed_tokens|audio_tower|vit"
     r"|image_tower|video_tower|multi_modal_projector|multimodal_projector|mm_projector|vision_projector|connector|embed_vision"
     r"|embed_audio|image_newline)(?:\.|$).*)"
 )
@@ -24,17 +25,13 @@ _TOWER = re.compile(r"((?:model\.)*vision_tower\.(?:vision_model\.)?)((?!vision_
 _PATTERNS = (("decoder", _DECODER), ("head", _HEAD), ("vision_tower", _TOWER), ("", _BESIDE))
 # from what current versions of transformers have to what only old ones had
 _CURRENT = (
-    "model.language_model.",
-    "model.text_model.",
-    "model.",
-    "language_model.model.",
-    "language_model.",
-    "",
-)
+    "model.language_model.", "model.text_model.", "language_model.", "model.", "language_model.model.", "",
+)  # fmt: skip
 _TOWERS = ("model.vision_tower.", "model.vision_tower.vision_model.", "vision_tower.vision_model.")
 _CURRENT_OF = {"decoder": _CURRENT, "head": ("", *_CURRENT), "vision_tower": _TOWERS}
 
 
+@lru_cache(maxsize=1 << 15)  # the files of one model have the same names
 def split_wrappers(name: str) -> tuple[str, str, str] | None:
     """Return ``(part, wrappers, path)`` of a module's name: the path is the same in all versions.
 

@@ -133,18 +133,18 @@ def _refuse_other_structure(a: tuple[Lora, Guess | None], b: tuple[Lora, Guess |
 
 def _refuse_unknown_prefix(longer: Lora, shorter: Lora) -> None:
     """Refuse LoRAs of which one has the other's names with something unknown in front of them."""
-    names, known = (_paths(lora) for lora in (longer, shorter))
-    if not known or not names.isdisjoint(known):
+    names, known = _paths(longer), {path.replace(".", "_") for path in _paths(shorter)}
+    if not known or not known.isdisjoint(name.replace(".", "_") for name in names):
         return
     prefixes: Counter[str] = Counter()
     for name in names:
         mark = "." if "." in name else "_"
         parts = name.split(mark)
         for i in range(1, len(parts)):
-            if mark.join(parts[i:]) in known:
+            if "_".join(parts[i:]) in known:
                 prefixes[mark.join(parts[:i]) + mark] += 1
     for prefix, count in prefixes.most_common(1):
-        is_flat = "." not in prefix
+        is_flat = not prefix.endswith(".")
         if 2 * count > min(len(names), len(known)) and (not is_flat or prefix.endswith(_FLAT_PREFIX)):
             raise IncompatibleLoraError(
                 f"{longer.name} has {prefix!r} in front of names that {shorter.name} has without it, so no "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import LoraFormatError
 
@@ -19,7 +19,6 @@ _WRAPPER = re.compile(
     r"(?:^|[._])(?:_?orig_mod|_?fsdp_wrapped_module|_?fpw_module|_?checkpoint_wrapped_module|_forward_module)"
     r"(?=[._]|$)"
 )
-_HINTS = ("orig_mod", "_module")
 # around a whole model, whatever part of a pipeline it is
 OUTER = ("module.", "pipe.", "pipeline.", "base_model.model.", "dit.")
 _FLAT_OUTER = re.compile(
@@ -35,7 +34,7 @@ _TRAINER = re.compile(r"[A-Za-z0-9_]*?lora_+")
 
 def strip_wrappers(name: str) -> str:
     """Return a name or key without the words of wrappers and without empty parts."""
-    if any(hint in name for hint in _HINTS):
+    if "orig_mod" in name or "_module" in name:
         name = _WRAPPER.sub("", name).lstrip(".")
     while ".." in name:
         name = name.replace("..", ".")
@@ -55,6 +54,17 @@ def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
             raise LoraFormatError(f"{key} and {name} are one tensor in two spellings; keep one of them")
         clean[name] = tensor
     return clean
+
+
+def with_clean_patterns(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a PEFT configuration whose patterns of ranks and alphas are without the words of wrappers."""
+    patterns = {
+        key: {strip_wrappers(str(name)): number for name, number in own.items()}
+        for key in ("rank_pattern", "alpha_pattern")
+        if isinstance(own := config.get(key), dict)
+    }
+    changed = {key: own for key, own in patterns.items() if own.keys() != config[key].keys()}
+    return config | changed if changed else config
 
 
 def strip_flat(path: str, part: str) -> str:

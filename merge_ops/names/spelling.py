@@ -11,6 +11,7 @@ import re
 from functools import cache, lru_cache
 
 from .architectures import PROCESSORS, WORDS
+from .parts import DENOISERS
 from .prefixes import OUTER, strip_flat, strip_wrappers
 from .unet import DIFFUSERS_HEADS, LDM_HEADS, from_ldm, to_ldm
 
@@ -119,7 +120,10 @@ def _split_component(path: str) -> tuple[str, str]:
             if path.startswith("model.diffusion_model."):
                 path = path.removeprefix("model.")
             head, dot, rest = path.partition(".")
-            if not dot or head not in DOTTED_COMPONENTS or component not in ("", head):
+            is_inner = (
+                head == "diffusion_model" and component in DENOISERS
+            )  # no model has a module of this name
+            if not dot or head not in DOTTED_COMPONENTS or not (component in ("", head) or is_inner):
                 return component, path
             component, path = head, rest
 

@@ -26,8 +26,9 @@ def settle_names(names: Iterable[str], layers: Mapping[str, Layer]) -> dict[str,
         names: canonical names of everything in a file.
         layers: those that have widths, by the same names.
     """
-    places = {name: component_and_path(name) for name in names}
-    places = {name: (part, path) for name, (part, path) in places.items() if not part or part in DENOISERS}
+    places = {
+        name: parts for name in names if not (parts := component_and_path(name))[0] or parts[0] in DENOISERS
+    }
     stacked = {prefix for _, path in places.values() if (prefix := _stacked_prefix(path))}
     # "model.layers.0" is a language model's, unless its other layers show that "model." is a prefix
     places = {

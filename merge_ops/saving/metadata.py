@@ -16,7 +16,8 @@ from ..formats.whole import BIAS, EMBEDDING
 from ..lora import Lora, LowRank, WholeWeight
 from .carried import HUB_NAME, carried_over, hashes
 from .ia3 import ia3_config
-from .tensors import component_of, matrices_of, without_component
+from .stems import component_of, without_component
+from .tensors import matrices_of
 from .tokens import tokens_config, tokens_only_config
 
 

@@ -17,8 +17,9 @@ from .experts import at_one_rank
 from .file_names import check_destination
 from .ia3 import check_alone, ia3_errors, ia3_tensors
 from .metadata import file_metadata, peft_config
+from .stems import module_names
 from .stored import Progress, StoredLayer, relative, store_layers
-from .tensors import FORMATS, file_tensors, module_names, resolve_format, whole_weight_tensors
+from .tensors import FORMATS, file_tensors, resolve_format, whole_weight_tensors
 from .verified import Content, write_verified
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -1,15 +1,15 @@
 """The tensors of a file in one of the formats that we write, and their keys.
 
 Every scale is folded into the factors before this point, so each format expresses "scale 1" in its own way:
-kohya and generic keys carry ``alpha = rank``; a PEFT configuration has ``lora_alpha = r``, with patterns
-where ranks differ. Kohya files then have one alpha for all layers and the rest of the scale in the factors,
-because diffusers applies the most common alpha to all attention layers.
+kohya keys carry ``alpha = rank``; a PEFT configuration has ``lora_alpha = r``, with patterns where ranks
+differ; diffusers' keys carry nothing, because some of its converters refuse an alpha. Kohya files then have
+one alpha for all layers and the rest of the scale in the factors, because diffusers applies the most common
+alpha to all attention layers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Iterable
+from collections.abc import Container
 
 import torch
 from torch import Tensor
@@ -21,10 +21,8 @@ from ..formats.flux_control import is_norm_of_diffusers
 from ..formats.tokens import KEY as TOKENS_KEY
 from ..formats.tokens import ONLY_KEY as TOKENS_ONLY_KEY
 from ..lora import Lora, LowRank, WholeWeight
-from ..names.parts import is_language_model
-from ..names.recognise import Guess, guess
-from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, kohya_name
 from .experts import stacked
+from .stems import component_of, has_kohya_name
 
 FORMATS = ("kohya", "diffusers", "peft")
 _AUTO = {
@@ -33,8 +31,6 @@ _AUTO = {
     "peft-keys": "diffusers",
     "peft": "peft",
 }
-_FLAT = re.compile(r"^[^.]*_\d+_[^.]*$")  # a path in kohya's spelling
-_LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
 
 
 def resolve_format(asked: str, first: Lora) -> str:
@@ -47,93 +43,7 @@ def resolve_format(asked: str, first: Lora) -> str:
     if asked != "auto":
         return asked
     form = _AUTO.get(first.dialect, "kohya")
-    return "diffusers" if form == "kohya" and not all(map(_has_kohya_name, first.layers)) else form
-
-
-def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[str, str]:
-    """Return the stem of each layer's keys in the file; a bias is written under its module.
-
-    Raises:
-        MergeError: if the format cannot hold the layers of these models together.
-    """
-    names = list(layers)
-    modules = list(dict.fromkeys(name.removesuffix(".bias") for name in names))
-    stems = _stems(modules, form, loras)
-    return {name: stems[name.removesuffix(".bias")] for name in names}
-
-
-def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
-    spelled = _spelled_in_peft_folders(loras)
-    components = {_component_in(name, spelled) for name in names}
-    if form == "peft":
-        if len(components) > 1:
-            parts = ", ".join(sorted(part or "a text model" for part in components))
-            raise MergeError(
-                f"a PEFT folder is for one model, but the merge has layers of {parts}; use format='kohya'"
-            )
-        return {
-            name: spelled.get(name, f"base_model.model.{without_component(name, component_of(name))}")
-            for name in names
-        }
-    _refuse_unnamed(names, form, spelled)
-    if form == "diffusers":
-        return {name: name for name in names}
-    keys = {
-        name.removesuffix(".bias"): layer.key
-        for lora in reversed(loras)
-        for name, layer in lora.layers.items()
-    }
-    ldm = {name: key for name, key in keys.items() if key.startswith(_LDM_STEMS)}
-    found = next(filter(None, map(guess, loras)), None)
-    numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys.values())
-    return {
-        name: ldm.get(name)
-        or _with_known_prefix(name, found)
-        or kohya_name(name, bool(ldm), single_text_encoder=not numbered)
-        for name in names
-    }
-
-
-def _refuse_unnamed(names: list[str], form: str, spelled: dict[str, str]) -> None:
-    """Refuse layers for which a file of one pipeline has no name.
-
-    Other layers that name no component are written under the name that they came with.
-    """
-    for name in names:
-        component = _component_in(name, spelled)
-        if not component and is_language_model(name):
-            raise MergeError(
-                f"{name} belongs to a text model, which {form} files cannot hold; use format='peft'"
-            )
-        if not component and name in spelled:
-            raise MergeError(
-                f"{name} is a module of the model that a PEFT folder is for, and {form} files hold only "
-                "parts of known pipelines; use format='peft'"
-            )
-        if form == "kohya" and not _has_kohya_name(name):
-            raise MergeError(
-                f"{name} belongs to {component}, for which kohya files have no name; use format='diffusers', "
-                "or merge each part of the pipeline on its own"
-            )
-
-
-def _has_kohya_name(name: str) -> bool:
-    return component_of(name) in ("", "text_encoders", "diffusion_model", *KOHYA_COMPONENTS.values())
-
-
-def _with_known_prefix(name: str, found: Guess | None) -> str | None:
-    """Diffusers' name with the prefix that readers of kohya files know for the model.
-
-    Where it is not known which of two models it is, the name with dots is known for both.
-    """
-    component, _, path = name.partition(".")
-    if found is None or found.structure == "original" or component not in ("transformer", "diffusion_model"):
-        return None
-    prefixes = {row.kohya for row in (found.architecture, *found.others)}
-    prefix = prefixes.pop() if len(prefixes) == 1 else f"{found.architecture.component}."
-    if not prefix.endswith("."):
-        return prefix + path.replace(".", "_")
-    return None if _FLAT.search(path) else prefix + path
+    return "diffusers" if form == "kohya" and not all(map(has_kohya_name, first.layers)) else form
 
 
 def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -> dict[str, Tensor]:
@@ -176,7 +86,7 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
                     f"{name} widens the base model's weight, which only format='kohya' can express"
                 )
             tensors[f"{stem}.reshape_weight"] = torch.tensor(layer.padded_to)
-        if form == "kohya" or (form == "diffusers" and _is_generic(name)):
+        if form == "kohya":
             tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank, dtype=torch.float32)
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
@@ -244,36 +154,5 @@ def _file_shapes(layer: LowRank) -> tuple[Tensor, Tensor]:
     return layer.down.reshape(layer.rank, -1, *layer.kernel), layer.up.reshape(*layer.up.shape, *ones)
 
 
-def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
-    """Return the stem of each layer's keys as the first PEFT folder with that layer spells it."""
-    folders = [lora for lora in reversed(loras) if lora.dialect == "peft"]
-    stems = {}
-    for lora in folders:
-        for name, weight in lora.whole_weights.items():
-            stem = weight.key if weight.rows else weight.key.rpartition(".")[0]
-            stems[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
-        stems |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
-    return stems
-
-
-def _component_in(name: str, spelled: dict[str, str]) -> str:
-    """Return the component of a layer; empty if its whole name is a module path in a PEFT folder's model.
-
-    So ``transformer.h.0.attn.c_attn`` is a layer of GPT-2, not of a pipeline's transformer.
-    """
-    return "" if spelled.get(name) == f"base_model.model.{name}" else component_of(name)
-
-
-def component_of(name: str) -> str:
-    """Return the part of a pipeline that a layer belongs to; empty for a layer of a text model."""
-    head = name.partition(".")[0]
-    return head if head in DOTTED_COMPONENTS else ""
-
-
 def _is_generic(name: str) -> bool:
     return component_of(name) == "diffusion_model"
-
-
-def without_component(name: str, component: str) -> str:
-    """Return the path of a layer inside its component."""
-    return name.removeprefix(f"{component}.") if component else name

@@ -111,4 +111,5 @@ def _stem(merged: Merged, name: str, key: str) -> str:
     if component == "unet" or component in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         numbered = any(layer.startswith("text_encoder_2.") for layer in merged.layers)
         return kohya_name(name, single_text_encoder=not numbered)
-    return spell_for_comfyui(name) if is_language_model(name) else key.removesuffix(".weight") or name
+    is_language = is_language_model(name) or component == "text_encoder_4"
+    return spell_for_comfyui(name) if is_language else key.removesuffix(".weight") or name
