@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..merging.misfits import describe_misfits
 from ..models import FuseReport, fuse
 from .how import add_merging, method_help
 from .merge import load_loras, merge_loras
@@ -63,5 +64,7 @@ def _print_report(report: FuseReport) -> None:
     worst = max(report.changes, key=lambda line: line.rounding / (line.delta or 1.0))
     share = worst.rounding / (worst.delta or 1.0)
     print(f"  rounding error: at most {share:.2e} of a delta ({worst.name})")
+    if report.misfits:
+        print(f"  {describe_misfits(report.misfits)}")
     if report.left_out:
         print(f"  not copied: {', '.join(report.left_out)}")

@@ -18,6 +18,7 @@ from ..names.architectures import BY_NAME, TITLES
 from ..names.original import add_dots
 from ..names.parts import flat_name
 from ..names.recognise import guess
+from .flux_control import is_input, norm_of_diffusers
 from .read import load as read
 from .state_dict import from_tensors
 
@@ -104,8 +105,45 @@ def as_diffusers_names(lora: Lora, architecture: str) -> Lora:
             f"{lora.name}: only plain LoRA layers can be given diffusers' names of {title}, and it has "
             f"{', '.join(other)}"
         )
-    converted = _convert(lora, denoiser, architecture, title)
-    return replace(lora, layers=text | converted, dialect="diffusers", origin=lora.origin or lora)
+    biases = {name: layer for name, layer in denoiser.items() if name.endswith(".bias")}
+    weights = {name: layer for name, layer in denoiser.items() if name not in biases}
+    converted = _convert(lora, weights, architecture, title) if weights else {}
+    if biases:
+        converted |= _convert_biases(lora, biases, architecture, title)
+    return replace(
+        lora,
+        layers=text | _widened_alike(converted, denoiser),
+        whole_weights={norm_of_diffusers(name): weight for name, weight in lora.whole_weights.items()},
+        dialect="diffusers",
+        origin=lora.origin or lora,
+    )
+
+
+def _convert_biases(
+    lora: Lora, biases: dict[str, Layer], architecture: str, title: str
+) -> dict[str, Layer]:
+    """Convert biases as if they were weights of one column, which are renamed and cut alike."""
+    columns = {
+        name.removesuffix(".bias"): replace(layer, layout="linear")  # type: ignore[type-var]  # a dataclass
+        for name, layer in biases.items()
+    }
+    found = _convert(lora, columns, architecture, title)
+    return {
+        f"{name}.bias": replace(layer, layout="vector")  # type: ignore[type-var]  # a dataclass
+        for name, layer in found.items()
+    }
+
+
+def _widened_alike(converted: dict[str, Layer], before: dict[str, Layer]) -> dict[str, Layer]:
+    """Mark the input layer as one that widens the model's, if it was marked before."""
+    if not any(layer.padded_to for layer in before.values()):
+        return converted
+    return {
+        name: replace(layer, padded_to=layer.weight_shape)  # type: ignore[type-var]  # a dataclass
+        if is_input(name)
+        else layer
+        for name, layer in converted.items()
+    }
 
 
 def _convert(lora: Lora, denoiser: dict[str, Layer], architecture: str, title: str) -> dict[str, Layer]:
@@ -134,7 +172,13 @@ def _convert(lora: Lora, denoiser: dict[str, Layer], architecture: str, title: s
             f"{lora.name}: diffusers' converter for {title} leaves out a part of it; merge it in ComfyUI "
             "with the model connected"
         )
-    return result.layers
+    return {_with_component(name): layer for name, layer in result.layers.items()}
+
+
+def _with_component(name: str) -> str:
+    """The name with its component, which the converter of Flux leaves out for its input and output layers."""
+    outer = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out")
+    return f"transformer.{name}" if name.startswith(outer) else name
 
 
 def _pipeline(name: str) -> Any:

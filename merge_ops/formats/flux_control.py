@@ -20,6 +20,10 @@ _NORM = re.compile(
 _DIFFUSERS_NORM = re.compile(
     r"((?:^|\.)(?:single_)?transformer_blocks\.\d+\.attn\.norm_(?:added_)?[qk])\.weight$"
 )
+_NAMED_NORM = re.compile(
+    r"(?:double_blocks[._](?P<double>\d+)[._](?P<stream>img|txt)_attn|single_blocks[._](?P<single>\d+))"
+    r"[._]norm[._](?P<kind>query|key)_norm$"
+)
 _BARE = re.compile(r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)\.")
 _PAIR = (".lora_A.weight", ".lora_down.weight")  # of the half that has the inputs
 _UP = {".lora_A.weight": ".lora_B.weight", ".lora_down.weight": ".lora_up.weight"}
@@ -53,6 +57,17 @@ def is_input(name: str) -> bool:
 def is_norm_of_diffusers(name: str) -> bool:
     """Return True for a norm of Flux whose weight diffusers reads from a control LoRA."""
     return _DIFFUSERS_NORM.search(f"{name}.weight") is not None
+
+
+def norm_of_diffusers(name: str) -> str:
+    """Return diffusers' name of a norm that Black Forest Labs' name is given of; other names unchanged."""
+    found = _NAMED_NORM.search(name)
+    if found is None:
+        return name
+    number, stream, letter = found["double"], found["stream"], "q" if found["kind"] == "query" else "k"
+    if number is None:
+        return f"transformer.single_transformer_blocks.{found['single']}.attn.norm_{letter}"
+    return f"transformer.transformer_blocks.{number}.attn.norm_{'added_' * (stream == 'txt')}{letter}"
 
 
 def _norm_in(key: str) -> str | None:

@@ -33,10 +33,11 @@ class Trainable:
 def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
     """Return how a layer is trained, or None for what only a changed weight can express.
 
-    That is the weight of a norm, one matrix of a larger parameter, and a convolution in groups.
+    That is the weight of a norm, one matrix of a larger parameter, a convolution in groups, and a layer that
+    widens its module or was made for another one.
     """
     site = host.site(name)
-    if site is None or name.endswith("]"):
+    if site is None or name.endswith("]") or not _takes_inputs_of(layer, site.module):
         return None
     weight = getattr(site.module, "weight", None)
     ndim = weight.ndim if isinstance(weight, Tensor) else 2
@@ -57,6 +58,12 @@ def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
         False,
         lambda given, down: through(given, down).transpose(0, 1).flatten(1).T,
     )
+
+
+def _takes_inputs_of(layer: Layer, module: nn.Module) -> bool:
+    """False if a linear layer has another number of inputs than the module."""
+    inputs = getattr(module, "in_features", None)
+    return layer.layout != "linear" or inputs in (None, layer.matrix_shape[1])
 
 
 class Factors(nn.Module):

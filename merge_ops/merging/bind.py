@@ -14,6 +14,7 @@ from ..adapters import Bound, Trained
 from ..errors import IncompatibleLoraError
 from ..formats.checkpoint import open_base
 from ..lora import BaseDependent, BaseWeights, Layer, Lora
+from .misfits import leave_out_misfits
 
 
 def open_base_weights(base: Any) -> BaseWeights | None:
@@ -33,12 +34,17 @@ def open_base_weights(base: Any) -> BaseWeights | None:
 def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]:
     """Return the LoRAs with their base-dependent adapters as layers, and trained biases as differences.
 
+    Adapters that do not fit the base model are left out by name, and where LoRAs disagree about the shape of a
+    weight, those that do not have the shape of the base model's.
+
     ``reader`` is the program whose arithmetic is followed where programs differ, one of ``READERS``.
 
     Raises:
-        IncompatibleLoraError: if an adapter needs a weight that the base model does not have.
+        IncompatibleLoraError: if an adapter needs a weight that the base model does not have, or if most of a
+            LoRA does not fit it.
     """
-    return [_bind_one(_warn_of_missing(lora, base), base, reader) for lora in loras]
+    contested = _contested(loras) if base is not None else set[str]()
+    return [_bind_one(_warn_of_missing(lora, base), base, reader, contested) for lora in loras]
 
 
 def _warn_of_missing(lora: Lora, base: BaseWeights | None) -> Lora:
@@ -52,11 +58,38 @@ def _warn_of_missing(lora: Lora, base: BaseWeights | None) -> Lora:
     return replace(lora, warnings=(*lora.warnings, line), origin=lora.origin or lora)
 
 
-def _bind_one(lora: Lora, base: BaseWeights | None, reader: str) -> Lora:
+def _contested(loras: list[Lora]) -> set[str]:
+    """Names of the weights that have different shapes in different LoRAs."""
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for lora in loras if len(loras) > 1 else ():
+        for name, layer in lora.layers.items():
+            shapes.setdefault(name, set()).add(layer.matrix_shape)
+        for name, weight in lora.whole_weights.items():
+            if not weight.is_vocabulary:
+                shapes.setdefault(name, set()).add(tuple(weight.value.shape))
+    return {name for name, different in shapes.items() if len(different) > 1}
+
+
+def _without_misfits(lora: Lora, base: BaseWeights, contested: set[str]) -> Lora:
+    """The LoRA without the adapters that the base model's weights cannot take."""
+    names = {*lora.base_dependent, *(contested & {*lora.layers, *lora.whole_weights})}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(names):
+        weight = base(name)
+        if weight is not None:
+            part = lora.base_dependent.get(name)
+            turned = part is not None and part.layout in ("fan_in_fan_out", "embedding")
+            shapes[name] = tuple(weight.shape[::-1] if turned else weight.shape)
+    held = [*lora.layers, *lora.base_dependent, *lora.whole_weights]
+    return leave_out_misfits(lora, shapes, held)
+
+
+def _bind_one(lora: Lora, base: BaseWeights | None, reader: str, contested: set[str]) -> Lora:
     if base is None:
         if lora.base_dependent:
             raise IncompatibleLoraError(_needs_base(lora))
         return lora
+    lora = _without_misfits(lora, base, contested)
     shaped = {
         name: _with_kernel(layer, base(name))
         for name, layer in lora.layers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..merging.merged import Merged
+from ..merging.misfits import describe_misfits
 from .check_fit import check_fit
 from .parameters import has_bias, merged_weight, module_of, parameter
 
@@ -19,7 +21,8 @@ class AppliedMerge:
     """A merge that has been added to a model's weights. Use it as a context manager, or call ``restore``.
 
     The original weights are kept in CPU memory and restored bit for bit. ``matched`` and ``unmatched`` name
-    the layers of the merge that the model has and does not have.
+    the layers of the merge that the model has and does not have; ``misfits`` those that are left out, with the
+    reason, since the model's weight has another shape, which a Python warning says too.
     """
 
     def __init__(self, find: FindModule, merged: Merged, strength: float = 1.0) -> None:
@@ -27,6 +30,7 @@ class AppliedMerge:
         self._originals: dict[str, Tensor] = {}
         self.matched: tuple[str, ...] = ()
         self.unmatched: tuple[str, ...] = ()
+        self.misfits: dict[str, str] = {}
         self.replace(merged, strength)
 
     def replace(self, merged: Merged, strength: float = 1.0) -> None:
@@ -35,7 +39,7 @@ class AppliedMerge:
         Whole weights in the merge (heads, set weights) replace those of the model, whatever the strength.
 
         Raises:
-            IncompatibleLoraError: if no layer fits, or one has a different shape; the weights then stay as
+            IncompatibleLoraError: if no layer fits, or most have a different shape; the weights then stay as
                 they were before the call.
         """
         names = dict.fromkeys((*merged.whole_weights, *merged.layers, *merged.ia3))
@@ -43,7 +47,10 @@ class AppliedMerge:
         for name in [name for name in merged.ia3 if name.endswith(".bias")]:
             if name in modules and not has_bias(modules[name]):  # PEFT scales a bias only where there is one
                 del names[name], modules[name]
-        check_fit(merged, modules)
+        self.misfits = check_fit(merged, modules)
+        if self.misfits:
+            warnings.warn(describe_misfits(self.misfits), stacklevel=4)
+            modules = {name: module for name, module in modules.items() if name not in self.misfits}
         self.restore()
         self.matched = tuple(name for name in (*merged.layers, *merged.ia3) if name in modules)
         self.unmatched = tuple(name for name in names if name not in modules)

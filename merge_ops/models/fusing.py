@@ -32,6 +32,7 @@ class FuseReport:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     size: int  # bytes
+    misfits: dict[str, str]  # layer to why it was left out: its tensor has another shape
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -60,18 +61,19 @@ def fuse(
 
     Raises:
         LoraFormatError: if the base cannot be read.
-        IncompatibleLoraError: if a layer has no weight in the base, or one that cannot take its delta.
+        IncompatibleLoraError: if a layer has no weight in the base, or one that cannot take its delta, or if
+            most layers have another shape; a few such layers are left out, and named in ``misfits``.
         ParameterError: if ``out`` exists, or its parent folder does not.
         MergeError: if a result overflows the dtype of the base, or the folder cannot be written.
     """
     model = read_base(base)
-    places = find_places(model, merged)
+    places, misfits = find_places(model, merged)
     changes = () if out is None else _write_folder(model, merged, places, Path(out), progress)
     fused = {name: place.layer for name, place in places.items()}
     names = (*(shard.path.name for shard in model.shards), *(file.name for file in model.files), RECIPE)
     return FuseReport(
         "" if out is None else str(out), fused, changes, len(model.tensors), names, model.left_out,
-        model.size,
+        model.size, misfits,
     )  # fmt: skip
 
 

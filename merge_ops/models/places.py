@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..errors import IncompatibleLoraError
 from ..formats.header import Entry
 from ..merging.merged import Merged
+from ..merging.misfits import explain_misfit, refuse_most
 from .folder import BaseModel
 
 _SUFFIX = ".weight"
@@ -27,27 +28,33 @@ class Place:
     transposed: bool
 
 
-def find_places(base: BaseModel, merged: Merged) -> dict[str, Place]:
-    """Return the place of every merged layer, by tensor name.
+def find_places(base: BaseModel, merged: Merged) -> tuple[dict[str, Place], dict[str, str]]:
+    """Return the place of every merged layer, by tensor name, and why others are left out, by layer.
+
+    Left out are layers whose tensor has another shape, unless they are most.
 
     A layer name may have one leading component (``model.``, ``transformer.``) that the tensor name lacks,
     or the other way round.
 
     Raises:
-        IncompatibleLoraError: naming a layer that matches no tensor or several, a tensor of another shape or
-            of an unsupported dtype, or one that the model uses as embedding and output head at once.
+        IncompatibleLoraError: naming a layer that matches no tensor or several, a tensor of an unsupported
+            dtype, or one that the model uses as embedding and output head at once, or if most do not fit.
     """
     # a layer has the name of its module; a bias has the name of its tensor
     stems = [name.removesuffix(_SUFFIX) for name in base.tensors if name.endswith((_SUFFIX, ".bias"))]
     places: dict[str, Place] = {}
+    misfits: dict[str, str] = {}
     layers = dict.fromkeys((*merged.whole_weights, *merged.layers))
     for layer, stem in _matched(base, layers, stems).items():
         name = stem if stem.endswith(".bias") else stem + _SUFFIX
         if name in places:
             raise IncompatibleLoraError(f"{places[name].layer} and {layer} both match {name} of the base")
         places[name] = Place(layer, _is_transposed(base, merged, layer, stem))
-        _check(base, merged, places[name], base.tensors[name])
-    return places
+        reason = _check(base, merged, places[name], base.tensors[name])
+        if reason is not None:
+            misfits[layer] = reason
+    refuse_most(" and ".join(lora.name for lora in merged.loras[:3]), misfits, layers)
+    return {name: place for name, place in places.items() if place.layer not in misfits}, misfits
 
 
 def _matched(base: BaseModel, layers: Iterable[str], stems: list[str]) -> dict[str, str]:
@@ -92,15 +99,13 @@ def _is_transposed(base: BaseModel, merged: Merged, layer: str, stem: str) -> bo
     return (layout == "fan_in_fan_out") != (stem.rpartition(".")[2] in _CONV1D_NAMES)
 
 
-def _check(base: BaseModel, merged: Merged, place: Place, entry: Entry) -> None:
+def _check(base: BaseModel, merged: Merged, place: Place, entry: Entry) -> str | None:
+    """Refuse a tensor that no delta can be added to; return why this one cannot."""
     whole = merged.whole_weights.get(place.layer)
     shape = merged.layer(place.layer).template.weight_shape if whole is None else tuple(whole.value.shape)
     expected = shape[::-1] if place.transposed else shape
     if entry.shape != expected:
-        raise IncompatibleLoraError(
-            f"{place.layer} has shape {expected} in the LoRA and {entry.shape} in {base.path.name}; "
-            "the LoRA is for another base model"
-        )
+        return explain_misfit(expected, entry.shape)
     if entry.dtype not in _DTYPES:
         raise IncompatibleLoraError(
             f"{entry.name} of {base.path.name} is quantised ({entry.dtype}); fuse into the original weights"
@@ -111,6 +116,7 @@ def _check(base: BaseModel, merged: Merged, place: Place, entry: Entry) -> None:
             f"so fusing {place.layer} would change both; leave it out of the LoRA, or apply the merge at "
             "run time"
         )
+    return None
 
 
 def _is_tied(base: BaseModel) -> bool:

@@ -18,6 +18,7 @@ from ..formats import load
 from ..lora import Lora
 from ..merging.bind import bind
 from ..merging.merge import merge
+from ..merging.misfits import leave_out
 from ..recipes import Recipe, Source
 from ..recipes.checked import plain_name
 from .check_fit import check_fit
@@ -103,7 +104,8 @@ class AdapterPool:
         Raises:
             ParameterError: if the name is taken or is not plain.
             LoraFormatError: if the file cannot be read.
-            IncompatibleLoraError: naming a layer that the model lacks, or that has another shape.
+            IncompatibleLoraError: naming a layer that the model lacks, or if most have another shape; a few
+                such layers are left out, and named in ``unmerged`` and ``warnings``.
         """
         plain_name(name, "the name of an adapter")
         self._refuse_taken(name)
@@ -116,7 +118,9 @@ class AdapterPool:
             read, name=name, layers=layers, whole_weights=whole_weights, origin=read.origin or read
         )
         self._swap.check(paths.values())
-        check_fit(merge([lora]), {path: self._swap.modules.module(path) for path in paths.values()})
+        lora = leave_out(
+            lora, check_fit(merge([lora]), {path: self._swap.modules.module(path) for path in paths.values()})
+        )
         with self._lock:
             self._refuse_taken(name)
             self._adapters[name] = _Adapter(lora, next(self._numbers))

@@ -73,7 +73,8 @@ class WeightSwap:
         """
         names = dict.fromkeys((*merged.whole_weights, *merged.layers, *merged.ia3))
         modules = {path: self.modules.module(path) for path in names}
-        check_fit(merged, modules)
+        misfits = check_fit(merged, modules)
+        modules = {path: module for path, module in modules.items() if path not in misfits}
         weights = {}
         for path, module in modules.items():
             original = self._originals[path][1]

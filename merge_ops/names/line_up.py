@@ -26,7 +26,8 @@ _FLAT_PREFIX = ("lora_", "lycoris_", "model_")  # in a name without dots, only t
 def name_alike(loras: Sequence[Lora]) -> list[Lora]:
     """Give each path one name in all LoRAs, the one with most dots, however their files spell it.
 
-    Modules of language models get the name that the newest version of transformers has among them.
+    Of two with as many, that is ComfyUI's own: ``unet`` in kohya's names may be any denoiser. Modules of
+    language models get the name that the newest version of transformers has among them.
 
     Raises:
         IncompatibleLoraError: if one LoRA has a layer in two spellings.
@@ -37,7 +38,7 @@ def name_alike(loras: Sequence[Lora]) -> list[Lora]:
         for name in (*lora.layers, *lora.whole_weights):
             names.setdefault(flat_name(name), set()).add(name)
     common = {
-        name: max(alike, key=lambda other: (other.count("."), other))
+        name: max(alike, key=lambda other: (other.count("."), other.startswith("diffusion_model."), other))
         for alike in names.values()
         if len(alike) > 1
         for name in alike

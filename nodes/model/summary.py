@@ -6,7 +6,7 @@ from typing import Any
 
 from ...merge_ops.analysis.repetition import advice_on_sum
 from ...merge_ops.merging.merged import Merged
-from ...merge_ops.merging.misfits import OTHER_SHAPE
+from ...merge_ops.merging.misfits import DOES_NOT_FIT
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
 from ...merge_ops.names.parts import is_text
 from ...merge_ops.names.recognise import across_experts
@@ -58,7 +58,7 @@ def list_left_out(merged: Merged, fitted: FittedLoras | None = None) -> list[str
     lines = []
     for lora in merged.loras:
         # a warning names what does not fit the model
-        others = [reason for reason in lora.unmerged.values() if not reason.startswith(OTHER_SHAPE)]
+        others = [reason for reason in lora.unmerged.values() if not reason.startswith(DOES_NOT_FIT)]
         if others:
             lines.append(f"{lora.name}: {len(others)} entries left out ({'; '.join(sorted(set(others)))})")
         lines += [f"{lora.name}: {warning}" for warning in lora.warnings]

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 from PIL import Image
@@ -96,11 +97,22 @@ class Server:
             return False
 
 
+def other_frontend():
+    """The arguments for the frontend that LORA_ALLOY_FRONTEND names; nothing without it."""
+    given = os.environ.get("LORA_ALLOY_FRONTEND")
+    if not given:
+        return []
+    pages = sorted(Path(given).resolve().glob("**/index.html"), key=lambda page: len(page.parts))
+    assert pages, f"LORA_ALLOY_FRONTEND: there is no index.html in {given}"
+    return ["--front-end-root", str(pages[0].parent)]
+
+
 @contextmanager
 def running(root, python, env, base):
     """ComfyUI on the CPU with a base folder, from when it answers until it has ended.
 
-    COMFYUI_ARGS adds arguments, such as another ``--front-end-root``.
+    LORA_ALLOY_FRONTEND names a folder with another frontend than the one that is installed beside ComfyUI: an
+    unpacked ``comfyui-frontend-package``, or its ``static``. COMFYUI_ARGS adds arguments.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -108,7 +120,7 @@ def running(root, python, env, base):
     command = [
         str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory",
         str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", "--disable-api-nodes",
-        "--disable-auto-launch", *shlex.split(os.environ.get("COMFYUI_ARGS", "")),
+        "--disable-auto-launch", *other_frontend(), *shlex.split(os.environ.get("COMFYUI_ARGS", "")),
     ]  # fmt: skip
     log = base / "server.log"
     with log.open("wb") as out:
