@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
+from ..merge_ops.merging.common_metadata import facts_of_use
 from ..merge_ops.names.parts import is_language_model
 from ..merge_ops.saving import save
 from ..merge_ops.saving.file_names import check_name
@@ -117,6 +118,7 @@ class LoraAlloySave(io.ComfyNode):
             f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
             f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
         )
-        text = "\n".join([text, *list_left_out(whole.merged)])
+        lines = [*list_left_out(whole.merged), *facts_of_use(whole.merged.loras).contradictions]
+        text = "\n".join([text, *lines])
         StatusLine(cls).show(text)
         return io.NodeOutput(relative, ui=ui.PreviewText(text))

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError
-from ..merge_ops.formats import from_tensors
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
+from .model.lora_model import as_lora
 from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .status import StatusLine
 from .values.stack_entries import StackEntry
@@ -89,7 +89,7 @@ class LoraAlloyStack(io.ComfyNode):
         entries = read_stack(stack) + read_list(loras or "")
         for name, tensors in (lora or {}).items():
             if tensors is not None:
-                entries.append(StackEntry(from_tensors(name, tensors), 1.0, 1.0))
+                entries.append(StackEntry(as_lora(name, tensors), 1.0, 1.0))
         named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
         note = _note(entries)
         if note is None:

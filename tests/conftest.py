@@ -1,6 +1,7 @@
 """Fixtures for all tests: LoRAs made in memory from a seed, and where a real ComfyUI is."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,9 +114,19 @@ def refactored() -> Callable[..., Lora]:
 
 
 def find_comfyui():
-    """COMFYUI_DIR, the ComfyUI that this pack lies in, or ~/comfy/ComfyUI."""
-    places = [os.environ.get("COMFYUI_DIR"), ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
-    return next((Path(p) for p in places if p and (Path(p) / "comfy" / "sd.py").is_file()), None)
+    """COMFYUI_DIR; if that is not set, the ComfyUI that this pack lies in, or ~/comfy/ComfyUI."""
+    given = os.environ.get("COMFYUI_DIR")
+    places = [Path(given)] if given else [ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    return next((place for place in places if (place / "comfy" / "sd.py").is_file()), None)
+
+
+def pytest_report_header():
+    """Say which ComfyUI is tested."""
+    root = find_comfyui()
+    if root is None:
+        return "ComfyUI: none"
+    stated = re.search(r'__version__ = "(.+)"', (root / "comfyui_version.py").read_text(encoding="utf-8"))
+    return f"ComfyUI: {stated[1] if stated else 'of unknown version'} at {root}"
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +134,8 @@ def comfyui_python():
     """``(ComfyUI's folder, its interpreter)``; the tests skip without them."""
     root = find_comfyui()
     if root is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_DIR, or have one at ~/comfy/ComfyUI")
+        place = os.environ.get("COMFYUI_DIR") or "~/comfy/ComfyUI"
+        pytest.skip(f"there is no ComfyUI at {place}: set COMFYUI_DIR to its folder")
     python = Path(os.environ.get("COMFYUI_PYTHON") or root / ".venv" / "bin" / "python")
     if not python.is_file():
         pytest.skip(f"there is no {python}: make a virtual environment in .venv, or set COMFYUI_PYTHON")

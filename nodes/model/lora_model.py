@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, ValuesView
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from ...merge_ops.adapters.configuration import CONFIGURATION
 from ...merge_ops.formats import from_tensors
+from ...merge_ops.lora import Lora
 from ...merge_ops.merging.merge import merge
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.names.parts import is_language_model
 from ...merge_ops.names.spelling import kohya_name
+from ...merge_ops.saving.carried import carried_over
 from .language import spell_for_comfyui
 
 _ROLES = ("lora_up.weight", "lora_down.weight", "alpha")
@@ -102,6 +105,13 @@ def list_unnamed_weights(merged: Merged | None) -> list[str]:
 def read_lora_model(lora: dict[str, Tensor]) -> MergedLoraModel:
     """Read the LORA_MODEL of any node; a plain state dict becomes a merge of one LoRA."""
     return lora if isinstance(lora, MergedLoraModel) else MergedLoraModel(merge([from_tensors("lora", lora)]))
+
+
+def as_lora(name: str, lora: dict[str, Tensor]) -> Lora:
+    """Return the LORA_MODEL of any node as a LoRA; a merge has the metadata that its saved file would."""
+    read = from_tensors(name, lora)
+    merged = lora.merged if isinstance(lora, MergedLoraModel) else None
+    return read if merged is None else replace(read, metadata=carried_over(list(merged.loras)))
 
 
 def _stem(merged: Merged, name: str, key: str) -> str:

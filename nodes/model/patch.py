@@ -150,7 +150,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     """Add a merge to a (cloned) ModelPatcher or CLIP.
 
     A linear merge becomes ComfyUI's own LoRA adapters, one for each LoRA and in the order of the list, so
-    that it equals loading them one after the other bit for bit.
+    that it equals loading them one after the other bit for bit, loaded whole or in parts.
     """
     whole = {
         targets[name]: ("set", (weight.value,))

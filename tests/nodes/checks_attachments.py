@@ -6,7 +6,7 @@ import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_lt as ltx
 import torch
-from comfy_inside import LORAS, NODES, check, load_model, run, write_lora
+from comfy_inside import BASE, LORAS, NODES, check, load_model, run, write_lora
 from safetensors.torch import load_file, save_file
 
 FACTOR = "reference_downscale_factor"
@@ -88,6 +88,30 @@ def metadata_is_attached_as_by_the_chain():
     assert plain.get_attachment("lora_metadata") is None
     nothing = run("LoraAlloyApply", model=plain, lora=merged, strength_model=0.0, strength_clip=0.0)[0]
     assert nothing is plain
+
+
+@check
+def metadata_of_a_saved_merge():
+    """Load LoRA attaches what the sources agree on; the node says where they do not, and keeps a merge's own."""
+    write()
+    model, clip = load_model("sd15")
+    for rows, wanted in (
+        ([("ic", 1, 1), ("style", 1, 1)], 2),
+        ([("ic", 1, 1)], 2),
+        ([("ic", 1, 1), ("ic_trained", 1, 1)], 1),
+    ):
+        merged = run("LoraAlloyMerge", stack=run("LoraAlloyStack", loras=lines(rows))[0])[0]
+        shown = text_on("LoraAlloySave", lora=merged, filename_prefix="loras/ic_saved")
+        assert ("disagree on reference_downscale_factor" in shown) == (wanted == 1), shown
+        path = str(BASE / "output" / shown.split(":")[0])
+        lora, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+        stock = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0, metadata)
+        assert found(*stock)[2] == wanted, (rows, found(*stock))
+        again = run("LoraAlloyStack", loras="", lora={"lora0": merged})[0]
+        ours = run(
+            "LoraAlloyLoader", model=model, clip=clip, loras="", stack=again, method={"method": "linear"}
+        )
+        assert found(*ours[:2])[2] == wanted, rows
 
 
 @check

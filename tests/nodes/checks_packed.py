@@ -8,7 +8,7 @@ import comfy.sd
 import folder_paths
 import packed_weights as packed
 import torch
-from comfy.quant_ops import QUANT_ALGOS
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_inside import (
     LORAS,
     assert_close,
@@ -191,7 +191,7 @@ def embeddings_that_comfyui_cannot_patch_are_refused():
     embedding = ops.Embedding(32, 16, dtype=torch.float32)
     layout = QUANT_ALGOS["int8_tensorwise"]["comfy_tensor_layout"]
     embedding.weight = nn.Parameter(
-        packed.QuantizedTensor.from_float(torch.randn(32, 16), layout), requires_grad=False
+        QuantizedTensor.from_float(torch.randn(32, 16), layout), requires_grad=False
     )
     core = sys.modules["alloy_pack.nodes.model.core"]
     own = sys.modules["alloy_pack.nodes.model.packed"]

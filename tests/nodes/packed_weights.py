@@ -13,7 +13,6 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
-from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -25,6 +24,8 @@ def load_quantised(form, every=2, tile=1):
 
     ``every`` leaves some weights as they are, as real files do. ``tile`` skips shapes that are no multiple.
     """
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor  # here: older versions of ComfyUI have none
+
     path = folder_paths.get_full_path_or_raise("diffusion_models", "tiny_flux.safetensors")
     tensors = comfy.utils.load_torch_file(path)
     linears = [key for key, weight in tensors.items() if weight.ndim == 2 and "blocks." in key]
