@@ -9,7 +9,10 @@ _LISTED = 30  # names that a message lists at most
 
 
 class MergeError(ValueError):
-    """Base of every error that merge_ops raises on purpose."""
+    """Base of every error that merge_ops raises on purpose; its message is ``escaped``."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
 
 
 class UnknownMethodError(MergeError):
@@ -50,6 +53,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean {close[0]!r}?)"
     return f" (known: {', '.join(names)})" if len(names) <= _LISTED else f" ({len(names)} are known)"
+
+
+def escaped(text: str) -> str:
+    """Return text with what cannot be seen written out by its number; line breaks stay.
+
+    Names in files may hold controls of a terminal, marks that turn the direction of reading, and letters of
+    no width, with which one name passes for another.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: Any) -> str:

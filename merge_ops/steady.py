@@ -50,7 +50,7 @@ def _limit_of_mkl() -> Callable[[int], int] | None:
     """MKL's switch for the calling thread, which returns its last position; None if there is none."""
     libraries = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "torch_cpu.dll", "libtorch_cpu.dylib"):
-        if torch.backends.mkl.is_available() and (libraries / name).is_file():
+        if (libraries / name).is_file():
             # the name in small and capital letters is C's; the others are Fortran's, and take pointers
             switch = getattr(ctypes.CDLL(str(libraries / name)), "MKL_Set_Num_Threads_Local", None)
             if switch is not None:
@@ -81,7 +81,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """Return ``left (rows, k) @ right (k, columns)``, with the same bits for every number of threads."""
     if left.device.type != "cpu":
         return left @ right
-    blocks = left.split(_ROWS)
+    blocks = torch.split(left, _ROWS)
     return torch.cat(in_order(lambda block: block @ right, blocks, left.numel() * right.shape[1]))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import ParameterError
+from ..merge_ops.errors import ParameterError, escaped
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
 from .model.clones import fit_and_patch_clones
 from .model.lora_model import read_lora_model
@@ -87,4 +87,4 @@ class LoraAlloyApply(io.ComfyNode):
         lines = [*list_left_out(merged, fitted), *list_not_applied(merged, model, clip), *patched.lines]
         text = "\n".join([text, *lines])
         status.show(text)
-        return io.NodeOutput(patched.model, patched.clip, ui=ui.PreviewText(text))
+        return io.NodeOutput(patched.model, patched.clip, ui=ui.PreviewText(escaped(text)))

@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import ParameterError, did_you_mean
+from ..merge_ops.errors import ParameterError, did_you_mean, escaped
 from ..merge_ops.learning import DistillProgress, Retention, distill
 from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
@@ -105,7 +105,7 @@ class LoraAlloyDistill(io.ComfyNode):
         text = "\n".join(lines)
         status.show(text)
         lora = MergedLoraModel(merged, recording.fitted.stems)
-        return io.NodeOutput(lora, patched.model, patched.clip, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(lora, patched.model, patched.clip, text, ui=ui.PreviewText(escaped(text)))
 
 
 class _Watch:

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
-from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
+from ..merge_ops.errors import MergeError, ParameterError, did_you_mean, escaped
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK
 from .model.stacks import read_stack
 
@@ -77,7 +77,10 @@ class LoraAlloyInspect(io.ComfyNode):
         found = study(loras)
         pixels = np.asarray(draw(found, name, energy), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]  # (1, height, width, 3)
-        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText("\n".join(found.advice)).as_dict()
+        shown = (
+            ui.PreviewImage(image, cls=cls).as_dict()
+            | ui.PreviewText(escaped("\n".join(found.advice))).as_dict()
+        )
         return io.NodeOutput(_report(found), json.dumps(found.to_dict(), indent=2), image, ui=shown)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import MergeError
+from ..merge_ops.errors import MergeError, escaped
 from .inputs import (
     ALIASES,
     CATEGORY,
@@ -141,7 +141,7 @@ class LoraAlloyLoader(io.ComfyNode):
         entries = set_strengths(read_stack(stack) + read_list(loras or ""), asked.strengths)
         if not entries or asked.strength == 0:
             text = summarize(None, label=chosen.label)
-            return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(text))
+            return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(escaped(text)))
         refuse_without_recording(recording, asked, bool(auto_strength))
         show = status.show_progress
         if recording is not None:
@@ -158,5 +158,8 @@ class LoraAlloyLoader(io.ComfyNode):
         text = "\n".join([text, *list_not_applied(merged, model, clip), *patched.lines])
         status.show(text)
         return io.NodeOutput(
-            patched.model, patched.clip, MergedLoraModel(merged, fitted.stems), ui=ui.PreviewText(text)
+            patched.model,
+            patched.clip,
+            MergedLoraModel(merged, fitted.stems),
+            ui=ui.PreviewText(escaped(text)),
         )

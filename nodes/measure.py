@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import MergeError, ParameterError
+from ..merge_ops.errors import MergeError, ParameterError, escaped
 from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
 from .inputs import ALIASES, CATEGORY, LORA_MODEL, METHOD, RECORDING
@@ -119,7 +119,7 @@ class LoraAlloyMeasure(io.ComfyNode):
         picture = draw_bars([Kept(row.title, row.retention.loras) for row in rows])
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
         status.show(text)
-        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(escaped(text)).as_dict()
         return io.NodeOutput(text, json.dumps(data, indent=2), image, best.choice, ui=shown)
 
 

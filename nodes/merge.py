@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import ParameterError
+from ..merge_ops.errors import ParameterError, escaped
 from .inputs import (
     ALIASES,
     CATEGORY,
@@ -114,7 +114,7 @@ class LoraAlloyMerge(io.ComfyNode):
         entries = set_strengths(entries, asked.strengths)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
-            return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(text))
+            return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(escaped(text)))
         refuse_without_recording(recording, asked, bool(auto_strength))
         asked = replace(asked, keywords=asked.keywords | {"dtype": DTYPES[dtype or "float32"]})
         how: dict[str, Any] = {"on_cpu": device == "cpu", "show_progress": status.show_progress}
@@ -130,5 +130,5 @@ class LoraAlloyMerge(io.ComfyNode):
         text = summarize(merged, fitted, note, status.seconds, chosen.label)
         status.show(text)
         return io.NodeOutput(
-            MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(text)
+            MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(escaped(text))
         )

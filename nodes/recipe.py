@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..merge_ops.blocks import block_strengths
-from ..merge_ops.errors import MergeError, ParameterError
+from ..merge_ops.errors import MergeError, ParameterError, escaped
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
 from ..merge_ops.recipes.spelled import trimmed
 from .inputs import ALIASES, CATEGORY, LORA_MODEL
@@ -92,7 +92,7 @@ class LoraAlloyRecipe(io.ComfyNode):
         if replay is False:
             status.show(text)
             blocked = ExecutionBlocker("LoRA Recipe merged nothing because replay is off; switch it on")
-            return io.NodeOutput(blocked, text, ui=ui.PreviewText(text))
+            return io.NodeOutput(blocked, text, ui=ui.PreviewText(escaped(text)))
 
         def progress(_done: int, _total: int, _name: str) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -109,7 +109,7 @@ class LoraAlloyRecipe(io.ComfyNode):
         merged = recipe.cut(merged)
         report = "\n".join([summarize(merged, None, note), *recipe.warnings, text])
         status.show(report)
-        return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(report))
+        return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(escaped(report)))
 
 
 def _recipe(lora_name: str | None, recipe_json: str | None) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import ParameterError, did_you_mean
+from ..merge_ops.errors import ParameterError, did_you_mean, escaped
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
 from .model.recorded import RecordedLoras, record_loras, refuse_empty
 from .model.sampling import Sampling
@@ -104,7 +104,7 @@ class LoraAlloyRecord(io.ComfyNode):
         )
         text = _report(recorded, status.seconds)
         status.show(text)
-        return io.NodeOutput(recorded, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(recorded, text, ui=ui.PreviewText(escaped(text)))
 
 
 def _report(recorded: RecordedLoras, seconds: float) -> str:

@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import ParameterError
+from ..merge_ops.errors import ParameterError, escaped
 from ..merge_ops.merging.common_metadata import facts_of_use
 from ..merge_ops.names.parts import is_language_model
 from ..merge_ops.saving import save
@@ -77,6 +77,16 @@ class LoraAlloySave(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Refuse a name that nothing can be saved under before the merge is computed."""
+        try:
+            if filename_prefix is not None:  # None where another node makes it
+                _check_prefix(filename_prefix)
+        except ParameterError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         lora: dict[str, Any],
@@ -89,14 +99,7 @@ class LoraAlloySave(io.ComfyNode):
         whole = read_lora_model(lora)
         if whole.merged is None:
             raise ParameterError("there is nothing to save: no LoRA was on")
-        prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
-        if prefix.is_absolute() or ".." in prefix.parts or ":" in filename_prefix or "\0" in filename_prefix:
-            raise ParameterError(_OUTSIDE)
-        for part in prefix.parts:
-            check_name(part)
-        output = folder_paths.get_output_directory()
-        if not Path(output, prefix.parent).resolve().is_relative_to(Path(output).resolve()):  # by a link
-            raise ParameterError(_OUTSIDE)
+        output = _check_prefix(filename_prefix)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
         bar = comfy.utils.ProgressBar(1)
 
@@ -121,4 +124,21 @@ class LoraAlloySave(io.ComfyNode):
         lines = [*list_left_out(whole.merged), *facts_of_use(whole.merged.loras).contradictions]
         text = "\n".join([text, *lines])
         StatusLine(cls).show(text)
-        return io.NodeOutput(relative, ui=ui.PreviewText(text))
+        return io.NodeOutput(relative, ui=ui.PreviewText(escaped(text)))
+
+
+def _check_prefix(filename_prefix: str) -> str:
+    """Return ComfyUI's output folder, in which the prefix stays.
+
+    Raises:
+        ParameterError: for a prefix that leads out of it, or a name that some system cannot hold.
+    """
+    prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
+    if prefix.is_absolute() or ".." in prefix.parts or ":" in filename_prefix or "\0" in filename_prefix:
+        raise ParameterError(_OUTSIDE)
+    for part in prefix.parts:
+        check_name(part)
+    output: str = folder_paths.get_output_directory()
+    if not Path(output, prefix.parent).resolve().is_relative_to(Path(output).resolve()):  # by a link
+        raise ParameterError(_OUTSIDE)
+    return output

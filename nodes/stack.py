@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import ParameterError
+from ..merge_ops.errors import ParameterError, escaped
 from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
 from .model.lora_model import as_lora
 from .model.stacks import check_list, read_file_states, read_list, read_stack
@@ -95,7 +95,7 @@ class LoraAlloyStack(io.ComfyNode):
         if note is None:
             return io.NodeOutput(tuple(entries), named)
         StatusLine(cls).show(note)
-        return io.NodeOutput(tuple(entries), named, ui=ui.PreviewText(note))
+        return io.NodeOutput(tuple(entries), named, ui=ui.PreviewText(escaped(note)))
 
 
 def _note(entries: list[StackEntry]) -> str | None:

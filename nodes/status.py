@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ..merge_ops.errors import escaped
 from .model.core import running_server
 
 _EVERY = 0.2  # least seconds between two lines
@@ -37,4 +38,4 @@ class StatusLine:
         """Show the text now."""
         server = running_server()
         if server is not None and self._node_id is not None:
-            server.send_progress_text(text, self._node_id)
+            server.send_progress_text(escaped(text), self._node_id)

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import MergeError, ParameterError
+from ..merge_ops.errors import MergeError, ParameterError, escaped
 from .inputs import ALIASES, CATEGORY, METHOD
 from .values.keywords import MethodChoice, refuse_unknown
 from .values.sweep_values import read_sweep
@@ -98,4 +98,4 @@ class LoraAlloySweep(io.ComfyNode):
             for choice in choices:
                 choice.override()
         labels = [choice.label for choice in choices]
-        return io.NodeOutput(choices, labels, ui=ui.PreviewText("\n".join(labels)))
+        return io.NodeOutput(choices, labels, ui=ui.PreviewText(escaped("\n".join(labels))))

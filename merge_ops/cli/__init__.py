@@ -9,10 +9,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..errors import MergeError, did_you_mean
+from ..errors import MergeError, did_you_mean, escaped
+from ..methods.registry import METHODS
 from ..version import __version__
 from . import demo, distill, fuse, inspect, measure, merge, methods, recipe, resize
-from .options import in_options
+from .options import UsageError, in_options, say
 
 _COMMANDS = (merge, fuse, distill, measure, inspect, resize, recipe, methods, demo)
 _EPILOG = """examples:
@@ -36,17 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parsed(argv)
     try:
         args.run(args)
+    except UsageError as error:
+        say(f"lora-alloy: {error}", sys.stderr)
+        return 2
     except MergeError as error:
-        print(f"lora-alloy: {in_options(str(error))}", file=sys.stderr)
+        say(f"lora-alloy: {in_options(str(error))}", sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output needs no more of it
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"lora-alloy: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        say(f"lora-alloy: {error.strerror or error}: {error.filename or ''}".rstrip(": "), sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("lora-alloy: interrupted, nothing was written", file=sys.stderr)
+        say("lora-alloy: interrupted, nothing was written", sys.stderr)
         return 130
     return 0
 
@@ -67,5 +71,18 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     if unknown:
         chosen = getattr(args, "parser", commands.choices[args.command])  # recipe has parsers of its own
         options = chosen._option_string_actions
-        parser.error(f"{args.command} has no option {unknown[0]!r} here{did_you_mean(unknown[0], options)}")
+        hint = _methods_with(unknown[0], args) or did_you_mean(unknown[0], options)
+        parser.error(f"{args.command} has no option {escaped(unknown[0])!r} here{hint}")
     return args
+
+
+def _methods_with(option: str, args: argparse.Namespace) -> str:
+    """What to say of an option that other methods have; empty if it is no method's."""
+    if not hasattr(args, "method"):
+        return ""
+    name = option.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+    methods = [m.name for m in METHODS.values() if any(param.name == name for param in m.params)]
+    if not methods:
+        return ""
+    chosen = args.method or args.combination_type or "linear"
+    return f": it is not an option of {chosen}; choose --method {', '.join(methods)}"

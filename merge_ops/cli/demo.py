@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import ParameterError
+from ..saving.file_names import check_name
 from .options import Commands, add_command
 
 _EXAMPLES = """examples:
@@ -41,15 +42,18 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 
 def run(args: argparse.Namespace) -> None:
     """Draw the picture, or score the texts, and print the table."""
-    extra = "demo-text" if args.text else "demo"
+    extra, folder = "demo-text" if args.text else "demo", Path(args.output)
+    check_name(folder.name)
+    if folder.exists() and not folder.is_dir():
+        raise ParameterError(f"{folder.name} is a file, and the demo writes a folder; choose another name")
     try:
         if args.text:
             from ..demo import text
 
-            text.run(Path(args.output))
+            text.run(folder)
         else:
             from ..demo import run as draw
 
-            draw(Path(args.output))
+            draw(folder)
     except ModuleNotFoundError as error:
         raise ParameterError(f"the demo needs {error.name}; run pip install 'lora-alloy[{extra}]'") from error

@@ -12,7 +12,7 @@ from ..learning.training import DistillProgress
 from ..merging.merge import carry_out
 from .how import add_strengths
 from .merge import finish, load_loras
-from .options import Commands, add_command, add_output, require_output, table
+from .options import Commands, add_command, add_output, refuse_output, require_output, say, table
 from .recording import add_recording, opened_and_recorded
 
 _EXAMPLES = """examples:
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Record, distill, save, and print what was kept beside what the sum keeps."""
     require_output(args)
     loras = load_loras(args)
+    refuse_output(args, loras)
     host, recording = opened_and_recorded(args, loras)
     with tqdm(desc="distilling", unit="step", disable=None, leave=False) as bar:
 
@@ -82,7 +83,7 @@ def _print_kept(kept: Retention, linear: Retention) -> None:
         [name, f"{100 * linear.loras[name]:.0f} %", f"{100 * share:.0f} %"]
         for name, share in kept.loras.items()
     ]
-    print(table(rows))
+    say(table(rows))
     worse = [name for name, share in kept.loras.items() if share <= linear.loras[name]]
     if worse:
-        print(f"  distilling did not help {', '.join(worse)}: try more prompts for it, or more steps")
+        say(f"  distilling did not help {', '.join(worse)}: try more prompts for it, or more steps")

@@ -6,9 +6,10 @@ import argparse
 
 from ..merging.misfits import describe_misfits
 from ..models import FuseReport, fuse
+from ..models.fusing import check_fused
 from .how import add_merging, method_help
 from .merge import load_loras, merge_loras
-from .options import Commands, add_command, print_json, progress_bar, require_output, table
+from .options import Commands, add_command, print_json, progress_bar, require_output, say, table
 from .summary import print_summary
 
 _EXAMPLES = """examples:
@@ -43,6 +44,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
 def run(args: argparse.Namespace) -> None:
     """Load, merge, fuse and report."""
     require_output(args)
+    if args.output:
+        check_fused(args.base, args.output)
     merged = merge_loras(args, load_loras(args))
     with progress_bar("fusing") as progress:
         report = fuse(args.base, merged, None if args.dry_run else args.output, progress=progress)
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         print_json({"merge": merged.outline.to_dict(), "fused": report.to_dict()})
         return
     if args.dry_run:
-        print(table([["tensor", "layer"], *([tensor, layer] for tensor, layer in report.fused.items())]))
+        say(table([["tensor", "layer"], *([tensor, layer] for tensor, layer in report.fused.items())]))
     print_summary(merged)
     _print_report(report)
 
@@ -58,13 +61,13 @@ def run(args: argparse.Namespace) -> None:
 def _print_report(report: FuseReport) -> None:
     counts = f"{len(report.fused)} of {report.tensors} tensors changed"
     if not report.path:
-        print(f"dry run: {counts}, {report.size / 1e6:.2f} MB; nothing was written")
+        say(f"dry run: {counts}, {report.size / 1e6:.2f} MB; nothing was written")
         return
-    print(f"wrote {report.path} ({counts}, {report.size / 1e6:.2f} MB), read back and compared")
+    say(f"wrote {report.path} ({counts}, {report.size / 1e6:.2f} MB), read back and compared")
     worst = max(report.changes, key=lambda line: line.rounding / (line.delta or 1.0))
     share = worst.rounding / (worst.delta or 1.0)
-    print(f"  rounding error: at most {share:.2e} of a delta ({worst.name})")
+    say(f"  rounding error: at most {share:.2e} of a delta ({worst.name})")
     if report.misfits:
-        print(f"  {describe_misfits(report.misfits)}")
+        say(f"  {describe_misfits(report.misfits)}")
     if report.left_out:
-        print(f"  not copied: {', '.join(report.left_out)}")
+        say(f"  not copied: {', '.join(report.left_out)}")

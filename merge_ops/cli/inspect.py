@@ -9,7 +9,8 @@ from typing import Any
 from ..analysis.facts import printable
 from ..analysis.study import SPECTRUM, VIEWS, Study, study
 from ..errors import ParameterError
-from .options import Commands, add_command, add_reading, print_json, read_loras, table
+from ..saving.file_names import check_file
+from .options import Commands, UsageError, add_command, add_reading, print_json, read_loras, say, table
 
 _SHOWN_KEYS = 20  # lines of metadata in the text; --json prints all
 _EXAMPLES = """examples:
@@ -46,9 +47,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 def run(args: argparse.Namespace) -> None:
     """Load, compare and print."""
     if args.view and not args.plot:
-        raise ParameterError("--view needs --plot FILE.png, the picture to write")
+        raise UsageError("--view needs --plot FILE.png, the picture to write")
     if args.plot:
-        _check_picture(Path(args.plot), args.overwrite)
+        check_file(Path(args.plot), ".png", args.overwrite)
     result = study(read_loras(args, args.loras))
     if args.plot:
         _plot(result, args.view, Path(args.plot))
@@ -59,14 +60,7 @@ def run(args: argparse.Namespace) -> None:
         _print_lora(fact)
     _print_relations(result)
     for sentence in result.advice:
-        print(sentence)
-
-
-def _check_picture(path: Path, overwrite: bool) -> None:
-    if path.suffix.lower() != ".png":
-        raise ParameterError(f"{path.name} is not the name of a .png file")
-    if path.exists() and not overwrite:
-        raise ParameterError(f"{path} already exists; choose another name, or use --overwrite")
+        say(sentence)
 
 
 def _plot(result: Study, view: str | None, path: Path) -> None:
@@ -86,23 +80,23 @@ def _print_relations(result: Study) -> None:
         [r.block, r.first, r.second, str(r.layers), f"{r.cosine:+.4f}", f"{r.sign_conflict:.1%}"]
         for r in rows
     ]
-    print(table([heading, *lines]))
-    print()
+    say(table([heading, *lines]))
+    say()
 
 
 def _print_lora(fact: dict[str, Any]) -> None:
-    print(f"{fact['name']}: {fact['format']}, {fact['layers']} layers, norm {fact['norm']:.4g}")
+    say(f"{fact['name']}: {fact['format']}, {fact['layers']} layers, norm {fact['norm']:.4g}")
     for key in ("components", "kinds", "ranks", "scales", "dtypes"):
         if fact[key]:
-            print(f"  {key}: " + ", ".join(f"{name} ({count})" for name, count in fact[key].items()))
+            say(f"  {key}: " + ", ".join(f"{name} ({count})" for name, count in fact[key].items()))
     for name, what in fact["whole"].items():
-        print(f"  whole weight: {printable(name)} ({what})")
+        say(f"  whole weight: {printable(name)} ({what})")
     for name, reason in fact["unmerged"].items():
-        print(f"  not merged: {printable(name)} ({reason})")
+        say(f"  not merged: {printable(name)} ({reason})")
     for warning in fact["warnings"]:
-        print(f"  warning: {warning}")
+        say(f"  warning: {warning}")
     for key, value in list(fact["metadata"].items())[:_SHOWN_KEYS]:
-        print(f"  {printable(key)} = {value}")
+        say(f"  {printable(key)} = {value}")
     if len(fact["metadata"]) > _SHOWN_KEYS:
-        print(f"  ... and {len(fact['metadata']) - _SHOWN_KEYS} more metadata keys")
-    print()
+        say(f"  ... and {len(fact['metadata']) - _SHOWN_KEYS} more metadata keys")
+    say()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ParameterError
 from ..formats import load
 from ..learning.calibrate import calibrate
 from ..learning.host import Host
@@ -19,7 +18,7 @@ from ..merging.merged import Merged
 from ..methods.registry import get_method
 from .how import add_merging, method_help, method_params
 from .merge import load_loras
-from .options import Commands, add_command, print_json, table
+from .options import Commands, UsageError, add_command, print_json, say, table
 from .recording import add_recording, opened_and_recorded
 
 _COMPARED = "linear,even,ties,calibrated"
@@ -58,21 +57,25 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
 
 def run(args: argparse.Namespace) -> None:
     """Record, measure and print."""
-    loras = load_loras(args)
-    host, recording = opened_and_recorded(args, loras)
     scales = [args.scale] if args.scales is None else [_number(text) for text in args.scales.split(",")]
+    for name in (args.compare or "").split(","):
+        if name.strip():
+            get_method(name.strip())
+    loras = load_loras(args)
+    merges = {Path(file).name: load(file) for file in args.merged}
+    host, recording = opened_and_recorded(args, loras)
     rows = {
         title if len(scales) == 1 else f"{title} x {scale:g}": retention(recording, host, make(scale))
         for title, make in _makers(args, loras, host, recording).items()
         for scale in scales
     }
-    for file in args.merged:
-        rows[Path(file).name] = retention(recording, host, merge([load(file)], base=host.base))
+    for name, finished in merges.items():
+        rows[name] = retention(recording, host, merge([finished], base=host.base))
     if args.json:
         print_json({title: _plain(seen) for title, seen in rows.items()})
         return
-    print(table([["kept of", *recording.labels, "mean", "worst", "base changed"], *map(_row, rows.items())]))
-    print("Shares rank settings for the same LoRAs only roughly; look at results before you decide.")
+    say(table([["kept of", *recording.labels, "mean", "worst", "base changed"], *map(_row, rows.items())]))
+    say("Shares rank settings for the same LoRAs only roughly; look at results before you decide.")
 
 
 def _makers(
@@ -126,4 +129,4 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ParameterError(f"--scales takes numbers separated by commas, not {text!r}") from error
+        raise UsageError(f"--scales takes numbers separated by commas, not {text!r}") from error

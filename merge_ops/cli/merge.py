@@ -21,6 +21,7 @@ from .options import (
     print_saved,
     progress_bar,
     read_loras,
+    refuse_output,
     refuse_warnings,
     require_output,
 )
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Load, merge, save and report."""
     require_output(args)
     loras = load_loras(args)
+    refuse_output(args, loras)
     merged = merge_loras(args, loras)
     finish(args, merged, args.rank)
 

@@ -6,7 +6,7 @@ import argparse
 
 from ..methods.peft_names import COMBINATION_TYPES
 from ..methods.registry import METHODS, Param
-from .options import Commands, add_command, print_json, table
+from .options import Commands, add_command, print_json, say, table
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) -> None:
@@ -29,18 +29,18 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json([_as_dict(name) for name in METHODS])
     elif args.markdown:
-        print(markdown())
+        say(markdown())
     else:
         rows = [["method", "parameters (defaults)", "what it does"]]
         rows += [[m.name, _defaults(m.params), m.summary] for m in METHODS.values()]
-        print(table(rows))
-        print("\nPEFT's combination types (--combination-type):\n")
+        say(table(rows))
+        say("\nPEFT's combination types (--combination-type):\n")
         rows = [["combination type", "method", "space", "result"]]
         rows += [
             [name, row.method, row.space, "truncated to svd_rank" if row.truncated else "not truncated"]
             for name, row in COMBINATION_TYPES.items()
         ]
-        print(table(rows))
+        say(table(rows))
 
 
 def markdown() -> str:

@@ -9,17 +9,18 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
 
-from ..errors import MergeError, ParameterError, did_you_mean
+from ..errors import MergeError, ParameterError, did_you_mean, escaped
 from ..formats import load
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..methods.registry import Param
-from ..saving import FORMATS, SaveReport
+from ..names.line_up import name_alike
+from ..saving import FORMATS, SaveReport, check_output
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -27,6 +28,15 @@ Commands = argparse._SubParsersAction  # argparse's name for the type that add_s
 
 # arguments of the library that are options of the command line too, as error messages spell them
 _ARGUMENT = re.compile(r"\b(adapter|base|dtype|format|keep|space)=(?:torch\.)?(?:'([^']*)'|(\w+))?")
+
+
+class UsageError(ParameterError):
+    """The arguments contradict each other or lack something; the command exits with 2, not 1."""
+
+
+def say(text: str = "", file: TextIO | None = None) -> None:
+    """Print what a user reads, on standard output by default, with what cannot be seen written out."""
+    print(escaped(text), file=file)
 
 
 def add_command(
@@ -146,24 +156,39 @@ def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int
 
 def print_json(value: Any) -> None:
     """Print a report as strictly valid JSON."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    say(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_saved(report: SaveReport) -> None:
     """Print where the file is, and how exact it is."""
-    print(f"wrote {report.path} ({report.format}, {report.size / 1e6:.2f} MB), read back and compared")
+    say(f"wrote {report.path} ({report.format}, {report.size / 1e6:.2f} MB), read back and compared")
     kept = [layer.energy_kept for layer in report.layers]
-    print(f"  relative error: total {report.total_error:.2e}, worst layer {report.largest_error:.2e}")
+    say(f"  relative error: total {report.total_error:.2e}, worst layer {report.largest_error:.2e}")
     if min(kept) < 0.99995:
-        print(
-            f"  energy kept after truncation: mean {sum(kept) / len(kept):.1%}, worst layer {min(kept):.1%}"
-        )
+        say(f"  energy kept after truncation: mean {sum(kept) / len(kept):.1%}, worst layer {min(kept):.1%}")
 
 
 def require_output(args: argparse.Namespace) -> None:
     """Refuse a command that would write nothing, and is not a dry run."""
     if not args.output and not args.dry_run:
-        raise ParameterError("give the output with -o FILE, or use --dry-run")
+        raise UsageError("give the output with -o FILE, or use --dry-run")
+
+
+def refuse_output(args: argparse.Namespace, loras: Sequence[Lora]) -> None:
+    """Refuse the output options before anything is computed, as saving would afterwards.
+
+    Raises:
+        ParameterError: as ``merge_ops.save`` does for what is wrong with the path.
+        MergeError: if the format cannot hold the layers.
+    """
+    if not args.output:
+        return
+    alike = name_alike(list(loras))
+    layers = {name for lora in alike for name in (*lora.layers, *lora.whole_weights)}
+    check_output(
+        Path(args.output), alike, args.format, args.rank, DTYPES[args.dtype], overwrite=args.overwrite,
+        layers=() if vars(args).get("blocks") else sorted(layers),  # blocks may leave layers out
+    )  # fmt: skip
 
 
 def in_options(message: str) -> str:

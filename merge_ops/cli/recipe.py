@@ -19,7 +19,9 @@ from .options import (
     add_output,
     print_json,
     progress_bar,
+    refuse_output,
     require_output,
+    say,
     table,
 )
 
@@ -73,7 +75,7 @@ def show(args: argparse.Namespace) -> None:
     }
     for key, value in (how | recipe.params).items():
         if value is not None:
-            print(f"{key}: {printable(str(value))}")
+            say(f"{key}: {printable(str(value))}")
     rows = [["source", "weight", "text weight", "SHA-256", "blocks"]]
     for source, text_weight in zip(recipe.sources, recipe.text_weights, strict=True):
         numbers = [f"{source.weight:g}", f"{text_weight:g}"]
@@ -81,7 +83,7 @@ def show(args: argparse.Namespace) -> None:
         rows.append([name, *numbers, source.sha256 or "unknown", source.blocks or ""])
     if not any(recipe.blocks):
         rows = [row[:-1] for row in rows]
-    print(table(rows))
+    say(table(rows))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -92,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
     if args.rank is not None:
         recipe = replace(recipe, rank=args.rank)
     loras = alike_by_diffusers(find_sources(recipe, args.folder or [Path(args.recipe).parent]))
+    refuse_output(args, loras)
     with progress_bar("merging") as progress:
         merged = recipe.run(loras, device=usable_device(args.device), progress=progress, base=args.base)
     finish(args, merged, recipe.rank)
@@ -100,4 +103,4 @@ def run(args: argparse.Namespace) -> None:
 def _warn(recipe: Recipe) -> None:
     """Print the recipe's warnings on standard error, so that ``--json`` stays valid JSON."""
     for warning in recipe.warnings:
-        print(f"lora-alloy: warning: {warning}", file=sys.stderr)
+        say(f"lora-alloy: warning: {warning}", sys.stderr)

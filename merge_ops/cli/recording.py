@@ -14,8 +14,9 @@ from ..lora import Lora
 from ..merging.devices import usable_device
 from ..models.opened import OpenedModel, open_model
 from ..models.recorded import record_pipeline, record_texts
+from ..saving.file_names import check_file
 from .how import blocks_of, one_per_lora, split_weight
-from .options import DTYPES, progress_bar
+from .options import DTYPES, UsageError, progress_bar
 
 
 def add_recording(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,8 @@ def opened_and_recorded(args: argparse.Namespace, loras: list[Lora]) -> tuple[Ho
     Raises:
         ParameterError: if a LoRA has no prompt, or no texts.
     """
+    if args.recording and not Path(args.recording).exists():
+        check_file(Path(args.recording), ".safetensors", overwrite=False)
     model = open_model(args.model, DTYPES[args.model_dtype], usable_device(args.device))
     host = model.host
     if args.recording and Path(args.recording).exists():
@@ -105,7 +108,7 @@ def _named(given: list[str], paths: list[str], loras: list[Lora], flag: str, wha
     found = one_per_lora(pairs, paths, loras, flag)
     for number, (lora, text) in enumerate(zip(loras, found, strict=True), start=1):
         if not text:
-            raise ParameterError(f"{lora.name} needs {what}: give it as {flag} {number}=...")
+            raise UsageError(f"{lora.name} needs {what}: give it as {flag} {number}=...")
     return [text or "" for text in found]
 
 

@@ -14,6 +14,7 @@ from .options import (
     add_reading,
     progress_bar,
     read_loras,
+    refuse_output,
     require_output,
 )
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     """Load, truncate, save and report."""
     require_output(args)
     (lora,) = read_loras(args, [args.lora])
+    refuse_output(args, [lora])
     with progress_bar("resizing") as progress:
         merged = merge([lora], rank=args.rank, device=usable_device(args.device), progress=progress)
     finish(args, merged, args.rank)

@@ -8,22 +8,22 @@ from ..analysis.repetition import advice_on_sum
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.report import LEFT_OUT, block_lines
-from .options import in_options, print_json, table
+from .options import in_options, print_json, say, table
 
 
 def print_summary(merged: Merged) -> None:
     """Print what was merged, what was not and why, and the warnings."""
     counts = merged.outline.counts()
-    print(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
+    say(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
     for line in merged.outline.layers:
         if line.status != "merged" and not line.reason.startswith(LEFT_OUT):
-            print(f"  {line.status}: {line.name} ({in_options(line.reason)})")
+            say(f"  {line.status}: {line.name} ({in_options(line.reason)})")
     for text in block_lines(merged.loras, merged.request.blocks):
-        print(f"  {text}")
+        say(f"  {text}")
     for warning in merged.outline.warnings:
-        print(f"  warning: {in_options(warning)}")
+        say(f"  warning: {in_options(warning)}")
     for sentence in advice_on_sum(merged):
-        print(f"  {sentence}")
+        say(f"  {sentence}")
 
 
 def print_plan(merged: Merged, as_json: bool) -> None:
@@ -38,9 +38,9 @@ def print_plan(merged: Merged, as_json: bool) -> None:
             full = line.reason or "full rank"
             result = full if line.rank_out is None else f"rank {line.rank_out}"
             rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
-    print(table(rows))
+    say(table(rows))
     print_summary(merged)
-    print("dry run: nothing was written")
+    say("dry run: nothing was written")
 
 
 def _title(merged: Merged) -> str:

@@ -119,9 +119,7 @@ def as_diffusers_names(lora: Lora, architecture: str) -> Lora:
     )
 
 
-def _convert_biases(
-    lora: Lora, biases: dict[str, Layer], architecture: str, title: str
-) -> dict[str, Layer]:
+def _convert_biases(lora: Lora, biases: dict[str, Layer], architecture: str, title: str) -> dict[str, Layer]:
     """Convert biases as if they were weights of one column, which are renamed and cut alike."""
     columns = {
         name.removesuffix(".bias"): replace(layer, layout="linear")  # type: ignore[type-var]  # a dataclass

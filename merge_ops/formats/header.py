@@ -30,13 +30,15 @@ _TORCH = {
 }  # fmt: skip
 _MAX_ENTRIES = 100_000  # the largest LoRAs have ten thousand tensors; each costs a thousand bytes of memory
 _MAX_ENTRY = 2048  # characters of one tensor's entry: a type, a shape and two offsets
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_UNSEEN = re.compile(rb"[\x00-\x1f]")
+_BACKSLASH = ord("\\")
+_HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair
 _MAX_OFFSET = 1 << 63
 _MAX_NAME = 1024
 _CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 )  # would end or hide a line of a message
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def parse_header(raw: bytes) -> tuple[list[Entry], dict[str, str]]:
         LoraFormatError: if this is not a header, or an entry contradicts itself.
     """
     try:
-        entries, metadata = _parse(raw.decode("utf-8"))
+        entries, metadata = _parse(raw)
         _check_order(entries)
     except LoraFormatError as error:
         raise LoraFormatError(f"this is not a valid safetensors file: {error}") from error
@@ -90,7 +92,7 @@ def torch_dtype(entry: Entry) -> torch.dtype:
     return dtype
 
 
-def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
+def _parse(text: bytes) -> tuple[list[Entry], dict[str, str]]:
     entries: list[Entry] = []
     metadata: dict[str, str] = {}
     seen: set[str] = set()
@@ -106,74 +108,86 @@ def _parse(text: str) -> tuple[list[Entry], dict[str, str]]:
         if name == "__metadata__":
             metadata, place = _metadata(text, place)
         else:
-            end = text.index("}", place, place + _MAX_ENTRY) + 1
+            end = text.index(b"}", place, place + _MAX_ENTRY) + 1
             entries.append(_entry(name, json.loads(text[place:end])))
             place = end
         place = _next(text, place)
     return entries, metadata
 
 
-def _metadata(text: str, place: int) -> tuple[dict[str, str], int]:
-    if text.startswith("null", place):
+def _metadata(text: bytes, place: int) -> tuple[dict[str, str], int]:
+    if text.startswith(b"null", place):
         return {}, place + 4
     metadata: dict[str, str] = {}
     inner = _open(text, place, last=False)
     while inner >= 0:
         name, place = _key(text, inner)
-        if text[place] != '"':
-            raise ValueError("a value that is not text")
         metadata[name], place = _string(text, place)
         if len(metadata) > _MAX_ENTRIES:
             raise LoraFormatError(f"its header lists more than {_MAX_ENTRIES} entries of metadata")
         inner = _next(text, place, last=False)
-    return metadata, text.index("}", place) + 1
+    return metadata, text.index(b"}", place) + 1
 
 
-def _open(text: str, place: int, last: bool = True) -> int:
+def _open(text: bytes, place: int, last: bool = True) -> int:
     """The place of the first key of the object that begins here, or -1 if it is empty."""
     place = _skip(text, place)
-    if text[place] != "{":
+    if text[place : place + 1] != b"{":
         raise ValueError("not an object")
     place = _skip(text, place + 1)
-    return _closed(text, place, last) if text[place] == "}" else place
+    return _closed(text, place, last) if text[place : place + 1] == b"}" else place
 
 
-def _next(text: str, place: int, last: bool = True) -> int:
+def _next(text: bytes, place: int, last: bool = True) -> int:
     """The place of the next key of an object, or -1 at its end."""
     place = _skip(text, place)
-    if text[place] == "}":
+    if text[place : place + 1] == b"}":
         return _closed(text, place, last)
-    if text[place] != ",":
+    if text[place : place + 1] != b",":
         raise ValueError("no comma")
     return _skip(text, place + 1)
 
 
-def _closed(text: str, place: int, last: bool) -> int:
+def _closed(text: bytes, place: int, last: bool) -> int:
     if last and _skip(text, place + 1) != len(text):
         raise ValueError("text behind the header")
     return -1
 
 
-def _key(text: str, place: int) -> tuple[str, int]:
+def _key(text: bytes, place: int) -> tuple[str, int]:
     """The key that begins here, and the place of its value."""
-    if text[place] != '"':
-        raise ValueError("no key")
     name, place = _string(text, place)
     place = _skip(text, place)
-    if text[place] != ":":
+    if text[place : place + 1] != b":":
         raise ValueError("no colon")
     return name, _skip(text, place + 1)
 
 
-def _string(text: str, place: int) -> tuple[str, int]:
+def _string(text: bytes, place: int) -> tuple[str, int]:
     """The text between the quotes that begin here, and the place behind them."""
-    string: str
-    string, place = _DECODER.raw_decode(text, place)
-    string.encode()  # half of a surrogate pair is an error here, not later where the name is shown or written
-    return string, place
+    if text[place : place + 1] != b'"':
+        raise ValueError("no text")
+    end = start = place + 1
+    while True:
+        end = text.index(b'"', end)
+        before = end
+        while before > start and text[before - 1] == _BACKSLASH:
+            before -= 1
+        if (end - before) % 2 == 0:  # no quote is escaped by a backslash that is escaped itself
+            break
+        end += 1
+    if _UNSEEN.search(text, start, end):
+        raise ValueError("a control character in a text")
+    seen = memoryview(text)  # whose parts are no copies: one text may be most of the file
+    if text.find(b"\\", start, end) < 0:
+        return str(seen[start:end], "utf-8"), end + 1
+    string: str = json.loads(str(seen[start - 1 : end + 1], "utf-8"))
+    if _HALF.search(string):  # an error here, not later where the name is shown or written
+        raise ValueError("half of a surrogate pair")
+    return string, end + 1
 
 
-def _skip(text: str, place: int) -> int:
+def _skip(text: bytes, place: int) -> int:
     space = _SPACE.match(text, place)
     return place if space is None else space.end()
 

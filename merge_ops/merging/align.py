@@ -89,21 +89,23 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
 
 
 def _own_order(loras: list[Lora], request: Request) -> list[int]:
-    """By the contents of the files, where they are known, else by name; then by weight.
+    """By name, sizes of the weights, block strengths, content where these are the same, and weights.
 
-    Many files share a name. The sizes of weights come before their signs, so that the negative of a merge is
-    summed in the same order.
+    Many files share a name. The sizes come before the signs, so that the negative of a merge is summed in the
+    same order.
     """
     weights = list(zip(request.weights, request.text_weights, strict=True))
     texts = ["" if each is None else str(each) for each in request.blocks]
-    counts = Counter((lora.sha256 or "", lora.name) for lora in loras)
+    alike = [
+        (lora.name, tuple(map(abs, weight)), text)
+        for lora, weight, text in zip(loras, weights, texts, strict=True)
+    ]
+    counts = Counter(alike)
 
     def place(i: int) -> tuple[object, ...]:
-        lora, weight = loras[i], weights[i]
-        sizes, content = tuple(map(abs, weight)), lora.sha256 or ""
-        is_known = bool(content) or counts[content, lora.name] == 1
-        components = () if is_known else tuple(sketch(lora))
-        return content, lora.name, components, sizes, texts[i], weight
+        lora, is_unique = loras[i], counts[alike[i]] == 1
+        components = () if is_unique or lora.sha256 else tuple(sketch(lora))
+        return *alike[i], lora.sha256 or "", components, weights[i]
 
     return sorted(range(len(loras)), key=place)
 

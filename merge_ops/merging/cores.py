@@ -18,6 +18,7 @@ from ..lora import Layer, LowRank
 from ..methods.bases import selectors, spread
 from ..steady import in_order, one_thread
 from .align import AlignedLayer
+from .overflow import refuse_infinity
 from .request import Settings
 from .spaces import apply_method
 
@@ -84,7 +85,14 @@ def factors_of_core(
     up, down, _ = stacked_factors(aligned, device)
     if core is None:
         (core,) = solve_cores([aligned], settings, device)
-    return _times(up, core * settings.scale), down
+    core = core * settings.scale
+    merged = _times(up, core)
+    if not bool(merged.isfinite().all()):  # a factor too small, and another too large for float32
+        sizes = down.abs().amax(dim=1).double()
+        gains = torch.where(sizes > 0, torch.exp2(-sizes.clamp(min=1e-300).log2().floor()), 1.0)
+        merged, down = _times(up, core / gains.to(core)), (down.double() * gains[:, None]).float()
+        refuse_infinity(aligned.name, merged, 1.0)
+    return merged, down
 
 
 @one_thread()
@@ -140,7 +148,7 @@ def _gram(wide: Tensor) -> Tensor:
         exact = block.double()
         return exact @ exact.T
 
-    blocks = wide.split(max(1, _CHUNK // max(count, 1)), dim=1)
+    blocks = torch.split(wide, max(1, _CHUNK // max(count, 1)), dim=1)
     for part in in_order(of, blocks, wide.numel() * count):
         total += part
     return total
@@ -161,7 +169,7 @@ def _times(up: Tensor, core: Tensor) -> Tensor:
     where = up.device
     up = up if where.type in ("cpu", "cuda") else up.cpu()
     core = core.to(up.device)
-    blocks = up.split(max(1, _CHUNK // max(up.shape[1], 1)))
+    blocks = torch.split(up, max(1, _CHUNK // max(up.shape[1], 1)))
     done = in_order(lambda block: (block.double() @ core).float(), blocks, up.numel() * core.shape[1])
     return torch.cat(done).to(where)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -29,7 +30,7 @@ def fingerprint(lora: Lora) -> int:
 
     It seeds the random masks. Renaming a file, rewriting it at another rank, alpha or scale, or moving it
     within the list leaves it unchanged. Rounding to half precision changes it only where two directions are
-    about equally close: for about 3 of 10,000 LoRAs in float16, 5 of 1,000 in bfloat16. Unrelated LoRAs share
+    about equally close: for about 1 of 1,000 LoRAs in float16, 5 of 1,000 in bfloat16. Unrelated LoRAs share
     it once in 1024 pairs, and LoRAs that are almost alike nearly always; ``align`` then numbers them.
     """
     return nearest(sketch(lora))
@@ -44,9 +45,10 @@ def nearest(components: Vector) -> int:
 def sketch(lora: Lora) -> Vector:
     """Return the components of the deltas of one LoRA along 1024 directions (CountSketch; Charikar, 2002).
 
-    Each entry is added to one component or taken from it; its row, its column and its layer say which and
-    how. From up to 32 layers and up to 256 rows of each, in float64 on the CPU, from the factors alone where
-    a layer is low rank.
+    Each entry is added to one of 1024 sums or taken from it; its row, its column and its layer say which and
+    how. A Hadamard transform then gives every direction an equal part of every sum. Computed from up to 32
+    layers and up to 256 rows of each, in float64 on the CPU, from the factors alone where a layer is low
+    rank.
     """
     lora = lora.origin or lora
     columns = cache(_columns)  # many layers have the same sizes; forgotten when this call returns
@@ -57,7 +59,7 @@ def sketch(lora: Lora) -> Vector:
         layer = lora.layers[name]
         rows = torch.linspace(0, layer.matrix_shape[0] - 1, min(layer.matrix_shape[0], _MAX_ROWS)).long()
         if isinstance(layer, LowRank):
-            up = layer.up[rows.to(layer.device)].to("cpu", torch.float64) * layer.scale
+            up = layer.up.detach()[rows.to(layer.device)].to("cpu", torch.float64) * layer.scale
             components += _placed(name, _gathered(layer.down, columns), up)
         else:
             chosen = layer.rows(None)(rows.to(layer.device))
@@ -67,7 +69,18 @@ def sketch(lora: Lora) -> Vector:
             matrix = tensor.reshape(len(tensor) if tensor.ndim else 1, -1) if tensor.numel() else None
             if matrix is not None:
                 components += _placed(name, _gathered(matrix, columns))
-    return components
+    return _mixed(components)
+
+
+def _mixed(sums: Vector) -> Vector:
+    """The Walsh-Hadamard transform of the sums, with signs drawn for them; norms stay."""
+    mixed = sums * _drawn("sums", DIRECTIONS)[1]
+    width = 1
+    while width < DIRECTIONS:
+        pairs = mixed.reshape(-1, 2, width)
+        mixed = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1).reshape(-1)
+        width *= 2
+    return mixed / math.sqrt(DIRECTIONS)
 
 
 def _columns(count: int) -> _Sorted:
@@ -79,7 +92,7 @@ def _columns(count: int) -> _Sorted:
 
 
 def _gathered(matrix: Tensor, columns: Callable[[int], _Sorted]) -> Tensor:
-    """``(1024, rows)``: of each row of a matrix ``(rows, columns)``, the sums of the columns that go together."""
+    """``(1024, rows)``: for each row of a matrix ``(rows, columns)``, the sums of columns."""
     gathered = np.zeros((DIRECTIONS, matrix.shape[0]))
     if matrix.numel():
         order, signs, used, starts = columns(matrix.shape[1])
@@ -98,10 +111,11 @@ def _placed(name: str, gathered: Tensor, up: Tensor | None = None) -> Vector:
     shifts, signs = _drawn("rows", rows.shape[1])
     (own,), (sign,) = _drawn(name, 1)
     places = (np.arange(DIRECTIONS)[:, None] + shifts + own) % DIRECTIONS
-    return np.bincount(places.ravel(), (rows * (signs * sign)).ravel(), DIRECTIONS)
+    sums: Vector = np.bincount(places.ravel(), (rows * (signs * sign)).ravel(), DIRECTIONS)
+    return sums
 
 
 def _drawn(stream: str, count: int) -> tuple[_Places, Vector]:
     """Places among the directions, and signs; always the same for the same stream and count."""
-    words = hash_words(mask_key(0, stream, "fingerprint"), count).numpy()
+    words: _Places = hash_words(mask_key(0, stream, "fingerprint"), count).numpy()
     return words % DIRECTIONS, 1.0 - 2.0 * (words // DIRECTIONS % 2)

@@ -20,9 +20,7 @@ _LISTED = 3
 _READS_TEXT = re.compile(r"attn2_to_[kv]$")
 
 
-def leave_out_misfits(
-    lora: Lora, shapes: Mapping[str, Shape], held: Collection[str] | None = None
-) -> Lora:
+def leave_out_misfits(lora: Lora, shapes: Mapping[str, Shape], held: Collection[str] | None = None) -> Lora:
     """Return the LoRA without what does not fit the model, which ``unmerged`` and a warning then name.
 
     Args:

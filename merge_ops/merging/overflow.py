@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..errors import MergeError
 from ..lora import Layer, Lora
@@ -28,6 +29,19 @@ def refuse_overflow(aligned: Sequence[AlignedLayer], scale: float, loras: Sequen
         for part, weight in zip(layer.parts, layer.weights, strict=True):
             if not _bound_entries(part) * abs(weight * scale) < _SAFE:
                 _check_entries(layer.name, part, weight * scale, loras)
+
+
+def refuse_infinity(name: str, merged: Tensor, scale: float) -> None:
+    """Refuse rows of a merged delta that are not finite, or are not once ``scale`` is multiplied in.
+
+    Raises:
+        MergeError: naming the layer.
+    """
+    if merged.numel() and not float(merged.abs().max()) * abs(scale) <= torch.finfo(torch.float32).max:
+        raise MergeError(
+            f"{name} becomes NaN or infinity: what an adapter changes in the base model's weight is too "
+            "large at these weights; lower them, or see whether the file or the base model is damaged"
+        )
 
 
 def _bound_entries(part: Layer) -> float:

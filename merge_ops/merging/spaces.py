@@ -18,6 +18,7 @@ from ..lora import LowRank
 from ..methods.thresholds import magnitude_thresholds, product_thresholds, shares_above
 from ..room import check_room
 from .align import AlignedLayer
+from .overflow import refuse_infinity
 from .request import Settings
 from .scratch import Scratch
 
@@ -147,8 +148,12 @@ def merged_tiles(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``settings.scale``."""
     columns = aligned.parts[0].matrix_shape[1]
+    of_base = any(part.is_checked_when_read for part in aligned.parts)
     for start, tile in _delta_tiles(aligned, device, scratch or Scratch()):
-        yield start, apply_method(settings, aligned, tile, aligned.weights, "delta", start * columns, figures)
+        done = apply_method(settings, aligned, tile, aligned.weights, "delta", start * columns, figures)
+        if of_base:  # how large these are is known only now; the others were checked before
+            refuse_infinity(aligned.name, done, settings.scale)
+        yield start, done
 
 
 def _delta_tiles(

@@ -54,11 +54,12 @@ def keep_largest(
 def drop_random(deltas: Tensor, density: float, generator: MaskGenerator, overwrite: bool = False) -> Tensor:
     """Zero entries at random and divide the rest by ``density`` (DARE); density 0 gives zero, not NaN.
 
-    ``deltas`` is ``(n, ..., out, in)``. With ``overwrite`` the result takes the place of the deltas.
+    So does a density at which masks keep nothing, which is one of less than 1 in 131072. ``deltas`` is
+    ``(n, ..., out, in)``. With ``overwrite`` the result takes the place of the deltas.
     """
     if density >= 1:
         return deltas
-    if density <= 0:
+    if share_of(density) == 0:
         return torch.zeros_like(deltas)
     kept = deltas if overwrite else torch.empty_like(deltas)
     masks = generator.masks(deltas, density)
@@ -89,7 +90,7 @@ class MaskGenerator:
 
         ``like`` is ``(n, ..., rows, columns)``, a mask has the shape ``like.shape[1:]``.
         """
-        share, shape = round(density * (1 << _BITS)), like.shape[1:]
+        share, shape = share_of(density), like.shape[1:]
         first, skip = divmod(self.first, _WORD)
         words = -(-(skip + shape.numel()) // _WORD)
         for key in self.keys:
@@ -109,6 +110,11 @@ class MaskGenerator:
         words = -(-(skip + shape.numel()) // _WORD)
         for key in self.keys:
             yield _numbers(key, first, words, like.device)[skip : skip + shape.numel()].view(shape)
+
+
+def share_of(density: float) -> int:
+    """Return how many of the 65536 numbers of a mask are kept."""
+    return round(density * (1 << _BITS))
 
 
 def mask_key(seed: int, layer: str, lora: str, part: str = "delta") -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import MergeError, ParameterError
 from ..merging.merged import Merged
 from ..recipes import Recipe
+from ..saving.file_names import check_place
 from ..saving.verified import put_in_place, sync, sync_names
 from .folder import RECIPE, BaseModel, read_base
 from .places import Place, find_places
@@ -102,11 +103,23 @@ def _write_folder(
     return tuple(changes)
 
 
+def check_fused(base: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Refuse a folder that ``fuse`` could not write, before anything is computed.
+
+    Raises:
+        LoraFormatError: if the base cannot be read.
+        ParameterError: if ``out`` exists, its parent folder does not, or no folder can have its name.
+        MergeError: if there is not enough room.
+    """
+    _check_destination(read_base(base), Path(out))
+
+
 def _check_destination(model: BaseModel, out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise ParameterError(f"{out.name} already exists; choose another name")
-    if not out.parent.is_dir():
-        raise ParameterError(f"the folder {out.parent.name!r} does not exist; create it first")
+    if out.suffix == ".safetensors":
+        raise ParameterError(f"a fused model is a folder, so {out.name!r} must not end in .safetensors")
+    check_place(out, overwrite=False)
     free = shutil.disk_usage(out.parent).free
     if free < model.size:
         raise MergeError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from ..errors import ParameterError, shown
 
 EXISTS = "{} already exists; choose another name, or ask to overwrite it"
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 _MAX_BYTES = 255
 
@@ -27,14 +29,54 @@ def check_destination(target: Path, form: str, overwrite: bool) -> None:
         raise ParameterError(
             f"format 'peft' writes a folder, so {target.name!r} must not end in .safetensors"
         )
-    check_name(target.name)
-    if not is_folder(target.parent):
-        raise ParameterError(f"the folder {target.parent.name[:80]!r} does not exist; create it first")
-    if target.exists() and not overwrite:
-        raise ParameterError(EXISTS.format(target.name))
+    check_place(target, overwrite)
     if target.exists() and target.is_dir() != (form == "peft"):
         kind = "folder" if target.is_dir() else "file"
         raise ParameterError(f"{target.name} is a {kind}, which format {form!r} cannot replace")
+
+
+def check_file(target: Path, suffix: str, overwrite: bool) -> None:
+    """Refuse a path that a single file of another kind, such as a picture, cannot be written to.
+
+    Raises:
+        ParameterError: as ``check_destination`` does.
+    """
+    if target.suffix.lower() != suffix:
+        raise ParameterError(f"{target.name!r} must end in {suffix}")
+    check_place(target, overwrite)
+    if target.is_dir():
+        raise ParameterError(f"{target.name} is a folder, and a {suffix} file cannot replace it")
+
+
+def check_place(target: Path, overwrite: bool) -> None:
+    """Refuse a name that some system cannot hold, and a place that cannot be written to.
+
+    A link is followed: what it leads to is replaced, and the link stays.
+
+    Raises:
+        ParameterError: for such a name, a missing folder, a file that exists and must not be replaced, and
+            for what is no file or folder of ours to replace: devices, pipes, read-only files, broken links.
+    """
+    check_name(target.name)
+    if not is_folder(target.parent):
+        raise ParameterError(f"the folder {target.parent.name[:80]!r} does not exist; create it first")
+    if target.is_symlink() and not target.exists():
+        raise ParameterError(f"{target.name} is a link that leads nowhere; remove it, or choose another name")
+    if target.exists():
+        if not overwrite:
+            raise ParameterError(EXISTS.format(target.name))
+        _check_replaceable(target)
+    folder = target.resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise ParameterError(f"nothing can be written to the folder {folder.name[:80]!r}; choose another one")
+
+
+def _check_replaceable(target: Path) -> None:
+    mode = target.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ParameterError(f"{target.name} is a device or a pipe, not a file; choose another name")
+    if not mode & _WRITABLE:
+        raise ParameterError(f"{target.name} is read-only; allow writing to it, or choose another name")
 
 
 def check_name(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ParameterError, did_you_mean
+from ..lora import Lora
 from ..merging.merged import Merged
 from ..recipes import recipe_of
 from .experts import at_one_rank
@@ -94,9 +95,8 @@ def save(
         ParameterError: for an unknown format or dtype, a wrong suffix, or an existing file.
         MergeError: if the format cannot hold the layers, or the file read back differs.
     """
-    target, form = Path(path), resolve_format(format, merged.loras[0])
-    _check_options(form, rank, dtype)
-    check_destination(target, form, overwrite)
+    target = Path(path)
+    form = check_output(target, merged.loras, format, rank, dtype, overwrite=overwrite)
     check_alone(merged.ia3, len(merged.layers), form)
     stems = stems or module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
     stored = store_layers(merged, form, rank, dtype, progress)
@@ -105,6 +105,33 @@ def save(
     if progress is not None:
         progress(len(merged.layers), len(merged.layers), "")
     return _report(target, form, lines, size)
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    loras: Sequence[Lora],
+    format: str = "auto",
+    rank: int | None = None,
+    dtype: torch.dtype = torch.float16,
+    *,
+    overwrite: bool = False,
+    layers: Iterable[str] = (),
+) -> str:
+    """Refuse before a merge is made what ``save`` would refuse afterwards; return the format.
+
+    ``loras`` are those of the merge, and ``layers`` those that it will have, if they are known; see ``save``
+    for the other arguments.
+
+    Raises:
+        ParameterError: for an unknown format or dtype, a wrong suffix, a name that some system cannot hold,
+            a missing folder, an existing file.
+        MergeError: if the format cannot hold the layers.
+    """
+    form = resolve_format(format, loras[0])
+    _check_options(form, rank, dtype)
+    check_destination(Path(path), form, overwrite)
+    module_names(layers, form, list(loras))
+    return form
 
 
 def _check_options(form: str, rank: int | None, dtype: torch.dtype) -> None:

@@ -121,4 +121,9 @@ def _store_vector(name: str, layer: MergedLayer, dtype: torch.dtype) -> StoredLa
 
 def _check_finite(name: str, stored: LowRank, dtype: torch.dtype) -> None:
     if not (is_finite(stored.up) and is_finite(stored.down)):
-        raise MergeError(f"{name} does not fit into {dtype}; save it with dtype=torch.float32")
+        way_out = (
+            "its entries are too large for any dtype, so lower the weights or the scale"
+            if dtype == torch.float32
+            else "save it with dtype=torch.float32"
+        )
+        raise MergeError(f"{name} does not fit into {dtype}; {way_out}")

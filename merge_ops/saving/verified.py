@@ -50,7 +50,7 @@ def write_verified(target: Path, content: Content, overwrite: bool) -> int:
         ParameterError: if the target exists by now and must not be replaced.
         MergeError: if the file cannot be written, or differs when it is read back.
     """
-    target = target.resolve() if target.is_dir() else target
+    target = target.resolve() if target.exists() else target  # what a link leads to
     temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(4)}.part")
     try:
         temporary.mkdir()

@@ -112,7 +112,9 @@ def test_found_by_what_people_call_it(editor_page, query):
     """Words of papers and of other packs find a node of ours in the search box."""
     page = editor_page.page
     page.keyboard.press("Escape")
-    page.wait_for_function("() => document.activeElement?.tagName !== 'INPUT'")  # the box of the last test is gone
+    page.wait_for_function(
+        "() => document.activeElement?.tagName !== 'INPUT'"
+    )  # the box of the last test is gone
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type(query, delay=50)
