@@ -77,7 +77,7 @@ def _dora(layer: Layer, module: RawModule) -> Dora:
         raise LoraFormatError(
             f"the magnitudes of {module.stem} have the shape {tuple(magnitude.shape)}, not one axis"
         )
-    by_rows = from_peft or magnitude.ndim == 1 or magnitude.shape[0] != 1
+    by_rows = from_peft or magnitude.ndim < 2 or magnitude.shape[0] != 1
     flat = magnitude.flatten()
     return Dora(layer, flat[:, None] if by_rows else flat[None], layer.layout, module.stem)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout, is_packed
-from ..names.patterns import WholePattern
+from ..names.patterns import NameEnds, WholePattern
 from .bound import check_size
 from .kind import Adapters, Kind
 from .module import RawModule, numbers_of
@@ -80,7 +80,7 @@ def _is_feedforward(stem: str, config: Mapping[str, Any]) -> bool:
         return pattern.fits(path)
     if not isinstance(modules, list):
         raise LoraFormatError("adapter_config.json: feedforward_modules is not a list of names")
-    return path.endswith(tuple(str(module) for module in modules))
+    return (modules if isinstance(modules, NameEnds) else NameEnds(map(str, modules))).fit(path)
 
 
 def _read(module: RawModule, scale: float | None, config: Mapping[str, Any]) -> Adapters:

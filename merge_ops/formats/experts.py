@@ -34,7 +34,7 @@ def expert_layers(modules: dict[str, RawModule], config: dict[str, Any]) -> dict
     Raises:
         LoraFormatError: if it is not known which parameter a module is, or its ranks do not fit.
     """
-    targets = [str(target) for target in config.get("target_parameters") or []]
+    targets = _targets(config)
     depths: dict[str, dict[int, str]] = defaultdict(dict)
     for stem in modules if targets else ():
         path = stem
@@ -60,20 +60,18 @@ def expert_layers(modules: dict[str, RawModule], config: dict[str, Any]) -> dict
 
 def _parameters(
     path: str,
-    targets: list[str],
+    targets: dict[str, set[str]],
     stems: dict[int, str],
     modules: dict[str, RawModule],
     config: dict[str, Any],
 ) -> list[str]:
     """The targeted parameters of a module, the innermost first."""
-    names = set()
-    for target in targets:
-        parent, _, name = target.rpartition(".")
-        if parent and f".{path}".endswith(f".{parent}"):
-            names.add(name)
-        elif not parent and all(
-            _is_stacked(f"{path}.{name}", modules[stem], config) for stem in stems.values()
-        ):
+    names, place = set[str](), 0
+    while place < len(path):
+        names |= targets.get(path[place:], set())
+        place = path.find(".", place) + 1 or len(path)
+    for name in targets.get("", ()):
+        if all(_is_stacked(f"{path}.{name}", modules[stem], config) for stem in stems.values()):
             names.add(name)
     return sorted(
         names,
@@ -82,6 +80,15 @@ def _parameters(
             name,
         ),
     )
+
+
+def _targets(config: dict[str, Any]) -> dict[str, set[str]]:
+    """The names of the targeted parameters by the end of their module's path; ``""`` for any module."""
+    targets: dict[str, set[str]] = defaultdict(set)
+    for target in config.get("target_parameters") or []:
+        parent, _, name = str(target).rpartition(".")
+        targets[parent].add(name)
+    return dict(targets)
 
 
 def _is_stacked(parameter: str, module: RawModule, config: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters.reading import TABLES
 from ..errors import LoraFormatError, reading, shown
-from ..names.patterns import ByPattern, WholePattern
+from ..names.patterns import ByPattern, NameEnds, WholePattern
 from .peft_refused import refuse_other_meanings
 
 CONFIG_NAME = "adapter_config.json"
@@ -75,8 +75,12 @@ def _check_names(config: dict[str, Any]) -> None:
         names = config.get(option)
         if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
             raise LoraFormatError(f"{option} is {shown(names)}, not a list of names")
-    if isinstance(config.get("feedforward_modules"), str):
-        config["feedforward_modules"] = WholePattern(config["feedforward_modules"])
+    for option in ("modules_to_save", "feedforward_modules"):
+        names = config.get(option)
+        if isinstance(names, str):
+            config[option] = WholePattern(names)
+        elif isinstance(names, list):
+            config[option] = NameEnds(map(str, names))
 
 
 def scale_from_config(config: dict[str, Any], module: str, rank: int | None) -> float:

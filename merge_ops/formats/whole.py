@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..lora import WholeWeight
+from ..names.patterns import NameEnds
 
 HEAD = "a module that is saved whole (modules_to_save)"
 BIAS = "a trained bias"
@@ -32,8 +33,8 @@ def whole_weights(
 
 
 def _why(module: str, last: str, tensor: Tensor, config: dict[str, Any]) -> str:
-    saved = config.get("modules_to_save")
-    is_head = isinstance(saved, list) and any(module.endswith(str(name)) for name in saved)
+    saved = config.get("modules_to_save") or []
+    is_head = (saved if isinstance(saved, NameEnds) else NameEnds(saved)).fit(module)
     if last == "bias" and not is_head and config.get("bias", "none") != "none":
         return BIAS
     return EMBEDDING if "embed" in module.rpartition(".")[2] or module.endswith(("wte", "lm_head")) else HEAD

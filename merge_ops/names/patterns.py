@@ -6,13 +6,14 @@ engine that backtracks.
 
 from __future__ import annotations
 
+import re  # to escape; nothing is matched with it
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import LoraFormatError, shown
 from .automaton import Automaton, Work
 from .pattern_syntax import PatternError, parse
-from .plain_patterns import PlainPatterns, plain_sequence, plain_text
+from .plain_patterns import PlainPatterns, is_plain, plain_sequence, plain_text
 
 _WAY_OUT = "write the names out"
 
@@ -123,3 +124,24 @@ class WholePattern(str):
     def fits(self, name: str) -> bool:
         """Return whether the pattern matches a whole name."""
         return self.patterns.first(name) is not None
+
+
+class NameEnds(list[str]):
+    """Names that are compared with the ends of others, such as ``modules_to_save``; sorted out once."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(names)
+        self._known = frozenset(self)
+        self._lengths = sorted({len(name) for name in self})
+
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+        return NameEnds, (list(self),)
+
+    def fit(self, name: str) -> bool:
+        """Return whether a name ends with one of these, as ``str.endswith`` has it."""
+        return any(name[len(name) - size :] in self._known for size in self._lengths if size <= len(name))
+
+
+def pattern_of(name: str) -> str:
+    """Return a pattern for one module as PEFT writes it: its name, escaped if that means something else."""
+    return name if is_plain(name) else re.escape(name)

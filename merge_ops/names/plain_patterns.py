@@ -30,6 +30,11 @@ class Plain:
     dots: int  # bit k: a dot there
 
 
+def is_plain(name: str) -> bool:
+    """Return whether a name is a pattern for itself; a dot stands for any letter, and so for itself too."""
+    return _SIGNS.isdisjoint(name) and "\\" not in name
+
+
 def plain_text(pattern: str, where: Where) -> Plain | None:
     """Return a pattern that is a name, without parsing it; None for any other."""
     where, core = ("whole", pattern[1:]) if pattern.startswith("^") else (where, pattern)

@@ -14,6 +14,7 @@ from ..formats.statements import DIFFUSERS_METADATA
 from ..formats.tokens import TOKENS
 from ..formats.whole import BIAS, EMBEDDING
 from ..lora import Lora, LowRank, WholeWeight
+from ..names.patterns import Patterns, pattern_of
 from .carried import HUB_NAME, carried_over, hashes
 from .ia3 import ia3_config
 from .stems import component_of, without_component
@@ -106,15 +107,16 @@ def _whole_config(whole_weights: dict[str, WholeWeight], loras: list[Lora]) -> d
 def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
     """Return one configuration per component, flattened with the component as prefix, as in diffusers."""
     flat: dict[str, Any] = {}
+    matrices = matrices_of(layers)
     for component in sorted({component_of(name) for name in layers}):
         # without "text_model.", which transformers 5 dropped, the names fit the modules of every version
         own = {
             without_component(name, component).removeprefix("text_model."): layer
-            for name, layer in matrices_of(layers).items()
+            for name, layer in matrices.items()
             if component_of(name) == component
         }
         config = {**_rank_config(own), "target_modules": sorted(own)}
-        if any(component_of(name) == component and name not in matrices_of(layers) for name in layers):
+        if any(component_of(name) == component and name not in matrices for name in layers):
             config["lora_bias"] = True
         flat |= {f"{component}.{key}" if component else key: value for key, value in config.items()}
     return flat
@@ -123,10 +125,13 @@ def _diffusers_config(layers: dict[str, LowRank]) -> dict[str, Any]:
 def _rank_config(layers: dict[str, LowRank]) -> dict[str, Any]:
     """Return ranks and alphas: ``r`` is the most common rank, and patterns hold the others.
 
-    Longer names come first in a pattern, since PEFT uses the first match.
+    PEFT uses the first match, in which a dot is any letter: longer names come first, and among names of one
+    length those with fewer dots.
     """
     common = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0] if layers else 1
     differing = [name for name in layers if layers[name].rank != common]
-    listed = [n for n in layers if n in differing or n.endswith(tuple(f".{d}" for d in differing))]
-    others = {name: layers[name].rank for name in sorted(listed, key=len, reverse=True)}
+    patterns = Patterns(map(pattern_of, differing))
+    listed = [name for name in layers if patterns.first(name) is not None]
+    listed.sort(key=lambda name: (-len(name), name.count(".")))
+    others = {pattern_of(name): layers[name].rank for name in listed}
     return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": dict(others)}

@@ -239,3 +239,18 @@ def test_a_device_on_which_nothing_is_computed(device, tmp_path, capsys):
         assert "device" in capsys.readouterr().err
     assert usable_device("cpu") == torch.device("cpu")
     assert usable_device(None) is None
+
+
+@pytest.mark.parametrize("kind", sorted(BASED))
+def test_tensors_of_any_shape_in_every_role(kind, tmp_path):
+    """A scalar magnitude, 3-D factors, a rescale of another size: fits, or one sentence."""
+    for role in BASED[kind]:
+        for shape in SHAPES:
+            shapes = BASED[kind] | {role: shape}
+            path = file_of(tmp_path / "x.safetensors", {end: torch.ones(s) for end, s in shapes.items()})
+            try:
+                lora = merge_ops.load(path)
+                merged = merge_ops.merge([lora, lora], method="ties", base=lambda name: torch.ones(2, 2))
+                assert all(merged.delta(name).shape == (2, 2) for name in merged.layers)
+            except MergeError as error:
+                assert "\n" not in str(error)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import merge_ops
 from merge_ops import LoraFormatError
 from merge_ops.names.patterns import ByPattern, Patterns, WholePattern
+from merge_ops.saving.metadata import _rank_config as rank_config
 
 PIECES = [
     "a",
@@ -302,3 +303,44 @@ def test_files_with_a_pattern_for_each_module_load_and_save(tmp_path):
     scales = {name: layer.scale for name, layer in merge_ops.load(tmp_path / "x.safetensors").layers.items()}
     assert time.process_time() - start < 3
     assert scales == {f"unet.{name}": (3 + i % 2) / 2 for i, name in enumerate(names)}
+
+
+def test_patterns_that_are_written_mean_their_own_module():
+    """A dot is any letter in a pattern, and a name may hold signs that mean something there."""
+    names = ["a.to_q", "a_to_q", "b.a.to_q", "b.a_to_q", "b_a.to_q", "to_q", "c.[x]", "c.(y", "c.z+", "c.zz"]
+    layers = {n: merge_ops.LowRank(torch.ones(16, i + 1), torch.ones(i + 1, 4)) for i, n in enumerate(names)}
+    config = rank_config(layers)
+    for name, layer in layers.items():
+        key = get_pattern_key(list(config["rank_pattern"]), name)
+        assert config["rank_pattern"].get(key, config["r"]) == layer.rank, name
+        assert ByPattern(config["alpha_pattern"]).of(name, config["r"]) == layer.rank
+
+
+def test_ten_thousand_ranks_are_written_in_linear_time():
+    names = module_names(10_000)
+    layers = {
+        n: merge_ops.LowRank(torch.ones(4, 1 + i % 3), torch.ones(1 + i % 3, 4)) for i, n in enumerate(names)
+    }
+    start = time.process_time()
+    config = rank_config(layers)
+    assert time.process_time() - start < 5
+    assert len(config["rank_pattern"]) > 6000
+
+
+def test_long_lists_of_names_are_compared_in_linear_time(tmp_path):
+    """Each module of (IA)3 as a feed-forward module, as our own folders list them."""
+    names = module_names(3000)
+    tensors = {f"base_model.model.{n}.ia3_l": torch.ones(1, 4) for n in names}
+    config = {
+        "feedforward_modules": names,
+        "modules_to_save": [f"{n}x" for n in names],
+        "target_modules": names,
+    }
+    path = tmp_path / "ia3"
+    path.mkdir()
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"} | config))
+    start = time.process_time()
+    lora = merge_ops.load(path)
+    assert time.process_time() - start < 5
+    assert all(adapter.by_input for adapter in lora.base_dependent.values())
