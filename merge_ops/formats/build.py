@@ -105,7 +105,6 @@ def build_lora(
         whole = whole_weights(unknown, tensors, config) | token_rows(unknown, tensors, config)
         held.layers = {name_of(stem): layer for stem, layer in expert_layers(modules, config).items()}
     held.whole_weights = {name_of(stem): weight for stem, weight in whole.values()}
-    _refuse_damaged_weights(whole)
     unmerged = {key: BUNDLE if is_bundled(key) else UNRECOGNISED for key in unknown if key not in whole}
     for stem, whole_module in modules.items():
         module, was_empty = without_empty(whole_module)
@@ -116,6 +115,7 @@ def build_lora(
             continue
         for place, part in adapters_of(module, scale_of(module), config or {}):
             held.add(name_of(stem) + place, part, stem)
+    _refuse_damaged_weights(held.whole_weights)
     if not held:
         raise LoraFormatError(_nothing_usable([*modules, *unknown], unmerged))
     unmerged = _settle(held, unmerged)
@@ -133,10 +133,13 @@ def build_lora(
     )
 
 
-def _refuse_damaged_weights(whole: Mapping[str, tuple[str, WholeWeight]]) -> None:
-    for key, (_, weight) in whole.items():
+def _refuse_damaged_weights(weights: Mapping[str, WholeWeight]) -> None:
+    """Refuse NaN and infinity, which are looked for elsewhere only in what is known as an adapter's."""
+    for weight in weights.values():
         if not is_finite(weight.value):
-            raise LoraFormatError(f"{key} holds NaN or infinity; the file is damaged, use another copy")
+            raise LoraFormatError(
+                f"{weight.key} holds NaN or infinity; the file is damaged, use another copy"
+            )
 
 
 def _settle(held: _Held, unmerged: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from ...merge_ops.lora import Layer, Lora, WholeWeight
 from ...merge_ops.names.parts import is_text
 from .base_weights import bind_to_model
+from .configurations import configurations_of, is_taken
 from .fused import cut_into_slices, find_smallest_slices, join_slices, restore_row_order
 from .key_maps import KeyMaps, read_key_maps
 from .misfits import leave_out, refuse_strangers, refuse_unusable, widen_as_patched
@@ -64,7 +65,7 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
         _rename(one, rest, names, before.lora)
         for one, rest, before in zip(alike, unconnected, targets, strict=True)
     ]
-    missing = [_list_missing(one, rest) for one, rest in zip(targets, unconnected, strict=True)]
+    missing = [_list_missing(one, rest, model) for one, rest in zip(targets, unconnected, strict=True)]
     return FittedLoras(
         renamed,
         unet={name: target for target, name in names.items() if target.is_denoiser},
@@ -106,15 +107,20 @@ def _keep_unconnected(one: LoraTargets, model: ModelPatcher | None, clip: Any | 
     return replace(
         one.lora,
         layers=keep(one.lora.layers, one.layers),
-        whole_weights=keep(one.lora.whole_weights, one.whole_weights),
+        # a configuration is kept for the saved file, whether or not this version of ComfyUI takes it
+        whole_weights=keep(one.lora.whole_weights, one.whole_weights) | configurations_of(one.lora),
     )
 
 
-def _list_missing(one: LoraTargets, unconnected: Lora) -> list[str]:
+def _list_missing(one: LoraTargets, unconnected: Lora, model: ModelPatcher | None) -> list[str]:
     """Names that have no target although their part is connected."""
     places = (one.layers, one.whole_weights, unconnected.layers, unconnected.whole_weights)
     held = dict.fromkeys((*one.lora.layers, *one.lora.whole_weights))
-    return [name for name in held if not any(name in place for place in places)]
+    settings = configurations_of(one.lora) if model is not None else {}
+    return [
+        *(name for name in held if not any(name in place for place in places)),
+        *(name for name, weight in settings.items() if not is_taken(weight, model)),
+    ]
 
 
 def _cut_alike(loras: list[LoraTargets], maps: KeyMaps) -> tuple[list[LoraTargets], list[str]]:

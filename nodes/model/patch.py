@@ -19,6 +19,7 @@ from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
 from ...merge_ops.methods.registry import get_method
+from .configurations import add_configurations
 from .core import pack_low_rank, unpack_low_rank
 from .memory import make_tiles
 from .packed import refuse_other_size
@@ -158,6 +159,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         if name in targets
     }
     _add_patches(patcher, whole, strength)
+    add_configurations(patcher, merged, strength)
     layers = {name: merged.layer(name) for name in merged.layers if name in targets}
     plain = {  # in the order of the map: where slices overlap, sums round as in ComfyUI's own loader
         name: target

@@ -20,7 +20,7 @@ from comfy_inside import (
     weights_of,
     write_lora,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SIZE = 0.1
 
@@ -210,6 +210,7 @@ def whole_weights_are_kept_or_named():
         for key in sorted(pair)
     }
     tensors |= {f"{norm}.set_weight": torch.arange(float(width)), "strange.norm.set_weight": torch.ones(3)}
+    tensors["diffusion_model.middle_block.config"] = torch.tensor(list(b"{}"), dtype=torch.uint8)
     save_file(tensors, LORAS / "whole.safetensors")
     stack = run("LoraAlloyStack", loras="<lora:whole.safetensors:1>")[0]
     status = NODES["LoraAlloyLoader"].execute(
@@ -217,13 +218,51 @@ def whole_weights_are_kept_or_named():
     )
     assert "1 text encoder layers are merged but not applied" in str(status.ui.as_dict())
     lora, text = run("LoraAlloyMerge", stack=stack, model=model)
-    assert len(lora.merged.whole_weights) == 1, list(lora.merged.whole_weights)
-    assert "1 layers are not in this model or CLIP, such as strange.norm" in text, text
+    assert len(lora.merged.whole_weights) == 2, list(lora.merged.whole_weights)
+    config = "diffusion_model.middle_block.config"
+    assert torch.equal(lora[config], tensors[config])
+    assert "2 layers are not in this model or CLIP, such as " in text, text
     patched_clip = run("LoraAlloyApply", lora=lora, strength_model=1.0, strength_clip=1.0, clip=clip)[1]
     (found,) = weights_of(None, patched_clip).values()
     assert torch.equal(found, torch.arange(float(width)).to(found)), found
     stock = chained(None, clip, [("whole.safetensors", 1.0, 1.0)])[1]
     assert_close(weights_of(None, patched_clip), weights_of(None, stock), "set weight", 0.0)
+
+
+@check
+def configurations_reach_versions_that_take_them():
+    """A stand-in for newer versions of ComfyUI: a module with ``with_config``, a patcher that calls it."""
+    model, _ = load_model("sd15")
+    module = model.model.diffusion_model.middle_block
+    key, taken = "diffusion_model.middle_block.config", []
+
+    class Patcher(type(model)):
+        def add_patches(self, patches, *strengths):
+            for name in patches.keys() & {key}:
+                assert patches[name][0] == "config"
+                place = self.get_model_object(name.removesuffix(".config"))
+                taken.append((name, place is module, bytes(patches[name][1][0].tolist()), strengths[0]))
+            return super().add_patches({k: p for k, p in patches.items() if k != key}, *strengths)
+
+    write_lora("plain", "sd15", 2, None, 1, every=40)
+    tensors = load_file(LORAS / "plain.safetensors") | {
+        key: torch.tensor(list(b'{"a": 1}'), dtype=torch.uint8)
+    }
+    save_file(tensors, LORAS / "configured.safetensors")
+    text = text_of([("configured.safetensors", 0.5, 0.5), ("plain.safetensors", 1.0, 1.0)])
+    run("LoraAlloyLoader", model=model, loras=text, method={"method": "ties"})
+    assert not taken
+    model.__class__, module.with_config = Patcher, lambda settings: module
+    try:
+        for method in ("linear", "ties"):
+            run("LoraAlloyLoader", model=model, loras=text, method={"method": method})
+        assert taken == [(key, True, b'{"a": 1}', 1.0)] * 2, taken
+        lora, said = run("LoraAlloyMerge", stack=run("LoraAlloyStack", loras=text)[0], model=model)
+        assert "not in this model" not in said, said
+        assert torch.equal(lora[key], tensors[key])
+    finally:
+        del module.with_config
+        model.__class__ = Patcher.__bases__[0]
 
 
 @check
