@@ -38,7 +38,7 @@ class Evidence:
     """The layers of one LoRA, as the rows of a family look at them to tell its models apart."""
 
     layers: Mapping[str, Layer]  # by name without dots
-    names: Collection[str]  # as the LoRA has them
+    names: Collection[str]  # as the LoRA has them, and as its file does
 
     @property
     def attention_width(self) -> int:
@@ -94,6 +94,8 @@ class Architecture:
         processors: block sequence -> layer of XLabs' attention processors -> the layer that it changes.
         swapped: original layers whose two halves of rows are the other way round in diffusers.
         experts: the version of the model that has one expert for high noise and one for low noise.
+        aliases: patterns of other names for a layer of the original model, without their component, and what
+            replaces them.
         component: what most readers look for in front of diffusers' names.
         kohya: what ComfyUI and diffusers look for in front of diffusers' names in kohya's files; a name with
             dots follows a prefix with a dot.
@@ -113,5 +115,6 @@ class Architecture:
     processors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     swapped: tuple[str, ...] = ()
     experts: str | None = None
+    aliases: tuple[tuple[str, str], ...] = ()
     component: str = "transformer"
     kohya: str = "lora_transformer_"

@@ -5,6 +5,8 @@ To add a model, write its row in a file of ``models`` and list it here.
 
 from __future__ import annotations
 
+import re
+
 from .architecture import Architecture, Family, LayerTable
 from .models.auraflow import AURAFLOW
 from .models.flux import FLUX
@@ -59,6 +61,8 @@ WORDS = {
 }
 # block sequence -> layer of an attention processor -> the layer that it changes
 PROCESSORS = {blocks: layers for row in ARCHITECTURES for blocks, layers in row.processors.items()}
+# other names of a layer, and what replaces them
+ALIASES = tuple((re.compile(pattern), new) for row in ARCHITECTURES for pattern, new in row.aliases)
 # ``image_model`` of ComfyUI -> names in diffusers
 LAYER_TABLES: dict[str, LayerTable] = {
     image_model: table for row in ARCHITECTURES for image_model, table in row.comfyui.items()

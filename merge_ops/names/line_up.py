@@ -19,6 +19,10 @@ from .parts import DENOISERS, flat_name
 from .recognise import Guess, guess
 from .spelling import DOTTED_COMPONENTS
 
+_VERSIONS = (
+    "its layers have the names of another version of transformers; they are taken for the same modules of "
+    "one model, and are saved under the newer names"
+)
 T = TypeVar("T", Layer, WholeWeight)
 _FLAT_PREFIX = ("lora_", "lycoris_", "model_")  # in a name without dots, only these can end a prefix
 
@@ -75,7 +79,11 @@ def _use_current_names(loras: Sequence[Lora]) -> list[Lora]:
         {name: current[part] + path for name, (part, _, path) in split.items() if part in current}
         for split in splits
     ]
-    return [_rename(lora, new) for lora, new in zip(loras, names, strict=True)]
+    renamed = [_rename(lora, new) for lora, new in zip(loras, names, strict=True)]
+    return [
+        each if each is lora else replace(each, warnings=(*each.warnings, _VERSIONS))
+        for each, lora in zip(renamed, loras, strict=True)
+    ]
 
 
 def _rename(lora: Lora, common: dict[str, str]) -> Lora:

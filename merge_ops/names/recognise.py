@@ -64,9 +64,17 @@ def guess_from(names: Iterable[str], held: Mapping[str, Layer]) -> Guess | None:
     if isinstance(owner, Family):
         owner = _settle(owner, [voted for voted, _ in votes])
     if isinstance(owner, Family):
-        chosen, *others = _narrow(owner, Evidence(layers, names)) or (None,)
+        chosen, *others = _narrow(owner, Evidence(layers, [*names, *(la.key for la in held.values())])) or (
+            None,
+        )
         return None if chosen is None else Guess(chosen, structure, tuple(filter(None, others)))
     return Guess(owner, structure)
+
+
+def structure_of(names: Iterable[str]) -> Structure | None:
+    """Return whose names most layers have, even if the model is unknown; None if they say nothing."""
+    votes = _count_votes(map(flat_path, names))
+    return votes.most_common(1)[0][0][1] if votes else None
 
 
 def is_known(flat: str) -> bool:

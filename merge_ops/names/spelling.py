@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-from .architectures import PROCESSORS, WORDS
+from .architectures import ALIASES, PROCESSORS, WORDS
 from .parts import DENOISERS
 from .prefixes import OUTER, strip_flat, strip_wrappers
 from .unet import DIFFUSERS_HEADS, LDM_HEADS, from_ldm, to_ldm
@@ -74,7 +74,17 @@ _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "
 @lru_cache(maxsize=1 << 15)  # the files of one model have the same names, and a saved file is read back
 def canonical_name(stem: str) -> str:
     """Return the canonical name of a module; ``stem`` is a key without its end, ``.lora_down.weight``."""
-    stem = strip_wrappers(stem).rstrip("._")
+    name = _canonical(strip_wrappers(stem).rstrip("._"))
+    component, dot, path = name.partition(".")
+    component, path = (component + dot, path) if component in DENOISERS else ("", name)
+    for pattern, new in ALIASES:
+        match = pattern.fullmatch(path)
+        if match is not None:
+            return component + match.expand(new)
+    return name
+
+
+def _canonical(stem: str) -> str:
     prefix = _KOHYA.match(stem)
     if prefix is not None:
         return _from_kohya(KOHYA_COMPONENTS[f"{prefix[1]}_"], stem[prefix.end() :])

@@ -13,7 +13,7 @@ from ..lora import Layer
 from .families import UNET
 from .parts import DENOISERS, flat_path, is_language_model
 from .prefixes import starts
-from .recognise import guess_from, is_known
+from .recognise import guess_from, is_known, structure_of
 from .spelling import DOTTED_COMPONENTS, canonical_name
 
 _UNET = re.compile(UNET.patterns["diffusers"])
@@ -53,10 +53,15 @@ def settle_names(names: Iterable[str], layers: Mapping[str, Layer]) -> dict[str,
 
 def _part_of_all(names: Collection[str], layers: Mapping[str, Layer]) -> str:
     """The component that readers look for in front of the names; nothing if the model is unknown."""
+    structure = structure_of(names)
+    if structure is None:
+        return ""
+    if any(_UNET.match(flat_path(name)) for name in names):
+        return "unet"
+    if structure == "original":
+        return "diffusion_model"
     found = guess_from(names, layers)
-    if found is None:
-        return "unet" if any(_UNET.match(flat_path(name)) for name in names) else ""
-    return found.architecture.component if found.structure == "diffusers" else "diffusion_model"
+    return "transformer" if found is None else found.architecture.component
 
 
 def component_and_path(name: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from ..names.recognise import Guess, guess
 from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, kohya_name
 
 _FLAT = re.compile(r"^[^.]*_\d+_[^.]*$")  # a path in kohya's spelling
+_PEFT_STEM = re.compile(r"base_model\.model\.(?!module\.|pipe\.|pipeline\.|dit\.|base_model\.model\.)")
 _LDM_STEMS = ("lora_unet_input_blocks_", "lora_unet_output_blocks_")
 
 
@@ -44,15 +45,15 @@ def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
             for name, each in dotted.items()
         }
     _refuse_unnamed(names, form, spelled)
+    found = next(filter(None, map(guess, loras)), None)
     if form == "diffusers":
-        return {name: _with_dots(name, form) for name in names}
+        return {name: _known_to_readers(_with_dots(name, form), found) for name in names}
     keys = {
         name.removesuffix(".bias"): layer.key
         for lora in reversed(loras)
         for name, layer in lora.layers.items()
     }
     ldm = {name: key for name, key in keys.items() if key.startswith(_LDM_STEMS)}
-    found = next(filter(None, map(guess, loras)), None)
     numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys.values())
     return {
         name: ldm.get(name)
@@ -104,14 +105,31 @@ def _with_dots(name: str, form: str) -> str:
     return f"diffusion_model.{dotted}"
 
 
+def _known_to_readers(name: str, found: Guess | None) -> str:
+    """The name with dots that ComfyUI and diffusers both look for, where one of them does not know it."""
+    component, _, path = name.partition(".")
+    if found is None or found.others or component not in ("transformer", "diffusion_model"):
+        return name
+    row = found.architecture
+    if found.structure == "original":
+        for pattern, new in row.converter.renames if row.converter else ():
+            path = re.sub(pattern, new, path)
+        return f"{component}.{path}"
+    if row.component != "transformer" or row.kohya in ("lora_transformer_", "transformer."):
+        return f"{row.component}.{path}"
+    return name
+
+
 def _with_known_prefix(name: str, found: Guess | None) -> str | None:
     """Diffusers' name with the prefix that readers of kohya files know for the model.
 
     Where it is not known which of two models it is, the name with dots is known for both.
     """
     component, _, path = name.partition(".")
-    if found is None or found.structure == "original" or component not in ("transformer", "diffusion_model"):
+    if component not in ("transformer", "diffusion_model") or (found and found.structure == "original"):
         return None
+    if found is None:  # stock ComfyUI knows "lora_transformer_" for two models only
+        return None if component == "diffusion_model" or _FLAT.search(path) else name
     prefixes = {row.kohya for row in (found.architecture, *found.others)}
     prefix = prefixes.pop() if len(prefixes) == 1 else f"{found.architecture.component}."
     if not prefix.endswith("."):
@@ -128,7 +146,8 @@ def _spelled_in_peft_folders(loras: list[Lora]) -> dict[str, str]:
             stem = weight.key if weight.rows else weight.key.rpartition(".")[0]
             stems[name.removesuffix(".bias")] = stem.removesuffix(".base_layer")
         stems |= {name.removesuffix(".bias"): layer.key for name, layer in lora.layers.items()}
-    return stems
+    # a folder of a model under DDP has "module." in its keys, which no other reader knows
+    return {name: stem for name, stem in stems.items() if _PEFT_STEM.match(stem)}
 
 
 def _component_in(name: str, spelled: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from tests.architectures import keys
 from tests.architectures.configs import COMFYUI
 from tests.conftest import ROOT
 
-OPTIONAL = {"processors", "swapped", "experts"}  # only few models have them
+OPTIONAL = {"processors", "swapped", "experts", "aliases"}  # only few models have them
 NORMS = {"conv_norm_out"}  # a last layer without a matrix, so that no list has it
 MODELS = {"wan": ("wan_t2v", "wan_i2v"), "flux": ("flux", "chroma")}  # row -> key lists, if not its name
 

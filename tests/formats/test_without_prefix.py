@@ -74,6 +74,53 @@ def test_layers_outside_the_blocks_belong_to_the_model_too():
     assert all(name.startswith("diffusion_model.") for name in wan.layers)
 
 
+def test_names_of_tencent_and_of_comfyui_are_of_one_model(tmp_path):
+    """HunyuanVideo: dotted or not, the layers meet; what is saved has the names that both programs know."""
+    modules = (
+        "double_blocks.0.img_attn.qkv", "double_blocks.0.img_mlp.0", "double_blocks.0.txt_mod.lin",
+        "single_blocks.0.modulation.lin", "txt_in.individual_token_refiner.blocks.0.mlp.2",
+    )  # fmt: skip
+    theirs = (
+        "double_blocks.0.img_attn_qkv", "double_blocks.0.img_mlp.fc1", "double_blocks.0.txt_mod.linear",
+        "single_blocks.0.modulation.linear", "txt_in.individual_token_refiner.blocks.0.mlp.fc2",
+    )  # fmt: skip
+    spelled = (
+        [f"diffusion_model.{name}" for name in modules],
+        [f"transformer.{name}" for name in theirs],
+        [f"lora_unet_{name.replace('.', '_')}" for name in theirs],
+        [f"Hunyuan_video_I2V_lora_{name.replace('.', '_')}" for name in theirs],
+        list(theirs),
+    )
+    loras = [from_tensors(f"{i}", tensors_of(stems)) for i, stems in enumerate(spelled)]
+    merged = merge_ops.merge(loras)
+    assert len(merged.layers) == len(modules)
+    assert guess(loras[-1]).name == "hunyuan"
+    out = tmp_path / "out.safetensors"
+    merge_ops.save(merge_ops.merge(loras[4:]), out, format="diffusers")
+    stems = {key.partition(".lora_")[0] for key in load_file(out)}
+    assert stems >= {f"diffusion_model.{name}" for name in theirs[:4]}
+
+
+def test_ltx_is_saved_under_the_prefix_that_comfyui_knows(tmp_path):
+    """Stock ComfyUI does not know transformer. in front of its names, and diffusers knows both."""
+    name = "transformer_blocks.0.attn1.to_q"
+    loras = [from_tensors("a", tensors_of([stem])) for stem in (f"transformer.{name}", name)]
+    out = tmp_path / "out.safetensors"
+    merge_ops.save(merge_ops.merge(loras), out, format="diffusers")
+    assert all(key.startswith(f"diffusion_model.{name}.") for key in load_file(out))
+
+
+@pytest.mark.parametrize("width", [1920, 3072])
+def test_another_model_with_the_same_names_is_not_guessed(width, tmp_path):
+    """CogVideoX has names of LTX-Video and another width; diffusers knows it by transformer."""
+    lora = from_tensors("a", tensors_of(["transformer_blocks.0.attn1.to_q"], size=width))
+    assert guess(lora) is None
+    for form in ("kohya", "diffusers"):
+        out = tmp_path / f"{form}.safetensors"
+        merge_ops.save(merge_ops.merge([lora]), out, format=form)
+        assert all(key.startswith("transformer.transformer_blocks.0.attn1.") for key in load_file(out))
+
+
 def test_a_language_model_is_still_one(tmp_path):
     """Its names have no prefix either, and only a PEFT folder holds them."""
     lora = from_tensors("a", tensors_of((LANGUAGE,)))

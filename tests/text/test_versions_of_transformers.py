@@ -167,6 +167,19 @@ def test_the_base_model_may_have_the_names_of_another_version(tmp_path):
         assert torch.allclose(merged.delta(own), adapter.change(weight, "peft"), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "begin", ["module.base_model.model.", "base_model.model.module.", "_orig_mod.base_model.model."]
+)
+def test_a_folder_of_a_wrapped_model_is_saved_without_the_wrapper(begin, tmp_path):
+    """As PEFT writes it for the model itself."""
+    folder, name = tmp_path / "wrapped", "model.layers.0.mlp.up_proj"
+    folder_of(folder, [], ["up_proj"])
+    save_file(tensors_of([begin + name]), folder / "adapter_model.safetensors")
+    merge_ops.save(merge([merge_ops.load(folder)]), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {key.partition(".lora_")[0] for key in written} == {f"base_model.model.{name}"}
+
+
 def test_patterns_of_a_compiled_model_keep_their_scale(tmp_path):
     """The configuration has torch.compile's word in its names, as the file has."""
     stem = "base_model.model._orig_mod.model.layers.0.mlp.up_proj"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..architecture import Architecture, Converter
+from ..architecture import Architecture, Converter, Evidence
 from ..families import BFL, JOINT
 from .parts import EMBEDDER
 
@@ -10,11 +10,19 @@ WORDS = """double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod
 lin linear1 linear2 img_in txt_in time_in guidance_in vector_in in_layer out_layer final_layer linear
 adaLN_modulation"""
 
+_LAST_BLOCK = 18  # with two streams
+
+
+def _fits(evidence: Evidence) -> bool | None:
+    """False for more blocks than it has, as Krea 2 has; otherwise nothing tells it from Qwen-Image."""
+    return False if evidence.last_block > _LAST_BLOCK else None
+
+
 FLUX = Architecture(
     name="flux",
     title="Flux",
     patterns={},
-    families={BFL: None, JOINT: None},
+    families={BFL: None, JOINT: _fits},
     blocks={
         "double_blocks": "double", "transformer_blocks": "double",
         "single_blocks": "single", "single_transformer_blocks": "single",

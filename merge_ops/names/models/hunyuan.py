@@ -73,5 +73,12 @@ HUNYUAN = Architecture(
     },
     checkpoint=("double_blocks.", "transformer_blocks."),
     lacks={"patterns": "the family has all its names"},
+    # Tencent's names, and the trainers' who took them over, brought to ComfyUI's
+    aliases=(
+        (r"((?:double_blocks|txt_in)\..*_attn)_(qkv|proj)", r"\1.\2"),
+        (r"((?:double|single)_blocks[._].*(?:_mod|modulation)[._])linear", r"\1lin"),
+        (r"((?:double_blocks|txt_in|time_in|vector_in|guidance_in)[._].*mlp[._])fc1", r"\g<1>0"),
+        (r"((?:double_blocks|txt_in|time_in|vector_in|guidance_in)[._].*mlp[._])fc2", r"\g<1>2"),
+    ),
     swapped=("final_layer.adaLN_modulation.1",),  # shift, then scale; diffusers has scale first
 )  # fmt: skip

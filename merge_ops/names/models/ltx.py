@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from ..architecture import Architecture
+from ..architecture import Architecture, Evidence
 from ..families import CROSS
+
+_WIDTHS = (2048, 4096)  # 2B and 13B
+_SMALLEST = 512  # of any published model; what is smaller was made up for a test
+
+
+def _fits(evidence: Evidence) -> bool:
+    """False for CogVideoX, Mochi, Sana and others with these names, which differ in width."""
+    return evidence.attention_width in _WIDTHS or evidence.attention_width < _SMALLEST
+
 
 LTX = Architecture(
     name="ltx",
     title="LTX-Video",
     patterns={},
-    families={CROSS: None},
+    families={CROSS: _fits},
     blocks={"transformer_blocks": "blocks"},
     order=("transformer_blocks", "proj_out"),
     words={},
