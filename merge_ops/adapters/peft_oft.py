@@ -34,10 +34,11 @@ class InputRotation(BaseDependent):
         return (self.rotations,) if self.rows is None else (self.rotations, self.rows)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) < 2:
+            return False
         size, columns = self.rotations.shape[-1], math.prod(shape[1:])
-        turned = len(shape) > 1 and columns % size == 0
-        stretched = self.rows is None or self.rows.numel() in (1, *shape[:1])
-        return turned and stretched and self.rotations.shape[0] in (1, columns // size)
+        stretched = self.rows is None or self.rows.numel() in (1, shape[0])
+        return stretched and columns % size == 0 and self.rotations.shape[0] in (1, columns // size)
 
     def change(self, weight: Tensor, reader: str) -> Tensor:
         check_size(self, weight)

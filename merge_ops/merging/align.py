@@ -162,8 +162,8 @@ def _check_shapes(name: str, loras: list[Lora]) -> None:
         if a.matrix_shape != b.matrix_shape or _is_embedding(a) != _is_embedding(b) or not _same_kernel(a, b):
             raise IncompatibleLoraError(
                 f"{name} has the shape {a.weight_shape} in {first.name} and {b.weight_shape} in "
-                f"{other.name}; they were trained on different base models. If only a few weights differ, give "
-                "the model with base=, and what does not fit it is left out"
+                f"{other.name}; they were trained on different base models and cannot be merged; with the "
+                "model at hand (base=), only what does not fit it is left out"
             )
 
 

@@ -34,8 +34,8 @@ def open_base_weights(base: Any) -> BaseWeights | None:
 def bind(loras: list[Lora], base: BaseWeights | None, reader: str) -> list[Lora]:
     """Return the LoRAs with their base-dependent adapters as layers, and trained biases as differences.
 
-    Adapters that do not fit the base model are left out by name, and where LoRAs disagree about the shape of a
-    weight, those that do not have the shape of the base model's.
+    Adapters that do not fit the base model are left out by name, and where LoRAs disagree about the shape of
+    a weight, those that do not have the shape of the base model's.
 
     ``reader`` is the program whose arithmetic is followed where programs differ, one of ``READERS``.
 

@@ -91,8 +91,8 @@ def refuse_most(lora_name: str, misfits: Mapping[str, str], found: Collection[st
         held = [name for name in found if is_text(name) == in_text]
         if 2 * len(wrong) > len(held):
             raise IncompatibleLoraError(
-                f"{lora_name}: {len(wrong)} of {len(held)} weights do not fit the model, so the LoRA was made "
-                f"for another base model{' or text encoder' if in_text else ''}; {wrong[0]} "
+                f"{lora_name}: {len(wrong)} of {len(held)} weights do not fit the model, so the LoRA was "
+                f"made for another base model{' or text encoder' if in_text else ''}; {wrong[0]} "
                 f"{misfits[wrong[0]]}"
             )
 

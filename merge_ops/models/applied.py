@@ -21,8 +21,8 @@ class AppliedMerge:
     """A merge that has been added to a model's weights. Use it as a context manager, or call ``restore``.
 
     The original weights are kept in CPU memory and restored bit for bit. ``matched`` and ``unmatched`` name
-    the layers of the merge that the model has and does not have; ``misfits`` those that are left out, with the
-    reason, since the model's weight has another shape, which a Python warning says too.
+    the layers of the merge that the model has and does not have; ``misfits`` those that are left out, with
+    the reason, since the model's weight has another shape, which a Python warning says too.
     """
 
     def __init__(self, find: FindModule, merged: Merged, strength: float = 1.0) -> None:

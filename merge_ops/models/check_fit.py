@@ -74,8 +74,8 @@ def _misfit(merged: Merged, name: str, module: nn.Module, weight: Tensor) -> str
         turned = own[::-1] if is_transposed(merged, name, module) else own
         if layer.padded_to and layer.padded_to != shape:
             raise IncompatibleLoraError(
-                f"{name} widens the model's weight from {shape} to {layer.padded_to}, as control LoRAs do; save "
-                "the merge with format='diffusers' and load it with pipe.load_lora_weights, which widens it"
+                f"{name} widens the model's weight from {shape} to {layer.padded_to}, as control LoRAs do; "
+                "save the merge with format='diffusers' and load it with pipe.load_lora_weights"
             )
         if not _same_matrix(turned, shape):
             return explain_misfit(turned, shape)

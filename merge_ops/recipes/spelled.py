@@ -1,4 +1,4 @@
-"""How the name of a file may be typed: with the other slash, in the other Unicode form, with spaces around it."""
+"""How a file's name may be typed: with the other slash, in the other Unicode form, with spaces around it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def use_forward_slashes(name: str) -> str:
 
 
 def composed(name: str) -> str:
-    """Return the name with forward slashes and composed letters; macOS writes an accent as a letter of its own."""
+    """Return the name with forward slashes and composed letters; macOS stores accents apart."""
     return unicodedata.normalize("NFC", use_forward_slashes(name))
 
 

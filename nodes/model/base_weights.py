@@ -21,7 +21,8 @@ ReadWeight = Callable[[str, Target], torch.Tensor]
 def bind_to_model(loras: list[Lora], places: list[Places], maps: KeyMaps) -> list[Lora]:
     """Turn base-dependent adapters into layers of this model, computed as ComfyUI computes them.
 
-    Adapters of a part that is not connected, or of weights that the model lacks, are listed as unmerged.
+    ``places`` are the targets of each LoRA by layer name. Adapters of a part that is not connected, or of
+    weights that the model lacks, are listed as unmerged.
 
     Raises:
         IncompatibleLoraError: for a weight that the model keeps packed and that ComfyUI does not unpack.

@@ -73,7 +73,7 @@ class MergedAdapter(WeightAdapterBase):
         return MergedLayer(aligned, settings, figures, core=core)
 
     def calculate_shape(self, key: str) -> tuple[int, ...] | None:
-        """Return the shape that the weight is padded to, as ComfyUI asks before it makes room; None if none."""
+        """Return the shape that the weight is padded to, which ComfyUI asks for before it makes room."""
         return tuple(self.weights[7]) or None
 
     def calculate_weight(

@@ -187,9 +187,7 @@ def test_diffusers_loads_what_is_saved(tmp_path):
     merged = merge_ops.merge([from_tensors("canny", control("diffusers", sizes=sizes))], [0.5])
     merge_ops.save(merged, tmp_path / "out.safetensors", format="diffusers", dtype=torch.float32)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(
-        merge_ops.IncompatibleLoraError, match=r"widens the model's weight.*load_lora_weights"
-    ):
+    with pytest.raises(merge_ops.IncompatibleLoraError, match="widens the model's weight"):
         from merge_ops.models.diffusers import patched
 
         patched(model, merged)
