@@ -92,7 +92,7 @@ def metadata_is_attached_as_by_the_chain():
 
 @check
 def metadata_of_a_saved_merge():
-    """Load LoRA attaches what the sources agree on; the node says where they do not, and keeps a merge's own."""
+    """Load LoRA attaches what the sources agree on; the node says where they do not."""
     write()
     model, clip = load_model("sd15")
     for rows, wanted in (
@@ -108,9 +108,8 @@ def metadata_of_a_saved_merge():
         stock = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0, metadata)
         assert found(*stock)[2] == wanted, (rows, found(*stock))
         again = run("LoraAlloyStack", loras="", lora={"lora0": merged})[0]
-        ours = run(
-            "LoraAlloyLoader", model=model, clip=clip, loras="", stack=again, method={"method": "linear"}
-        )
+        node = {"model": model, "clip": clip, "method": {"method": "linear"}}
+        ours = run("LoraAlloyLoader", loras="", stack=again, **node)
         assert found(*ours[:2])[2] == wanted, rows
 
 

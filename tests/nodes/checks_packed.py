@@ -14,17 +14,25 @@ from comfy_inside import (
     assert_close,
     chained,
     check,
-    merge_ops,
     run,
     some_methods,
     text_of,
     three_loras,
 )
+from packed_weights import LAYOUTS, refusal
 from safetensors.torch import save_file
 from torch import nn
 
 # format -> the shapes that it can hold are multiples of this
-FORMATS = {"float8_e4m3fn": 1, "float8_e5m2": 1, "int8_tensorwise": 1, "nvfp4": 16, "mxfp8": 32}
+FORMATS = {
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8_tensorwise": 1,
+    "nvfp4": 16,
+    "mxfp8": 32,
+    "convrot_w4a4": 256,
+    "asym_w4a8_int8": 256,
+}
 WAYS = [("linear", {}), *some_methods(("ties", "dare_ties", "even"))]
 
 
@@ -52,14 +60,6 @@ def streamed(patcher, keys):
     """Weights as the layers compute with them while they do not fit: patched in the forward pass."""
     with packed.streaming(patcher) as compute:
         return {key: compute(key) for key in keys}
-
-
-def refusal(function):
-    try:
-        function()
-    except merge_ops.MergeError as error:
-        return str(error)
-    raise AssertionError("it was accepted")
 
 
 for _form in [form for form in FORMATS if form in QUANT_ALGOS]:
@@ -103,20 +103,7 @@ def formats_of_comfyui_take_base_dependent_kinds():
     assert_close(weights(ours, keys[:1]), weights(chained(model, None, listed)[0], keys[:1]), "DoRA", 1e-2)
 
 
-def layouts():
-    """Stand-ins: the linear layer, and the weight that it holds."""
-    return {
-        "states its shape": (packed.LinearOfPack, packed.TensorOfPack),
-        "bytes": (packed.StatedByModule, lambda data, _scale, _shape: data),
-        "floats": (packed.StatedByModule, lambda data, _scale, _shape: data.float()),
-        "whole numbers": (
-            packed.StatedByModule,
-            lambda data, _s, shape: data.repeat(1, 2).view(shape).to(torch.int8),
-        ),
-    }
-
-
-for _layout in layouts():
+for _layout in LAYOUTS:
 
     @check
     def packed_weights_are_refused_by_name(layout=_layout):
@@ -125,7 +112,7 @@ for _layout in layouts():
         keys = [
             key for key in model.model.state_dict() if "double_blocks" in key and key.endswith("proj.weight")
         ]
-        model = packed.put_packed(model, *layouts()[layout], keys)
+        model = packed.put_packed(model, *LAYOUTS[layout], keys)
         stack = run("LoraAlloyStack", loras=text_of(rows))[0]
         lora = run("LoraAlloyMerge", stack=stack)[0]
         for method, density in [("linear", {}), *some_methods()]:
@@ -148,7 +135,7 @@ def packs_that_unpack_are_used():
     """A patcher of another pack gets the patches, and what it computes with is base plus delta."""
     rows, model = three_loras("flux"), fresh()
     keys = [key for key in model.model.state_dict() if "double_blocks" in key and key.endswith("proj.weight")]
-    model = packed.put_packed(model, *layouts()["states its shape"], keys, packed.PatcherOfPack)
+    model = packed.put_packed(model, *LAYOUTS["states its shape"], keys, packed.PatcherOfPack)
     plain = fresh()
     for method, density in WAYS:
         ours = merged(model, {"method": method, **density}, rows)
@@ -177,7 +164,7 @@ def packs_that_do_not_unpack_stop_the_run():
 
     rows, model = three_loras("flux"), fresh()
     (key,) = [key for key in model.model.state_dict() if key.endswith("double_blocks.0.img_attn.proj.weight")]
-    model = packed.put_packed(model, *layouts()["states its shape"], [key], Careless)
+    model = packed.put_packed(model, *LAYOUTS["states its shape"], [key], Careless)
     for method, density in WAYS:
         ours = merged(model, {"method": method, **density}, rows)
         said = refusal(lambda p=ours: weights(p, [key]))

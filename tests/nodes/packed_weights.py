@@ -5,6 +5,7 @@ The stand-ins store 4-bit numbers, two in a byte, with one scale a row.
 
 import json
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import comfy.lora
 import comfy.model_patcher
@@ -13,6 +14,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy_inside import merge_ops
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -138,12 +140,52 @@ class PatcherOfPack(comfy.model_patcher.ModelPatcher):
         comfy.utils.set_attr_param(self.model, key, out)
 
 
-class StatedByModule(nn.Linear):
-    """Holds plain bytes; only its sizes tell the shape, as in layers of bitsandbytes."""
+class TensorWithState(torch.Tensor):
+    """Bytes in one column beside a record of what was quantised, as in the 4-bit tensors of bitsandbytes."""
+
+    def __new__(cls, data, _scale, shape):
+        new = super().__new__(cls, data.reshape(-1, 1))
+        new.quant_state = SimpleNamespace(shape=torch.Size(shape))
+        return new
+
+    def detach(self):
+        return self
+
+
+class Sized(nn.Linear):
+    """Holds plain bytes; only its sizes tell the shape."""
+
+
+class Sizeless(nn.Module):
+    """Says nothing about its weight."""
+
+    def __init__(self, *_args, **_kwargs):
+        super().__init__()
+
+
+# the layer and the weight that it holds, which is made of bytes, scales and the true shape
+LAYOUTS = {
+    "states its shape": (LinearOfPack, TensorOfPack),
+    "has a state": (Sizeless, TensorWithState),
+    "bytes": (Sized, lambda data, _scale, _shape: data),
+    "floats": (Sized, lambda data, _scale, _shape: data.float()),
+    "whole numbers": (Sized, lambda data, _, shape: data.repeat(1, 2).view(shape).to(torch.int8)),
+    "whole numbers of no size": (Sizeless, lambda data, _, shape: data.repeat(1, 2).view(shape)),
+}
+
+
+def refusal(function):
+    """What the error says that a call ends with."""
+    try:
+        function()
+    except merge_ops.MergeError as error:
+        assert str(error).isprintable(), str(error)
+        return str(error)
+    raise AssertionError("it was accepted")
 
 
 def put_packed(model, linear, weight_of, keys, patcher=comfy.model_patcher.ModelPatcher):
-    """A model with other linear layers under some keys, and a patcher of another class."""
+    """A patcher, of another class, of a model with other linear layers under some keys."""
     for key in keys:
         path = key.removesuffix(".weight")
         old = model.model.get_submodule(path)
