@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+_SOLVED_TOGETHER = 32  # rows of a matrix
 _ROWS = 256  # of one block of a product
 _SHARED = 1 << 25  # multiplications from which on sharing out takes less time than it costs
 
@@ -83,6 +84,20 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     blocks = torch.split(left, _ROWS)
     return torch.cat(in_order(lambda block: block @ right, blocks, left.numel() * right.shape[1]))
+
+
+def divided(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ inverse(right)`` for square matrices ``(..., k, k)``.
+
+    Large ones are solved for one at a time: with several at once and more than one thread, torch 2.13 with
+    MKL 2024.2 ends in "Pivots given to lu_solve must all be greater or equal to 1".
+    """
+    with one_thread():
+        if right.shape[-1] <= _SOLVED_TOGETHER or right.ndim == 2 or right.device.type != "cpu":
+            whole: Tensor = torch.linalg.solve(right, left, left=False)
+            return whole
+        pairs = zip(left.flatten(0, -3), right.flatten(0, -3), strict=True)
+        return torch.stack([torch.linalg.solve(b, a, left=False) for a, b in pairs]).view_as(right)
 
 
 def total(values: Tensor) -> float:

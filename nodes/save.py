@@ -21,6 +21,7 @@ from .model.summary import list_left_out
 from .status import StatusLine
 
 _OUTSIDE = "filename_prefix must stay inside the output folder"
+_NUMBER = "_{:05}_"  # what ComfyUI adds to the name of a file
 _FORMATS = ("auto", "kohya", "diffusers", "peft")
 
 
@@ -110,7 +111,7 @@ class LoraAlloySave(io.ComfyNode):
         is_language = all(map(is_language_model, (*whole.merged.layers, *whole.merged.whole_weights)))
         asked = format or "auto"
         form = ("peft" if is_language else "kohya") if asked == "auto" else asked
-        path = Path(folder) / f"{name}_{counter:05}_{'' if form == 'peft' else '.safetensors'}"
+        path = Path(folder) / (name + _NUMBER.format(counter) + ("" if form == "peft" else ".safetensors"))
         for_comfyui = form == "kohya" and (asked == "auto" or is_language)
         names = {"format": form, "stems": whole.stems if for_comfyui else None}
         report = save(
@@ -136,7 +137,7 @@ def _check_prefix(filename_prefix: str) -> str:
     prefix = PurePosixPath(filename_prefix.replace("\\", "/"))
     if prefix.is_absolute() or ".." in prefix.parts or ":" in filename_prefix or "\0" in filename_prefix:
         raise ParameterError(_OUTSIDE)
-    for part in prefix.parts:
+    for part in (*prefix.parts, f"{prefix.name}{_NUMBER.format(0)}.safetensors"):
         check_name(part)
     output: str = folder_paths.get_output_directory()
     if not Path(output, prefix.parent).resolve().is_relative_to(Path(output).resolve()):  # by a link

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout
-from ..steady import one_thread, total
+from ..steady import divided, total
 from .bound import check_size
 from .kind import Adapters, Kind
 from .module import RawModule, numbers_of, stored_alpha
@@ -62,12 +62,10 @@ class Oft(BaseDependent):
         return turned.reshape(weight.shape) - weight
 
 
-@one_thread()
 def cayley(skew: Tensor) -> Tensor:
     """Return ``(I + Q)(I - Q)^-1``, a rotation for each skew-symmetric matrix."""
     identity = torch.eye(skew.shape[-1], device=skew.device)
-    rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
-    return rotation
+    return divided(identity + skew, identity - skew)
 
 
 def _skew(blocks: Tensor, limit: float) -> Tensor:

@@ -138,7 +138,7 @@ def _identities(
     groups: dict[tuple[int, bool], list[int]] = {}
     for i, weight in weights.items():
         groups.setdefault((marks[i].mark, (weight < 0) is (marks[i].side < 0)), []).append(i)
-    identities = {}
+    identities: dict[int, str] = {}
     for (mark, _), members in groups.items():
         if len(members) > 1:
             sizes = {i: abs(weights[i]) * _norm(loras[i].layers[name]) for i in members}

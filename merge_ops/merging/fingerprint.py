@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ _MAX_LAYERS = 32
 _MAX_ROWS = 256
 _TIED = 1e-6  # components closer than this differ by rounding only
 
-Vector = NDArray[np.float64]
-_Places = NDArray[np.int64]
+Vector = NDArray[Any]  # float64
+_Places = NDArray[Any]  # int64
 _Sorted = tuple[_Places, Vector, _Places, _Places]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..steady import divided
 from .bases import IGNORES_SIZE, bases_of, selectors
 from .registry import Param, merge_method
 
@@ -63,5 +64,5 @@ def calibrated(
     size = total.diagonal(dim1=-2, dim2=-1).sum(-1) / count
     # a direction without energy is given a 1 of its own, and so is a layer whose inputs were all zero
     ridges = torch.where(live > 0, torch.where(size > 0, ridge * size, 1.0)[..., None], 1.0).diag_embed()
-    solution = torch.linalg.solve(total + ridges, kept + ridges, left=False)
+    solution = divided(kept + ridges, total + ridges)
     return bases.to_factors(bases.values[..., :, None] * solution)

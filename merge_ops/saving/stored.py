@@ -101,7 +101,7 @@ def _store(
     up, down, error, norm = rounded(up if scale == 1 else up / scale, down, dtype)
     template = layer.template
     stored = LowRank(up, down, scale, template.layout, template.kernel, padded_to=layer.padded_to)
-    _check_finite(name, stored, dtype)
+    refuse_what_overflows(name, stored, dtype)
     if untruncated:
         error, norm = error * scale**2, norm * scale**2
     else:
@@ -113,13 +113,18 @@ def _store_vector(name: str, layer: MergedLayer, dtype: torch.dtype) -> StoredLa
     """Round a bias or the weight of a norm, which has no factors."""
     exact = layer.matrix().cpu()
     stored = LowRank(exact.to(dtype), torch.ones(1, 1, dtype=dtype), 1.0, "vector")
-    _check_finite(name, stored, dtype)
+    refuse_what_overflows(name, stored, dtype)
     difference = stored.up.to(torch.float64) - exact
     error, norm = total(difference.square()), total(exact.to(torch.float64).square())
     return StoredLayer(stored, 1.0, error, norm)
 
 
-def _check_finite(name: str, stored: LowRank, dtype: torch.dtype) -> None:
+def refuse_what_overflows(name: str, stored: LowRank, dtype: torch.dtype) -> None:
+    """Refuse factors that a dtype cannot hold, with a way out.
+
+    Raises:
+        MergeError: naming the layer.
+    """
     if not (is_finite(stored.up) and is_finite(stored.down)):
         way_out = (
             "its entries are too large for any dtype, so lower the weights or the scale"

@@ -147,7 +147,12 @@ def test_methods_lists_the_registry(folder):
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["merge", "ink.safetensors"], 1, "-o FILE"),
+        (["merge", "ink.safetensors"], 2, "-o FILE"),
+        (["resize", "ink.safetensors", "--rank", "2"], 2, "-o FILE"),
+        (["fuse", "gone", "ink.safetensors"], 2, "-o FILE"),
+        (["distill", "ink.safetensors", "--model", "gone"], 2, "-o FILE"),
+        (["inspect", "ink.safetensors", "--view", "overview"], 2, "--view"),
+        (["measure", "ink.safetensors", "--model", "gone", "--scales", "1,x"], 2, "--scales"),
         (["merge", "gone.safetensors", "-o", "x.safetensors"], 1, "gone.safetensors"),
         (["merge", "ink.safetensors", "-o", "mia.safetensors"], 1, "already exists"),
         (
@@ -163,7 +168,9 @@ def test_methods_lists_the_registry(folder):
         (["merge", "ink.safetensors", "--device", "gpu9", "--dry-run"], 1, "gpu9"),
         (["merge", "ink.safetensors", "--method", "tise"], 2, "did you mean 'ties'"),
         (["merge", "ink.safetensors", "--method", "ties", "--densty", "1"], 2, "did you mean '--density'"),
-        (["merge", "ink.safetensors", "--density", "0.5"], 2, "--density"),
+        (["merge", "ink.safetensors", "--density", "0.5"], 2, "not an option of linear; choose --method"),
+        (["merge", "ink.safetensors", "--method", "even", "--epsilon=1"], 2, "--method della"),
+        (["resize", "ink.safetensors", "--rank", "2", "--densty", "1"], 2, "has no option '--densty'"),
         (
             ["merge", "ink.safetensors", "--method", "ties", "--combination-type", "cat"],
             2,

@@ -119,7 +119,7 @@ def test_run_recipes_of_other_programs(folder, capsys, file, says):
     [
         (["show", "gone.safetensors"], 1, "gone.safetensors"),
         (["show", "loras"], 1, "loras is a folder"),
-        (["run", "both.safetensors", "--folder", "loras"], 1, "-o FILE"),
+        (["run", "both.safetensors", "--folder", "loras"], 2, "-o FILE"),
         (["run", "both.safetensors", "--folder", "gone", "--dry-run"], 1, "no folder 'gone'"),
         (["run", "both.safetensors", "--folder", "empty", "--dry-run"], 1, "'ink'"),
         (["run", "both.safetensors", "--folder", "loras", "--rank", "0", "--dry-run"], 1, "1 or more"),

@@ -6,6 +6,7 @@ import torch
 import merge_ops
 from merge_ops import Lora, LowRank, MergeError
 from merge_ops.adapters import Dora, Full, Glora, Hadamard, Ia3, InputRotation, Kronecker, Oft, Trained
+from merge_ops.saving.stored import refuse_what_overflows
 
 UP, DOWN = torch.ones(6, 2), torch.ones(2, 4)
 HUGE = 1e30
@@ -66,3 +67,33 @@ def test_large_and_finite_is_merged():
     """Numbers that float32 holds are no reason to refuse."""
     merged = merge_ops.merge([of("a", LowRank(UP * 1e15, DOWN * 1e15)), of("b", FINE)], method="ties")
     assert torch.isfinite(merged.delta("unet.conv_in")).all()
+
+
+@pytest.mark.parametrize("method", [name for name, m in merge_ops.METHODS.items() if not m.needs_recording])
+@pytest.mark.parametrize("kind", ["DoRA", "GLoRA", "trained"])
+def test_a_finite_change_of_the_base_that_a_weight_makes_infinite(kind, method, tmp_path):
+    """How large the change is shows only when it is computed: for a delta, and for a file."""
+    lora = Lora("broken", {}, base_dependent={"unet.conv_in": BASED[kind]})
+    for keywords in ({"weights": [1e6, 1e6]}, {"scale": 1e6}, {"weights": [1e3, 1e3], "scale": 1e3}):
+        try:
+            merged = merge_ops.merge([lora, of("fine", FINE)], method=method, base=huge_base, **keywords)
+            delta = merged.delta("unet.conv_in")
+        except MergeError as error:
+            assert "unet.conv_in" in str(error)
+        else:
+            assert bool(torch.isfinite(delta).all()), keywords
+            with pytest.raises(MergeError):
+                merge_ops.save(merged, tmp_path / "x.safetensors", dtype=torch.float16)
+
+
+def huge_base(name):
+    return torch.full((6, 4), 3e33)
+
+
+def test_the_advice_for_what_no_dtype_holds(tmp_path):
+    """``float32`` is not the way out where it failed."""
+    merged = merge_ops.merge([of("a", LowRank(UP * 1e4, DOWN * 1e4))], scale=1e25)
+    with pytest.raises(MergeError, match=r"save it with dtype=torch\.float32"):
+        merge_ops.save(merged, tmp_path / "x.safetensors", dtype=torch.float16)
+    with pytest.raises(MergeError, match="too large for any dtype, so lower the weights"):
+        refuse_what_overflows("unet.conv_in", LowRank(UP * torch.inf, DOWN), torch.float32)

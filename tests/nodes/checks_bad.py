@@ -1,7 +1,7 @@
 """Checks of what workflows and files may do: names of saved files stay inside the output folder."""
 
 import torch
-from comfy_inside import BASE, LORAS, check, merge_ops, run, text_of, three_loras, write_lora
+from comfy_inside import BASE, LORAS, NODES, check, merge_ops, run, text_of, three_loras, write_lora
 
 
 def refused(says, node, **inputs):
@@ -42,6 +42,10 @@ def saved_names_are_confined():
         ("link/x", "inside the output folder"),
     ):
         refused(says, "LoraAlloySave", lora=lora, filename_prefix=prefix)
+        assert says in str(NODES["LoraAlloySave"].validate_inputs(prefix)), prefix  # before the graph runs
+    assert "bytes long" in str(NODES["LoraAlloySave"].validate_inputs("x" * 250))  # with its number
+    assert NODES["LoraAlloySave"].validate_inputs("loras/merged") is True
+    assert NODES["LoraAlloySave"].validate_inputs(None) is True  # from another node
     assert set(BASE.rglob("*.safetensors")) == before
     (written,) = run("LoraAlloySave", lora=lora, filename_prefix="loras/%year%/x")
     assert (BASE / "output" / written).is_file()
