@@ -37,4 +37,5 @@ def _why(module: str, last: str, tensor: Tensor, config: dict[str, Any]) -> str:
     is_head = (saved if isinstance(saved, NameEnds) else NameEnds(saved)).fit(module)
     if last == "bias" and not is_head and config.get("bias", "none") != "none":
         return BIAS
-    return EMBEDDING if "embed" in module.rpartition(".")[2] or module.endswith(("wte", "lm_head")) else HEAD
+    named = "embed" in module.rpartition(".")[2] or module.endswith(("wte", "lm_head"))
+    return EMBEDDING if named and tensor.ndim == 2 else HEAD  # whose rows belong to tokens

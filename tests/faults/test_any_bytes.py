@@ -162,64 +162,19 @@ def test_an_empty_weight_of_the_base(tmp_path):
             merge_ops.merge([lora], base=lambda name, weight=weight: weight)
 
 
-def many(*sides):
-    return torch.ones(sides)
-
-
-SIDE = 90_000
-BOMBS = {
-    "LoKr": {"lokr_w1": many(300, 300), "lokr_w2": many(300, 300)},
-    "LoKr, decomposed": {"lokr_w1": many(1, 1), "lokr_w2_a": many(SIDE, 1), "lokr_w2_b": many(1, SIDE)},
-    "LoHa": {
-        **{f"hada_w{i}_a": many(SIDE, 1) for i in (1, 2)},
-        **{f"hada_w{i}_b": many(1, SIDE) for i in (1, 2)},
-    },
-    "Tucker core": {
-        "lora_up.weight": many(1, SIDE), "lora_mid.weight": many(SIDE, 1, 1, 1),
-        "lora_down.weight": many(1, SIDE),
-    },
-    "LoKr, Tucker core": {
-        "lokr_w1": many(1, 1), "lokr_w2_a": many(SIDE, 1), "lokr_w2_b": many(1, SIDE),
-        "lokr_t2": many(SIDE, 1, 1, 1),
-    },
-    "GLoRA, Tucker core": {
-        "a1.weight": many(1, 1), "a2.weight": many(1, 1), "b1.weight": many(1, SIDE),
-        "b2.weight": many(1, SIDE), "bm.weight": many(SIDE, 1, 1, 1),
-    },
-    "rank": {"lora_up.weight": many(1, SIDE), "lora_down.weight": many(SIDE, 1)},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", sorted(BOMBS))
-def test_small_files_that_ask_for_all_memory(kind, tmp_path, capsys):
-    """A file of 720 kB asks for 32 GB: refused by its size, with the number, before anything is allocated."""
-    path = file_of(tmp_path / "x.safetensors", BOMBS[kind])
-    assert path.stat().st_size < 3e6
-    with pytest.raises(MergeError) as caught:
-        merge_ops.load(path)
-    assert str(caught.value).startswith("x.safetensors: ")
-    assert "90000" in str(caught.value)
-    for command in (["inspect"], ["resize", "--rank", "2", "-o", str(tmp_path / "y.safetensors")]):
-        assert main([command[0], str(path), *command[1:]]) == 1
-        assert "90000" in capsys.readouterr().err
-
-
-USES = {
-    "ties": lambda lora: merge_ops.merge([lora, lora], method="ties").delta("a"),
-    "dare": lambda lora: merge_ops.merge([lora, lora], method="dare_linear", density=0.5).delta("a"),
-    "delta": lambda lora: merge_ops.merge([lora]).delta("a"),
-    "its own delta": lambda lora: lora.layers["a"].delta(),
-    "resized": lambda lora: merge_ops.merge([lora, lora], method="ties", rank=2),
-}
-
-
-@pytest.mark.parametrize("use", sorted(USES))
-def test_a_delta_that_no_memory_holds(use):
-    """A LoRA's factors are small enough to be added and saved; its delta is refused where it is made."""
-    lora = merge_ops.Lora("x", {"a": merge_ops.LowRank(many(SIDE, 1), many(1, SIDE))})
-    with pytest.raises(MergeError, match=r"90000 x 90000, which takes 30.2 GB"):
-        USES[use](lora)
-    assert merge_ops.merge([lora, lora]).factors("a")[0].shape == (SIDE, 2)
+@pytest.mark.parametrize("kind", sorted(BASED))
+def test_tensors_of_any_shape_in_every_role(kind, tmp_path):
+    """A scalar magnitude, 3-D factors, a rescale of another size: fits, or one sentence."""
+    for role in BASED[kind]:
+        for shape in SHAPES:
+            shapes = BASED[kind] | {role: shape}
+            path = file_of(tmp_path / "x.safetensors", {end: torch.ones(s) for end, s in shapes.items()})
+            try:
+                lora = merge_ops.load(path)
+                merged = merge_ops.merge([lora, lora], method="ties", base=lambda name: torch.ones(2, 2))
+                assert all(merged.delta(name).shape == (2, 2) for name in merged.layers)
+            except MergeError as error:
+                assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -241,16 +196,14 @@ def test_a_device_on_which_nothing_is_computed(device, tmp_path, capsys):
     assert usable_device(None) is None
 
 
-@pytest.mark.parametrize("kind", sorted(BASED))
-def test_tensors_of_any_shape_in_every_role(kind, tmp_path):
-    """A scalar magnitude, 3-D factors, a rescale of another size: fits, or one sentence."""
-    for role in BASED[kind]:
-        for shape in SHAPES:
-            shapes = BASED[kind] | {role: shape}
-            path = file_of(tmp_path / "x.safetensors", {end: torch.ones(s) for end, s in shapes.items()})
-            try:
-                lora = merge_ops.load(path)
-                merged = merge_ops.merge([lora, lora], method="ties", base=lambda name: torch.ones(2, 2))
-                assert all(merged.delta(name).shape == (2, 2) for name in merged.layers)
-            except MergeError as error:
-                assert "\n" not in str(error)
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0), (2, 2), (2, 2, 1)])
+@pytest.mark.parametrize("name", ["embed_tokens", "x_embedder", "lm_head", "wte"])
+def test_embeddings_of_any_shape(name, shape, tmp_path):
+    """Two LoRAs that hold one are compared token by token, where there are tokens."""
+    path = folder_of(tmp_path / "adapter", "LOKR", {"bias": "all"})
+    tensors = {f"base_model.model.m.q.{end}": torch.ones(s) for end, s in KINDS["LOKR"].items()}
+    tensors |= {f"base_model.model.{name}.{end}": torch.ones(shape) for end in ("weight", "bias")}
+    save_file(tensors, path / "adapter_model.safetensors")
+    lora = merge_ops.load(path)
+    merged = merge_ops.merge([lora, lora])
+    assert (len(merged.layers), len(merged.whole_weights)) == (1, 2)
