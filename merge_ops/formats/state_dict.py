@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from .pti import from_pti, is_pti
 from .statements import DIFFUSERS_METADATA, statements
 
 _IN_FOLDERS = "base_model.model."
+_FLAT = re.compile(r"[^.]*_\d+_[^.]*\.lora")  # a trainer's own prefix, and no dots in the module's name
 
 
 def from_tensors(
@@ -73,7 +75,7 @@ def _dialect(keys: list[str]) -> str:
 
 
 def _dialect_of(key: str) -> str:
-    if key.startswith(tuple(KOHYA_COMPONENTS)):
+    if key.startswith(tuple(KOHYA_COMPONENTS)) or _FLAT.match(key):
         return "kohya"
     if key.startswith(("diffusion_model.", "model.diffusion_model.")):
         return "generic"

@@ -53,7 +53,7 @@ def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:
         for lora in reversed(loras)
         for name, layer in lora.layers.items()
     }
-    ldm = {name: key for name, key in keys.items() if key.startswith(_LDM_STEMS)}
+    ldm = {name: key.rstrip("._") for name, key in keys.items() if key.startswith(_LDM_STEMS)}
     numbered = "text_encoder_2" in components or any(key.startswith("lora_te1_") for key in keys.values())
     return {
         name: ldm.get(name)

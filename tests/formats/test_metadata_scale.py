@@ -157,7 +157,7 @@ def test_other_kinds_with_a_rank(write):
     tensors |= {"blocks.1.q.lokr_w1": draw(4, 4), "blocks.1.q.lokr_w2_a": draw(5, 16)}
     tensors |= {"blocks.1.q.lokr_w2_b": draw(16, 6), "blocks.2.q.diff": draw(20, 24)}
     lora = merge_ops.load(write(tensors, {"alpha": "8", "rank": "16"}))
-    found = {name: layer.scale for name, layer in lora.layers.items()}
+    found = {name.removeprefix("transformer."): layer.scale for name, layer in lora.layers.items()}
     assert found == {PATH: 0.5, "blocks.1.q": 0.5, "blocks.2.q": 1.0}
 
 

@@ -24,6 +24,9 @@ FILES = {
     "SD": (("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",), "lora_unet_down_", "unet."),
     "unknown": (("towers.0.mix",), "towers.0.mix.", ""),
 }  # fmt: skip
+PAIRS = pytest.mark.parametrize(
+    ("down", "up"), [(".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight")]
+)
 LANGUAGE = "model.layers.0.self_attn.q_proj"
 
 
@@ -130,9 +133,17 @@ def test_a_language_model_is_still_one(tmp_path):
             merge_ops.save(merge_ops.merge([lora]), tmp_path / "a.safetensors", format=form)
 
 
-@pytest.mark.parametrize(
-    ("down", "up"), [(".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight")]
-)
+@PAIRS
+def test_a_trainers_own_prefix_is_replaced_by_the_usual_one(down, up, tmp_path):
+    """Also where the words of the model are not known, so that its dots cannot be put back."""
+    out = tmp_path / "out.safetensors"
+    for module in ("double_blocks_0_img_attn_qkv", "joint_blocks_0_x_block_attn_qkv"):
+        lora = from_tensors("a", tensors_of([f"Hunyuan_video_I2V_lora_{module}_"], down, up))
+        merge_ops.save(merge_ops.merge([lora]), out, overwrite=True)
+        assert all(key.startswith(f"lora_unet_{module}.") for key in load_file(out))
+
+
+@PAIRS
 def test_two_transformers_in_one_file(down, up, tmp_path):
     """Wan 2.2 in diffusers has transformer and transformer_2; kohya's format has no name for the second."""
     stems = ("transformer.blocks.0.attn1.to_q", "transformer_2.blocks.0.attn1.to_q")
