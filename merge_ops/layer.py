@@ -157,10 +157,8 @@ class Layer(WeightAdapter):
         A weight that the layer widens may be smaller in every dimension.
         """
         if self.padded_to:
-            pairs = zip(self.padded_to, shape, strict=False)
-            return len(shape) == len(self.padded_to) and all(wide >= size for wide, size in pairs)
-        same_matrix = bool(shape) and self.matrix_shape == (shape[0], math.prod(shape[1:]))
-        return self.weight_shape == shape or same_matrix
+            return len(shape) == len(self.padded_to) and all(map(int.__ge__, self.padded_to, shape))
+        return self.weight_shape == shape or self.matrix_shape == (*shape[:1], math.prod(shape[1:]))
 
     def as_weight(self, matrix: Tensor) -> Tensor:
         """View a merged ``(out, in)`` matrix in the shape of the weight."""

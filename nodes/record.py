@@ -116,6 +116,7 @@ def _report(recorded: RecordedLoras, seconds: float) -> str:
     lines.append(f"to keep: {' | '.join(prompt or '(empty)' for prompt in recording.keep_prompts)}")
     if recording.together_prompts:
         lines.append(f"together: {' | '.join(recording.together_prompts)}")
+    lines += [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
     return "\n".join(lines)
 
 

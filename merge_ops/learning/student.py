@@ -61,9 +61,14 @@ def trainable(host: Host, name: str, layer: Layer) -> Trainable | None:
 
 
 def _takes_inputs_of(layer: Layer, module: nn.Module) -> bool:
-    """False if a linear layer has another number of inputs than the module."""
-    inputs = getattr(module, "in_features", None)
-    return layer.layout != "linear" or inputs in (None, layer.matrix_shape[1])
+    """False if a layer has other inputs than the module: features, or channels and kernel."""
+    if layer.layout == "linear":
+        return getattr(module, "in_features", None) in (None, layer.matrix_shape[1])
+    channels, kernel = getattr(module, "in_channels", None), getattr(module, "kernel_size", ())
+    if layer.layout != "conv" or channels is None:
+        return True
+    groups = getattr(module, "groups", 1)
+    return layer.fits((layer.matrix_shape[0], channels // groups, *kernel))
 
 
 class Factors(nn.Module):

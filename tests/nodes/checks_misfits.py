@@ -19,6 +19,7 @@ from comfy_inside import (
     weights_of,
     write_lora,
 )
+from learning_inside import PROMPTS, SMALL, fresh
 from safetensors.torch import load_file, save_file
 
 PATCHES = "diffusion_model.patch_embedding"  # of Wan, a convolution with 16 input channels
@@ -185,3 +186,20 @@ def applying_a_merge_skips_misfits():
         says = out.ui.as_dict()["text"][0]
         assert "skipped 1 weight: " in says and "patch_embedding" in says, says
         assert len(weights_of(out.result[0], None)) == len(tensors) // 3, method
+
+
+@check
+def a_misfit_is_neither_recorded_nor_distilled():
+    """Record LoRAs says what it skips, and the trained LoRA has no such layer."""
+    model, clip = fresh()
+    prompts = "|".join(PROMPTS["learn_a"])
+    with_tensors(
+        "learn_a.safetensors", "odd_a", {"diffusion_model.input_blocks.0.0.diff": noise(320, 9, 3, 3)}
+    )
+    recording, report = run(
+        "LoraAlloyRecord", model=model, clip=clip, loras=f"<lora:odd_a:1:0:prompt={prompts}>", **SMALL
+    )
+    assert "odd_a: skipped 1 weight: " in report and "(320, 9, 3, 3)" in report, report
+    lora = run("LoraAlloyDistill", recording=recording, steps=2, batch=2, rank=4)[0]
+    held = len(load_file(LORAS / "learn_a.safetensors")) // 2
+    assert len(lora.merged.layers) == held, (len(lora.merged.layers), held)

@@ -43,6 +43,12 @@ def test_clip_strength_is_the_strength_unless_given():
     assert [row.clip for row in lora_text.parse_rows("<lora:a:0.5>\n<lora:b:0.5:0.1>")] == [0.5, 0.1]
 
 
+def test_spaces_at_the_ends_of_a_name_are_kept_to_find_its_file():
+    """The row has the plain name, and the one that was typed for looking its file up."""
+    names = [(row.lora_name, row.wanted) for row in lora_text.parse_rows("<lora:Luma :1>,<lora:a:1>")]
+    assert names == [("Luma", "Luma "), ("a", "a")]
+
+
 def test_keywords_of_each_method():
     """What widgets give becomes keywords of ``merge``; what API callers leave out comes from the registry."""
     assert keywords.build_merge_keywords(None)["method"] == "linear"

@@ -159,3 +159,23 @@ def test_files_without_a_recipe(kind, tmp_path, make_lora):
         path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(MergeError, match=r"^[^\n]*f\.(safetensors|json)"):
         merge_ops.read_recipe(path)
+
+
+def test_names_that_are_typed_otherwise(folder):
+    """Other spaces, another ending, the other slash and Unicode form; exactly that name comes first."""
+    (folder / "sub").mkdir()
+    for old, new in (("ink", "sub/café .safetensors"), ("mia", "ink .sft")):
+        (folder / f"{old}.safetensors").rename(folder / new)
+    for name, found in (
+        ("cafe\u0301", "café "),
+        ("sub\\café", "café "),
+        ("café.safetensors", "café "),
+        ("ink", "ink "),
+    ):
+        (lora,) = merge_ops.find_sources(Recipe((Source(name),)), [folder])
+        assert lora.name == found, name
+    shutil.copy(folder / "sub" / "café .safetensors", folder / "ink.safetensors")
+    assert merge_ops.find_sources(Recipe((Source("ink"),)), [folder])[0].name == "ink"
+    shutil.copy(folder / "ink .sft", folder / "ink.sft")
+    with pytest.raises(ParameterError, match=r"several files are named 'ink': .*ink\.safetensors.*ink\.sft"):
+        merge_ops.find_sources(Recipe((Source("ink"),)), [folder])
