@@ -128,8 +128,22 @@ def read_stored_weights(part: Any) -> dict[str, StoredWeight]:
     return found
 
 
+def read_widened_shapes(part: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weights that patches already on a MODEL pad with zeros, as control LoRAs do."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, patches in patcher_of(part).patches.items():
+        for _, patch, *_ in patches:
+            shape = getattr(patch, "calculate_shape", lambda _: None)(key)
+            if shape is not None:
+                found[key] = tuple(map(max, shape, found.get(key, shape)))
+    return found
+
+
 def hand_to_patch(stored: StoredWeight) -> Tensor:
-    """Return what ComfyUI hands to a patch of a weight: a copy in float32, dequantised if the module can."""
+    """Return what ComfyUI hands to a patch of a weight: a copy in float32, dequantised if the module can.
+
+    On a GPU the copy may be in float16.
+    """
     copy = stored.weight.to(torch.float32, copy=True)
     return copy if stored.convert is None else stored.convert(copy, inplace=True)
 

@@ -14,7 +14,7 @@ from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
 from ...merge_ops.names.original import diffusers_names, is_swapped, pieces
 from ...merge_ops.names.parts import flat_name
 from ...merge_ops.names.spelling import kohya_name
-from .core import StoredWeight, image_model, read_stored_weights, text_model
+from .core import StoredWeight, image_model, read_stored_weights, read_widened_shapes, text_model
 from .language import Encoders, find_encoder_targets, find_encoders, name_slices
 from .packed import read_true_shape
 from .target import Part, Shapes, Target
@@ -104,7 +104,7 @@ def read_key_maps(model: ModelPatcher | None, clip: Any | None) -> KeyMaps:
         {**shapes, **text_shapes},
         {**stored, **text_stored},
         find_encoders(clip, text_shapes),
-        _read_widened(model),
+        read_widened_shapes(model) if model is not None else {},
     )
 
 
@@ -156,17 +156,6 @@ def _find_more_names(architecture: str, shapes: Shapes) -> list[tuple[str, Targe
 def _swap_halves(weight: torch.Tensor) -> torch.Tensor:
     """Swap the upper and the lower half of the rows."""
     return torch.cat(weight.chunk(2, dim=0)[::-1])
-
-
-def _read_widened(model: ModelPatcher | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights that patches already on MODEL pad with zeros, as a control LoRA does."""
-    found: dict[str, tuple[int, ...]] = {}
-    for key, patches in model.patches.items() if model is not None else ():
-        for patch in patches:
-            shape = getattr(patch[1], "calculate_shape", lambda _: None)(key)
-            if shape is not None:
-                found[key] = tuple(map(max, shape, found.get(key, shape)))
-    return found
 
 
 def _read_shapes(stored: Mapping[str, StoredWeight]) -> dict[str, tuple[int, ...]]:

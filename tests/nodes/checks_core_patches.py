@@ -79,6 +79,24 @@ def core_read_stored_weights():
 
 
 @check
+def core_read_widened_shapes():
+    """Of a control LoRA that stock ComfyUI loads, and of nothing else."""
+    model, _ = load_model("flux")
+    key = "diffusion_model.img_in.weight"
+    rows, columns = model.model.get_parameter(key).shape
+    tensors = {
+        "diffusion_model.img_in.lora_up.weight": torch.ones(rows, 2),
+        "diffusion_model.img_in.lora_down.weight": torch.ones(2, 2 * columns),
+        "diffusion_model.img_in.reshape_weight": torch.tensor([rows, 2 * columns]),
+    }
+    plain = load_file(LORAS / three_loras("flux")[0][0])
+    clone = comfy.sd.load_lora_for_models(model, None, plain, 1.0, 1.0)[0]
+    assert core.read_widened_shapes(clone) == {}
+    clone = comfy.sd.load_lora_for_models(clone, None, tensors, 1.0, 1.0)[0]
+    assert core.read_widened_shapes(clone) == {key: (rows, 2 * columns)}
+
+
+@check
 def core_hand_to_patch():
     """Exactly what a patch is handed when a model is loaded whole, for plain and for quantised weights."""
     plain, _ = load_model("flux")
