@@ -118,5 +118,5 @@ def _placed(name: str, gathered: Tensor, up: Tensor | None = None) -> Vector:
 
 def _drawn(stream: str, count: int) -> tuple[_Places, Vector]:
     """Places among the directions, and signs; always the same for the same stream and count."""
-    words: _Places = hash_words(mask_key(0, stream, "fingerprint"), count).numpy()
+    words: _Places = hash_words(mask_key(0, stream, "sketch"), count).numpy()
     return words % DIRECTIONS, 1.0 - 2.0 * (words // DIRECTIONS % 2)

@@ -33,8 +33,8 @@ from ..errors import ParameterError, UnknownMethodError, did_you_mean
 
 # what holds for every method in delta space unless it declares otherwise; tests/methods/test_laws.py
 LAWS = {
-    "alone": "One LoRA merged alone at a weight is that LoRA loaded at that strength.",
-    "full": "With density 1, one LoRA merged alone at a weight is that LoRA loaded at that strength.",
+    "alone_at_density_1": "At density 1, one LoRA merged alone at a weight is that LoRA at that strength.",
+    "alone_at_every_density": "One LoRA merged alone at a weight is that LoRA at that strength.",
     "order": "The order of the LoRAs does not change the result.",
     "refactoring": "Rewriting a LoRA at another rank or alpha, with the same delta, changes nothing.",
     "sign": "Negative weights give the negative result.",

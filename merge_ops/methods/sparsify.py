@@ -12,7 +12,7 @@ from torch import Tensor
 from .thresholds import magnitude_thresholds
 
 # the law that every method breaks which drops entries, and why; see ``registry.LAWS``
-DROPS_ENTRIES = {"alone": "below density 1, a LoRA loses entries even if it is merged alone"}
+DROPS_ENTRIES = {"alone_at_every_density": "below density 1, a LoRA loses entries even if it is merged alone"}
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9

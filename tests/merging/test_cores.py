@@ -176,7 +176,7 @@ def test_directions_that_are_hardly_there_do_no_harm(name, settings, make_lora):
     """Singular values over twelve decades: finite, and alone the LoRA itself."""
     loras = [make_lora(n, shapes={"x": (40, 30)}, rank=12, decay=0.1, seed=i) for i, n in enumerate("ab")]
     assert merge(loras, [0.7, -0.4], name, **settings).delta("x").isfinite().all()
-    if "full" not in METHODS[name].breaks:
+    if "alone_at_density_1" not in METHODS[name].breaks:
         full = {"density": 1.0} if name == "knots_ties" else {}
         found = merge(loras[:1], [0.7], name, **settings, **full)
         assert_close(deltas(found), {"x": 0.7 * loras[0].layers["x"].delta()})

@@ -23,14 +23,14 @@ from tests.laws import (
 NEW_NAMES = ("zeta", "yankee", "xray", "whiskey")
 
 
-def alone(name, settings, stack, refactored):
+def alone_at_every_density(name, settings, stack, refactored):
     for weight in (1.0, 0.35, -0.8, 0.0):
         merged = merge(stack[:1], [weight], name, **settings)
         assert_close(deltas(merged), {k: weight * layer.delta() for k, layer in stack[0].layers.items()})
 
 
-def full(name, settings, stack, refactored):
-    alone(name, with_density(name, settings, 1.0), stack, refactored)
+def alone_at_density_1(name, settings, stack, refactored):
+    alone_at_every_density(name, with_density(name, settings, 1.0), stack, refactored)
 
 
 def order(name, settings, stack, refactored):
@@ -83,7 +83,18 @@ def homogeneous(name, settings, stack, refactored):
         assert_close(deltas(merge(stack, WEIGHTS, name, scale=factor, **settings)), wanted)
 
 
-CHECKS = {check.__name__: check for check in (alone, full, order, refactoring, sign, weighting, homogeneous)}
+CHECKS = {
+    check.__name__: check
+    for check in (
+        alone_at_density_1,
+        alone_at_every_density,
+        order,
+        refactoring,
+        sign,
+        weighting,
+        homogeneous,
+    )
+}
 
 
 def breaking(law, name, stack, refactored):
@@ -129,7 +140,7 @@ def first_leads():
         breaks={
             "order": "the first LoRA counts double",
             "sign": "not true",
-            "alone": "it is doubled",
+            "alone_at_every_density": "it is doubled",
         },
     )
     def first_leads(deltas, weights):
