@@ -44,7 +44,12 @@ class Oft(BaseDependent):
     def fits(self, shape: tuple[int, ...]) -> bool:
         rows = self.blocks.shape[-3] * self.blocks.shape[-1]
         rescaled = self.rescale is None or self.rescale.numel() in (1, rows)
-        return len(shape) > 1 and shape[0] == rows and rescaled
+        return len(shape) > 1 and shape[0] == rows and rescaled and (self.blocks.ndim == 3 or self._joins(rows))
+
+    def _joins(self, rows: int) -> bool:
+        """Each factor of a BOFT joins twice as many rows as the one before, in two halves."""
+        factors, size = self.blocks.shape[0], self.blocks.shape[-1]
+        return size % 2 == 0 and rows % (2 ** (factors - 1) * size) == 0
 
     def change(self, weight: Tensor, reader: str) -> Tensor:
         rows = weight.shape[0]

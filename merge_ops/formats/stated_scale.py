@@ -63,8 +63,8 @@ def flat_statements(metadata: dict[str, str]) -> tuple[dict[str, Stated], dict[s
         _take_in(parts.setdefault(said.part, Stated()), said)
     for own in parts.values():
         try:
-            check_scales(own.config)
             own.config = with_clean_patterns(own.config)
+            check_scales(own.config)
         except LoraFormatError as error:
             own.problem, own.config = str(error), {}
     return parts, modules
@@ -132,11 +132,11 @@ def diffusers_statements(metadata: dict[str, str]) -> dict[str, Stated]:
         own = parts.setdefault(component if is_prefixed else "", Stated(key=DIFFUSERS_METADATA))
         own.config[name if is_prefixed else key] = value
     for component, own in parts.items():
+        own.config = with_clean_patterns(own.config)
         try:
             check_scales(own.config)
         except LoraFormatError as error:
             raise LoraFormatError(f"metadata of {component or 'the model'}: {error}") from error
-        own.config = with_clean_patterns(own.config)
         own.config.setdefault("peft_type", "LORA")
     return parts
 

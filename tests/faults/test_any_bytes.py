@@ -166,7 +166,7 @@ def test_an_empty_weight_of_the_base(tmp_path):
 def test_tensors_of_any_shape_in_every_role(kind, tmp_path):
     """A scalar magnitude, 3-D factors, a rescale of another size: fits, or one sentence."""
     for role in BASED[kind]:
-        for shape in SHAPES:
+        for shape in (*SHAPES, (2, 2, 1, 1), (3, 1, 2, 2), (2, 1, 1), (1, 2, 1, 1)):
             shapes = BASED[kind] | {role: shape}
             path = file_of(tmp_path / "x.safetensors", {end: torch.ones(s) for end, s in shapes.items()})
             try:
