@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..blocks import BlockStrengths
 from ..lora import Layer, Lora
-from ..names.recognise import across_experts
+from ..names.recognise import across_experts, family_title
 from .align import AlignedLayer
 from .common_metadata import facts_of_use
 
@@ -149,8 +149,16 @@ def dora_beside_plain(loras: Sequence[Lora]) -> list[str]:
 def _strangers(loras: list[Lora]) -> list[str]:
     """Pairs that share no layer: legal, but often a sign of two different base models."""
     return [
-        f"{a.name} and {b.name} share no layer, so nothing is merged between them"
+        f"{a.name} and {b.name} share no layer, so nothing is merged between them{_of_models(a, b)}"
         for i, a in enumerate(loras)
         for b in loras[i + 1 :]
         if a.layers and b.layers and a.layers.keys().isdisjoint(b.layers)
     ]
+
+
+def _of_models(a: Lora, b: Lora) -> str:
+    """The models of two LoRAs, where their names show different ones."""
+    first, second = family_title(a.layers), family_title(b.layers)
+    if first is None or second is None or first == second:
+        return ""
+    return f": {a.name} is for {first}, {b.name} for {second}"

@@ -172,9 +172,12 @@ def test_a_method_may_declare_an_order(first_leads, stack, refactored):
 
 def test_a_declaration_must_be_true(first_leads, stack, refactored):
     """What is declared and holds is found, and so is what is broken and not declared."""
-    assert breaking("alone", "first_leads", stack, refactored)
+    assert breaking("alone_at_every_density", "first_leads", stack, refactored)
     assert not breaking("sign", "first_leads", stack, refactored), "declared broken, and kept"
-    assert breaking("full", "first_leads", stack, refactored) and "full" not in first_leads.breaks
+    assert (
+        breaking("alone_at_density_1", "first_leads", stack, refactored)
+        and "alone_at_density_1" not in first_leads.breaks
+    )
     with pytest.raises(ValueError, match=r"no law 'odrer' \(did you mean 'order'\?\)"):
         merge_method("typo", "Typo", paper="arXiv:0000.00000", breaks={"odrer": "a typing error"})
 

@@ -218,7 +218,7 @@ def test_the_command(tmp_path):
         assert torch.allclose(logits(loaded("llama", tmp_path / "out")), logits(model), atol=1e-5)
     again = run(*given, "-o", "out", cwd=tmp_path)
     assert again.returncode == 1 and "already exists" in again.stderr
-    assert run(*given, cwd=tmp_path).returncode == 1
+    assert run(*given, cwd=tmp_path).returncode == 2
     assert run(*given, "-o", "x", "--rnak", "3", cwd=tmp_path).returncode == 2
     text = run("base", "a", "-o", "two", cwd=tmp_path)
     assert "read back and compared" in text.stdout and "not copied: README.md" in text.stdout
