@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..lora import BaseDependent, Layout, is_packed
-from ..names.patterns import NameEnds, WholePattern
+from ..patterns import NameEnds, WholePattern
 from .bound import check_size
 from .kind import Adapters, Kind
 from .module import RawModule, numbers_of

@@ -44,7 +44,9 @@ class Oft(BaseDependent):
     def fits(self, shape: tuple[int, ...]) -> bool:
         rows = self.blocks.shape[-3] * self.blocks.shape[-1]
         rescaled = self.rescale is None or self.rescale.numel() in (1, rows)
-        return len(shape) > 1 and shape[0] == rows and rescaled and (self.blocks.ndim == 3 or self._joins(rows))
+        return (
+            len(shape) > 1 and shape[0] == rows and rescaled and (self.blocks.ndim == 3 or self._joins(rows))
+        )
 
     def _joins(self, rows: int) -> bool:
         """Each factor of a BOFT joins twice as many rows as the one before, in two halves."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters.reading import TABLES
 from ..errors import LoraFormatError, reading, shown
-from ..names.patterns import ByPattern, NameEnds, WholePattern
+from ..patterns import ByPattern, NameEnds, WholePattern
 from .peft_refused import refuse_other_meanings
 
 CONFIG_NAME = "adapter_config.json"

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import LoraFormatError, shown
 from ..lora import BaseDependent, Layer, Lora
-from ..names.patterns import ByPattern, Patterns
+from ..patterns import ByPattern, Patterns
 
 _LISTED = 3
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..lora import WholeWeight
-from ..names.patterns import NameEnds
+from ..patterns import NameEnds
 
 HEAD = "a module that is saved whole (modules_to_save)"
 BIAS = "a trained bias"

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Lora
-from ..merging.fingerprint import fingerprint
 from ..merging.request import Request
 from .capture import content
 from .host import Host
@@ -141,6 +140,16 @@ class Recording:
 
 
 def identity(lora: Lora) -> str:
-    """Return what tells a LoRA from others: the SHA-256 of its file, or a sketch of its deltas."""
+    """Return what tells a LoRA from others: the SHA-256 of its file, or of its tensors if it is of none."""
     origin = lora.origin or lora
-    return lora.sha256 or origin.sha256 or f"deltas {fingerprint(origin):04x}"
+    return lora.sha256 or origin.sha256 or f"tensors {_hash_of_tensors(origin)}"
+
+
+def _hash_of_tensors(lora: Lora) -> str:
+    digest = hashlib.sha256()
+    held = {**lora.layers, **lora.base_dependent}
+    for name in sorted(held):
+        digest.update(f"{name} {held[name].alpha_scale}".encode())
+        for tensor in held[name].tensors:
+            digest.update(content(tensor.detach().cpu()))
+    return digest.hexdigest()

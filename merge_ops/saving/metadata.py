@@ -14,7 +14,7 @@ from ..formats.statements import DIFFUSERS_METADATA
 from ..formats.tokens import TOKENS
 from ..formats.whole import BIAS, EMBEDDING
 from ..lora import Lora, LowRank, WholeWeight
-from ..names.patterns import Patterns, pattern_of
+from ..patterns import Patterns, pattern_of
 from .carried import HUB_NAME, carried_over, hashes
 from .ia3 import ia3_config
 from .stems import component_of, without_component

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import merge_ops
 from merge_ops import LoraFormatError
-from merge_ops.names.patterns import ByPattern
+from merge_ops.patterns import ByPattern
 from merge_ops.saving.metadata import _rank_config as rank_config
 
 HOSTILE = {

@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 
 import merge_ops
 from merge_ops import LoraFormatError
-from merge_ops.names.patterns import ByPattern, Patterns, WholePattern
+from merge_ops.patterns import ByPattern, Patterns, WholePattern
 from merge_ops.saving.metadata import _rank_config as rank_config
 
 PIECES = [

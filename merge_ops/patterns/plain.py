@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .automaton import Work
-from .pattern_nodes import ANY, Place, Repeat, Sequence
+from .nodes import ANY, Place, Repeat, Sequence
 
 # where the name may begin in that of a module: with it, there or behind any dot, behind a dot, anywhere
 Where = Literal["whole", "part", "behind a dot", "anywhere"]

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import LoraFormatError, shown
 from .automaton import Automaton, Work
-from .pattern_syntax import PatternError, parse
-from .plain_patterns import PlainPatterns, is_plain, plain_sequence, plain_text
+from .plain import PlainPatterns, is_plain, plain_sequence, plain_text
+from .syntax import PatternError, parse
 
 _WAY_OUT = "write the names out"
 

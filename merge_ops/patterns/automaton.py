@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .pattern_nodes import ANY, Choice, Letters, Look, Node, Place, Repeat, Sequence
-from .pattern_syntax import PatternError
+from .nodes import ANY, Choice, Letters, Look, Node, Place, Repeat, Sequence
+from .syntax import PatternError
 
 _MAX_NODES = 30_000
 _KEPT = 200_000  # entries of the sets that are kept; then they are made anew

@@ -7,7 +7,7 @@ whole server. What is parsed here is the part of its syntax that describes a reg
 
 from __future__ import annotations
 
-from .pattern_nodes import ANY, Choice, Letters, Look, Node, Place, Repeat, Sequence, width_of
+from .nodes import ANY, Choice, Letters, Look, Node, Place, Repeat, Sequence, width_of
 
 _DEEPEST = 40  # groups in groups
 _ESCAPES = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
