@@ -158,7 +158,7 @@ def test_an_empty_weight_of_the_base(tmp_path):
         file_of(tmp_path / "x.safetensors", {end: torch.ones(s) for end, s in shapes.items()})
     )
     for weight in (torch.ones(()), torch.ones(0, 2), torch.ones(2, 0)):
-        with pytest.raises(MergeError, match="x: 1 of 1 weights do not fit the model"):
+        with pytest.raises(MergeError, match="x: (the weight of|1 of 1 weights do not fit)"):
             merge_ops.merge([lora], base=lambda name, weight=weight: weight)
 
 

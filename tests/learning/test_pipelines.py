@@ -119,7 +119,7 @@ def test_command_line(sd15, tmp_path, capsys):  # noqa: F811
     shared = [*files, "--model", str(tmp_path / "model"), "--recording", str(tmp_path / "both.safetensors")]
     with pytest.raises(SystemExit):
         main(["measure", *files])
-    assert main(["measure", *shared]) == 1
+    assert main(["measure", *shared]) == 2
     assert "1 needs a prompt that shows what it does: give it as --prompt 1=..." in capsys.readouterr().err
     assert main(["measure", f"{files[0]}:0", files[1], *shared[2:], "--prompt", "x"]) == 1
     assert "1 is at weight 0, so there is nothing to record" in capsys.readouterr().err
