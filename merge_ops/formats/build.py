@@ -20,7 +20,7 @@ from ..adapters.reading import (
     without_empty,
 )
 from ..errors import LoraFormatError
-from ..lora import BaseDependent, Layer, Lora, WholeWeight
+from ..lora import BaseDependent, Layer, Lora, WholeWeight, is_packed
 from ..names.prefixes import without_wrappers
 from ..names.recognise import family_title
 from ..names.spelling import canonical_name, is_doubled
@@ -134,8 +134,11 @@ def build_lora(
 
 
 def _refuse_damaged_weights(weights: Mapping[str, WholeWeight]) -> None:
-    """Refuse NaN and infinity, which are looked for elsewhere only in what is known as an adapter's."""
+    """Refuse what is looked for elsewhere only in an adapter: packed numbers, NaN and infinity."""
     for weight in weights.values():
+        dtype = weight.value.dtype
+        if is_packed(dtype) or dtype.is_complex:
+            raise LoraFormatError(f"{weight.key} is stored as {dtype}; quantised weights are not supported")
         if not is_finite(weight.value):
             raise LoraFormatError(
                 f"{weight.key} holds NaN or infinity; the file is damaged, use another copy"

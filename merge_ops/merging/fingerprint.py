@@ -43,6 +43,7 @@ def nearest(components: Vector) -> int:
     return int(np.argmax(magnitudes >= (1 - _TIED) * magnitudes.max()))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # factors that overflow are refused where the merge uses them
 def sketch(lora: Lora) -> Vector:
     """Return the components of the deltas of one LoRA along 1024 directions (CountSketch; Charikar, 2002).
 

@@ -1,6 +1,7 @@
 """Tensors of any shape beside a configuration of any type: a LoRA, or one sentence with the file's name."""
 
 import json
+import struct
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_an_empty_weight_of_the_base(tmp_path):
         file_of(tmp_path / "x.safetensors", {end: torch.ones(s) for end, s in shapes.items()})
     )
     for weight in (torch.ones(()), torch.ones(0, 2), torch.ones(2, 0)):
-        with pytest.raises(MergeError, match="x: (the weight of|1 of 1 weights do not fit)"):
+        with pytest.raises(MergeError, match=r"x: (the weight of|1 of 1 weights do not fit)"):
             merge_ops.merge([lora], base=lambda name, weight=weight: weight)
 
 
@@ -207,3 +208,15 @@ def test_embeddings_of_any_shape(name, shape, tmp_path):
     lora = merge_ops.load(path)
     merged = merge_ops.merge([lora, lora])
     assert (len(merged.layers), len(merged.whole_weights)) == (1, 2)
+
+
+def test_whole_weights_of_packed_numbers(tmp_path):
+    """Two numbers in a byte cannot be compared or converted; they are refused as those of adapters are."""
+    key = "diffusion_model.img_in"
+    header = json.dumps(
+        {f"{key}.set_weight": {"dtype": "F4", "shape": [2, 2], "data_offsets": [0, 2]}}
+    ).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
+    with pytest.raises(MergeError, match=rf"^x\.safetensors: {key} is stored as torch\.float4"):
+        merge_ops.load(path)
