@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .room import check_room
 Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding", "vector"]
 Index = slice | Tensor
 READERS = ("peft", "comfyui")  # programs whose arithmetic differs
+A = TypeVar("A", bound="WeightAdapter")
 Rows = Callable[..., Tensor]  # rows(index, out=None): float32 rows of a delta, with its scale
 
 
@@ -25,6 +26,10 @@ class WeightAdapter(ABC):
 
     layout: Layout
     key: str  # the module's name as the file spells it
+
+    def changed(self: A, **fields: Any) -> A:
+        """Return the same adapter with other values of some fields."""
+        return replace(self, **fields)  # type: ignore[type-var]  # each kind is a dataclass, though not this base
 
     @property
     @abstractmethod

@@ -61,17 +61,17 @@ class Bound(Layer):
         return self.adapter.kind
 
     @property
-    def layout(self) -> Layout:  # type: ignore[override]  # a property, where the base has a variable
+    def layout(self) -> Layout:  # type: ignore[override]  # never assigned: it follows the adapter
         if self.base.ndim == 1:
             return "vector"
         return "conv" if self.base.ndim > 2 else self.adapter.layout
 
     @property
-    def kernel(self) -> tuple[int, ...]:  # type: ignore[override]  # a property, where the base has a variable
+    def kernel(self) -> tuple[int, ...]:  # type: ignore[override]  # never assigned: it follows the base
         return tuple(self.base.shape[2:])
 
     @property
-    def key(self) -> str:  # type: ignore[override]  # a property, where the base has a variable
+    def key(self) -> str:  # type: ignore[override]  # never assigned: it follows the adapter
         return self.adapter.key
 
     @property

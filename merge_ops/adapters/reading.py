@@ -6,7 +6,7 @@ Every table here is derived from the rows of ``KINDS``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -238,8 +238,7 @@ def adapters_of(
 def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
     """The adapter of a weight that is stored (in, out), where the configuration says so."""
     if isinstance(adapter, BaseDependent) and config.get("fan_in_fan_out"):
-        turned: Adapter = replace(adapter, layout="fan_in_fan_out")  # type: ignore[type-var]  # a dataclass
-        return turned
+        return adapter.changed(layout="fan_in_fan_out")
     return adapter
 
 

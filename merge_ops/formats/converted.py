@@ -121,15 +121,9 @@ def as_diffusers_names(lora: Lora, architecture: str) -> Lora:
 
 def _convert_biases(lora: Lora, biases: dict[str, Layer], architecture: str, title: str) -> dict[str, Layer]:
     """Convert biases as if they were weights of one column, which are renamed and cut alike."""
-    columns = {
-        name.removesuffix(".bias"): replace(layer, layout="linear")  # type: ignore[type-var]  # a dataclass
-        for name, layer in biases.items()
-    }
+    columns = {name.removesuffix(".bias"): layer.changed(layout="linear") for name, layer in biases.items()}
     found = _convert(lora, columns, architecture, title)
-    return {
-        f"{name}.bias": replace(layer, layout="vector")  # type: ignore[type-var]  # a dataclass
-        for name, layer in found.items()
-    }
+    return {f"{name}.bias": layer.changed(layout="vector") for name, layer in found.items()}
 
 
 def _widened_alike(converted: dict[str, Layer], before: dict[str, Layer]) -> dict[str, Layer]:
@@ -137,9 +131,7 @@ def _widened_alike(converted: dict[str, Layer], before: dict[str, Layer]) -> dic
     if not any(layer.padded_to for layer in before.values()):
         return converted
     return {
-        name: replace(layer, padded_to=layer.weight_shape)  # type: ignore[type-var]  # a dataclass
-        if is_input(name)
-        else layer
+        name: layer.changed(padded_to=layer.weight_shape) if is_input(name) else layer
         for name, layer in converted.items()
     }
 

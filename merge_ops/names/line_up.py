@@ -101,7 +101,8 @@ def _under(held: T, name: str, common: dict[str, str]) -> T:
     new, path = common.get(name, name), f"base_model.model.{name}"
     if new == name or not held.key.startswith(path) or split_wrappers(name) is None:
         return held
-    return replace(held, key=f"base_model.model.{new}{held.key[len(path) :]}")  # type: ignore[type-var]
+    key = f"base_model.model.{new}{held.key[len(path) :]}"
+    return held.changed(key=key) if isinstance(held, Layer) else replace(held, key=key)
 
 
 def check_structure(loras: Sequence[Lora], given: Sequence[Lora] = ()) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from comfy.model_patcher import ModelPatcher
 
-from ...merge_ops.lora import Layer, Lora, WholeWeight
+from ...merge_ops.lora import BaseDependent, Layer, Lora, WholeWeight
 from ...merge_ops.names.parts import is_text
 from .base_weights import bind_to_model
 from .configurations import configurations_of, is_taken
@@ -24,6 +24,7 @@ from .target import LoraTargets, Target
 from .weight_names import choose_stem, list_spellings, name_weights
 
 T = TypeVar("T", Layer, WholeWeight)
+A = TypeVar("A", Layer, BaseDependent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
             if the model keeps a weight packed that ComfyUI does not unpack for patches.
     """
     maps = read_key_maps(model, clip)
-    loras = [split_fused(lora, maps) for lora in loras]
+    loras = [split_fused(_turn_conv1d(lora), maps) for lora in loras]
     places = [find_places(lora, maps) for lora in loras]
     refuse_strangers(loras, places, maps, model)
     refuse_packed(loras, places, maps.stored, model, clip)
@@ -56,7 +57,6 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
     bound = bind_to_model(fitting, places, maps)
     targets = [_find_targets(split_fused(lora, maps), maps) for lora in bound]
     refuse_unusable(targets)
-    targets = [_turn_conv1d(one) for one in targets]
     unconnected = [_keep_unconnected(one, model, clip) for one in targets]
     alike, apart = _cut_alike(targets, maps)
     spellings = list_spellings(maps.both)
@@ -82,16 +82,21 @@ def _find_targets(lora: Lora, maps: KeyMaps) -> LoraTargets:
     return replace(targets, lora=widen_as_patched(lora, layers, maps))
 
 
-def _turn_conv1d(one: LoraTargets) -> LoraTargets:
+def _turn_conv1d(lora: Lora) -> Lora:
     """ComfyUI's weights are never stored (in, out), as those of Conv1D in transformers are."""
-    turned = {name for name in one.layers if one.lora.layers[name].layout == "fan_in_fan_out"}
-    if not turned:
-        return one
-    layers = {
-        name: replace(layer, layout="linear") if name in turned else layer  # type: ignore[type-var]  # dataclass
-        for name, layer in one.lora.layers.items()
-    }
-    return replace(one, lora=replace(one.lora, layers=layers))
+    held = [*lora.layers.values(), *lora.base_dependent.values()]
+    if all(adapter.layout != "fan_in_fan_out" for adapter in held):
+        return lora
+    return replace(
+        lora,
+        layers={name: _unturned(layer) for name, layer in lora.layers.items()},
+        base_dependent={name: _unturned(adapter) for name, adapter in lora.base_dependent.items()},
+        origin=lora.origin or lora,
+    )
+
+
+def _unturned(adapter: A) -> A:
+    return adapter.changed(layout="linear") if adapter.layout == "fan_in_fan_out" else adapter
 
 
 def _keep_unconnected(one: LoraTargets, model: ModelPatcher | None, clip: Any | None) -> Lora:

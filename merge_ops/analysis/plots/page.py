@@ -109,4 +109,4 @@ def _without_middle(words: str, kept: int) -> str:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)  # type: ignore[return-value]  # so it is if a size is given
+    return ImageFont.load_default(size=size)  # type: ignore[return-value]  # Pillow draws its bitmap font only if no size is given
