@@ -17,6 +17,7 @@ from targets import CASE, one_input
 _LINES: set[tuple[CodeType, int]] = set()
 _CASES = 0.5  # the share of structured inputs
 _TOLD = 5000  # inputs between two lines on the terminal
+_TRACED = 20  # one in so many is traced before Python 3.12, where that takes longer than the input itself
 _TOOL = 3  # a tool id of sys.monitoring that no debugger, profiler or coverage tool uses
 
 
@@ -39,6 +40,8 @@ def run(seeds: Path, findings: Path, seconds: float, seed: int, words: list[byte
         else:
             data = _mutate(data, rng, pool, words)
         known = len(_LINES)
+        if sys.version_info < (3, 12):
+            sys.settrace(_trace if runs % _TRACED == 0 else None)
         found += _try(data, findings)
         runs += 1
         if len(_LINES) > known:

@@ -13,6 +13,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import merge_ops
+
 _PROBE = Path(__file__).with_name("comfyui_probe.py")
 
 
@@ -174,3 +176,14 @@ def comfyui(tmp_path_factory, comfyui_python, comfyui_env):
         return out, json.loads((out / "names.json").read_text())
 
     return ask
+
+
+@pytest.fixture
+def scales(write):
+    """Writes a file and returns the scales of its layers in the order of their names, and its warnings."""
+
+    def read(tensors, metadata):
+        lora = merge_ops.load(write(tensors, metadata))
+        return [layer.scale for _, layer in sorted(lora.layers.items())], lora.warnings
+
+    return read

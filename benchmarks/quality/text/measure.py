@@ -28,6 +28,7 @@ class TextBench:
         self.texts = {name: task.texts(split) for name, task in TASKS.items()}
         self.loras: dict[str, Lora] = {name: load(folder) for name, folder in LORAS.items()}
         self.modules = dict(self.encoder.model.named_modules())
+        self._learners: dict[tuple[str, ...], Learner] = {}
 
     def score(self, merged: Merged | None, tasks: Sequence[str]) -> Scores:
         """Score the encoder as it is, or with a merge added to its weights."""
@@ -37,13 +38,19 @@ class TextBench:
         return {task: self.encoder.right(*self.texts[task], self.heads[task]) for task in tasks}
 
     def learner(self, tasks: Sequence[str]) -> Learner:
-        """Record some tasks' LoRAs, for the rows that learn."""
-        return Learner(self.encoder, self.heads, {task: self.loras[task] for task in tasks}, TASKS)
+        """Return the recording of some tasks' LoRAs, made when a row first needs it."""
+        key = tuple(tasks)
+        if key not in self._learners:
+            loras = {task: self.loras[task] for task in tasks}
+            self._learners[key] = Learner(self.encoder, self.heads, loras, TASKS)
+        return self._learners[key]
 
-    def merge(self, row: Row, tasks: Sequence[str], learner: Learner | None) -> Merged:
-        """Merge the LoRAs of some tasks by a row; ``learner`` is needed by rows that learn."""
-        if row.learned and learner is not None:
-            return learner.merge(row.learned, **row.options)
+    def merge(self, row: Row, tasks: Sequence[str]) -> Merged:
+        """Merge the LoRAs of some tasks by a row."""
+        if row.learned:
+            # the steps of a row were chosen for drawings; texts have their own
+            options = {name: value for name, value in row.options.items() if name != "steps"}
+            return self.learner(tasks).merge(row.learned, **options)
         return merge_row(row, [self.loras[task] for task in tasks])
 
 
@@ -59,12 +66,13 @@ def measure_texts(rows: Sequence[Row], quick: bool = False, split: str = "test")
     alone = {task: bench.score(merge([lora]), [task])[task] for task, lora in bench.loras.items()}
     found: dict[str, Any] = {row.title: {} for row in rows if row.style_prompts == 1}
     for group, tasks in groups.items():
-        learner = bench.learner(tasks) if any(row.learned for row in rows) else None
+        if any(row.learned for row in rows):
+            bench.learner(tasks)  # so that the seconds of a row are those of its merge
         for row in rows:
             if row.style_prompts > 1:
                 continue
             begin = time.process_time()
-            merged = bench.merge(row, tasks, learner)
+            merged = bench.merge(row, tasks)
             seconds = time.process_time() - begin
             scores = bench.score(merged, tasks)
             found[row.title][group] = kept(scores, base, alone) | {"seconds": round(seconds, 2)}

@@ -79,11 +79,14 @@ class Learner:
         self.recording: Recording = record(self.host, self.loras, run, held_out=0.2)
 
     def merge(self, how: str, **options: Any) -> Merged:
-        """Merge by ``calibrated`` or ``distilled``; ``options`` go to ``calibrate`` or ``distill``."""
+        """Merge by ``calibrated`` or ``distilled``; ``options`` go to ``calibrate`` or ``distill``.
+
+        Steps and learning rate are those of this demo unless they are given.
+        """
         if how == "calibrated":
             return calibrate(self.recording, self.host, self.loras, **options)
         training = {"steps": STEPS, "learning_rate": LEARNING_RATE}
-        return distill(self.recording, self.host, self.loras, **(options | training))
+        return distill(self.recording, self.host, self.loras, **(training | options))
 
 
 def _some(task: Task) -> list[str]:
