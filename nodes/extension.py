@@ -12,9 +12,9 @@ from .loader import LoraAlloyLoader
 from .measure import LoraAlloyMeasure
 from .merge import LoraAlloyMerge
 from .method import LoraAlloyMethod
-from .model.stopping import add_route
 from .recipe import LoraAlloyRecipe
 from .record import LoraAlloyRecord
+from .routes import add_routes
 from .save import LoraAlloySave
 from .stack import LoraAlloyStack
 from .sweep import LoraAlloySweep
@@ -24,8 +24,8 @@ class LoraAlloyExtension(ComfyExtension):
     """All nodes of the pack."""
 
     async def on_load(self) -> None:
-        """Add the request that stops a training."""
-        add_route()
+        """Add the requests of the pack to the server."""
+        add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """What ComfyUI registers."""

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable
 
 ENDINGS = (".safetensors", ".sft")
-_SPACES = " \t\u00a0\u3000"  # web/js/file_names.js has the same
+_SPACES = " \t\u00a0\u3000"  # web/js/files/names.js has the same
 
 
 def as_typed(name: str) -> str:

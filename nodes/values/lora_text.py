@@ -17,7 +17,7 @@ from ...merge_ops.errors import ParameterError
 MAX_STRENGTH = 100.0
 _TAG = "<lora:"
 _INSIDE = re.compile(r"(?:[^<>\n\\]|\\[^\n])+")  # up to where a tag ends, or cannot be one
-# the numbers that web/js/list_text.js accepts; float() would accept more
+# the numbers that web/js/list/text.js accepts; float() would accept more
 _NUMBER = re.compile(
     r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE
 )

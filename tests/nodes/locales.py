@@ -36,7 +36,7 @@ def inputs_of(node, methods=None):
 
 
 def nested_tooltips(info, translated):
-    """Tooltips that the editor takes from the definition; web/js/texts.js has their translations.
+    """Tooltips that the editor takes from the definition; web/js/zh has their translations.
 
     Of a picker of methods only those of the methods in ``translated``: the others are shown in English.
     """

@@ -12,17 +12,17 @@ lora_names = pack_module("nodes.values.lora_names")
 ParameterError = pack_module("merge_ops").ParameterError
 SITE = "http://pack.test/"
 READ = """async (text) => {
-    const { parseList, formatList, isRow } = await import('/js/list_text.js')
+    const { parseList, formatList, isRow } = await import('/js/list/text.js')
     const entries = parseList(text)
     const rows = entries.filter(isRow).map((r) => [r.name, r.strength, r.clip, r.on, r.blocks, r.prompt])
     return { rows, written: formatList(entries), bad: entries.filter((e) => e.unreadable).length }
 }"""
-NAMES = "async ([n, f]) => (await import('/js/list_text.js')).filesCalled(n, f)"
+NAMES = "async ([n, f]) => (await import('/js/list/text.js')).filesCalled(n, f)"
 PASTE = """async ([text, files]) => {
-    const { pastedEntries, formatList } = await import('/js/list_text.js')
+    const { pastedEntries, formatList } = await import('/js/list/text.js')
     return formatList(pastedEntries(text, files))
 }"""
-SEARCH = "async ([q, f]) => (await import('/js/file_search.js')).searchFiles(q, f).map((hit) => hit.file)"
+SEARCH = "async ([q, f]) => (await import('/js/files/search.js')).searchFiles(q, f).map((hit) => hit.file)"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def scripts(browser):
     def serve(route):
         path = ROOT / "web" / route.request.url.removeprefix(SITE)
         if path.is_file():
-            route.fulfill(path=path, content_type="text/javascript")
+            kind = "text/css" if path.suffix == ".css" else "text/javascript"
+            route.fulfill(path=path, content_type=kind)
         else:
             route.fulfill(body="<!doctype html>", content_type="text/html")
 

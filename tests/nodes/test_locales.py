@@ -52,10 +52,8 @@ def said(source):
 @pytest.fixture(scope="module")
 def table():
     """The Chinese texts of the scripts by the English ones."""
-    source = (
-        (SCRIPTS / "texts.js").read_text(encoding="utf-8").partition("const ZH = {")[2].partition("\n};")[0]
-    )
-    return dict(re.findall(r'^  "([^"]+)":\s+"([^"]+)",$', source, re.MULTILINE))
+    sources = [path.read_text(encoding="utf-8") for path in (SCRIPTS / "zh").glob("*.js")]
+    return dict(re.findall(r'^  "([^"]+)":\s+"([^"]+)",$', "\n".join(sources), re.MULTILINE))
 
 
 def test_english_is_fresh(server):
@@ -83,7 +81,7 @@ def test_chinese_is_complete():
 
 def test_scripts_are_translated(server, table):
     """What the list says, and the tooltips of parameters that a method or a view brings along."""
-    scripts = [path for path in SCRIPTS.glob("*.js") if path.name != "texts.js"]
+    scripts = [path for path in SCRIPTS.rglob("*.js") if path.parent.name != "zh"]
     wanted = set().union(*(said(path.read_text(encoding="utf-8")) for path in scripts))
     assert len(wanted) > 25
     picker = json.loads(CHINESE.read_text(encoding="utf-8"))["LoraAlloyMethod"]["inputs"][PICKER]["tooltip"]

@@ -15,3 +15,13 @@ export function claim(event) {
   event.preventDefault();
   event.stopPropagation();
 }
+
+const styles = new Set();
+
+/** Load a stylesheet that lies beside a script, once. */
+export function loadStyle(path, script) {
+  const { href } = new URL(path, script);
+  if (styles.has(href)) return;
+  styles.add(href);
+  document.head.append(make("link", { rel: "stylesheet", href }));
+}

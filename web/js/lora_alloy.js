@@ -2,13 +2,12 @@
 // this folder; only this one does something by itself.
 
 import { app } from "../../../scripts/app.js";
-import { stayLow } from "./advanced_height.js";
-import { make } from "./dom.js";
-import { ListView } from "./list_view.js";
-import { keepMethodValues } from "./method_values.js";
-import { translateTooltips } from "./parameter_tooltips.js";
-import { watchPromotion } from "./promoted_list.js";
-import { addStopButton } from "./stop_button.js";
+import { watchPromotion } from "./list/promoted.js";
+import { ListView } from "./list/view.js";
+import { stayLow } from "./node/advanced_height.js";
+import { keepMethodValues } from "./node/method_values.js";
+import { translateTooltips } from "./node/parameter_tooltips.js";
+import { addStopButton } from "./node/stop_button.js";
 import { speak } from "./texts.js";
 
 const WIDGET = "LORA_ALLOY_LIST";
@@ -17,7 +16,6 @@ const HOST_WIDTH = 300; // least width of a subgraph's node with a list
 const shared = { files: [], views: new Set() };
 
 speak(() => app.extensionManager?.setting?.get("Comfy.Locale"));
-document.head.append(make("link", { rel: "stylesheet", href: new URL("./list.css", import.meta.url).href }));
 
 app.registerExtension({
   name: "LoraAlloy.List",

@@ -1,10 +1,13 @@
 // The editor of a list of LoRAs: rows over the text that is the widget's value.
 
-import { claim, make } from "./dom.js";
-import { pickFile } from "./file_picker.js";
-import { makeRow } from "./list_row.js";
-import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName, settled } from "./list_text.js";
-import { say } from "./texts.js";
+import { claim, loadStyle, make } from "../dom.js";
+import { pickFile } from "../files/picker.js";
+import { say } from "../texts.js";
+import { makeRow } from "./row.js";
+import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName, settled } from "./text.js";
+
+loadStyle("../base.css", import.meta.url);
+loadStyle("./list.css", import.meta.url);
 
 const SHOWN_ROWS = 12; // more are scrolled
 const ROW = 28;

@@ -1,9 +1,9 @@
 // One row of the list: handle, switch, name, strengths, remove; under it the block strengths.
 
-import { claim, make } from "./dom.js";
-import { filesOf, isRow, plainName } from "./list_text.js";
+import { claim, make } from "../dom.js";
+import { say } from "../texts.js";
+import { filesOf, isRow, plainName } from "./text.js";
 import { numberField } from "./number_field.js";
-import { say } from "./texts.js";
 
 export function makeRow(view, entry) {
   if (!isRow(entry)) return unreadable(view, entry);

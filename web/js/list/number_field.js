@@ -1,9 +1,9 @@
 // A number that is dragged, stepped with the arrow keys, or typed. Not an <input> until something is typed,
 // so that Ctrl+Z reaches the editor.
 
-import { claim, make } from "./dom.js";
-import { formatNumber, MAX_STRENGTH, parseNumber } from "./list_text.js";
-import { say } from "./texts.js";
+import { claim, make } from "../dom.js";
+import { say } from "../texts.js";
+import { formatNumber, MAX_STRENGTH, parseNumber } from "./text.js";
 
 const SOFT_LIMIT = 10; // of dragging and stepping; what is typed may go to MAX_STRENGTH
 

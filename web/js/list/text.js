@@ -7,7 +7,7 @@
 // is no row: {remark} or {unreadable}. Where the name has spaces at its ends, which may be those of a file, the row
 // has it as typed besides.
 
-import { filesCalled, plainName } from "./file_names.js";
+import { filesCalled, plainName } from "../files/names.js";
 
 export { filesCalled, plainName };
 

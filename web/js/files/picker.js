@@ -1,22 +1,22 @@
 // A list of files to choose one from, under the element that asks: type to search, arrows and Enter choose.
 
-import { claim, make } from "./dom.js";
-import { searchFiles } from "./file_search.js";
-import { say } from "./texts.js";
+import { claim, loadStyle, make } from "../dom.js";
+import { openPopup } from "../popup.js";
+import { say } from "../texts.js";
+import { searchFiles } from "./search.js";
+
+loadStyle("./picker.css", import.meta.url);
 
 const SHOWN = 200;
-let close = null;
 
-/** Ask for one of the files; onPick gets its name. Only one picker is open at a time. */
+/** Ask for one of the files; onPick gets its name. */
 export function pickFile({ anchor, files, current, onPick, onClose }) {
-  close?.();
   const search = make("input", {
     type: "text", role: "combobox", placeholder: say("Search LoRAs"), spellcheck: "false", autocomplete: "off",
     "aria-label": say("Search LoRAs"), "aria-expanded": "true", "aria-controls": "lora-alloy-files",
     oninput: () => show(), onkeydown: onKey,
   });
   const list = make("div", { role: "listbox", id: "lora-alloy-files", "aria-label": say("LoRA files") });
-  const popup = make("div", { class: "lora-alloy-picker" }, search, list);
   let active = 0;
 
   function show() {
@@ -76,30 +76,7 @@ export function pickFile({ anchor, files, current, onPick, onClose }) {
     onPick(file);
   }
 
-  const outside = (event) => popup.contains(event.target) || close();
-  close = () => {
-    close = null;
-    document.removeEventListener("pointerdown", outside, true);
-    document.removeEventListener("wheel", outside, true);
-    popup.remove();
-    onClose?.();
-  };
-  document.addEventListener("pointerdown", outside, true);
-  document.addEventListener("wheel", outside, true);
-  document.body.append(popup);
-  place(popup, anchor.getBoundingClientRect());
+  const { close } = openPopup({ anchor, className: "lora-alloy-picker", children: [search, list], onClose });
   show();
   search.focus();
-}
-
-/** Under the anchor, or above it where there is more room, and inside the window. */
-function place(popup, box) {
-  const below = innerHeight - box.bottom - 12;
-  const above = box.top - 12;
-  const isBelow = below >= Math.min(320, above);
-  const width = Math.min(Math.max(box.width, 300), innerWidth - 16);
-  popup.style.width = `${width}px`;
-  popup.style.left = `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`;
-  popup.style.maxHeight = `${Math.max(120, Math.min(420, isBelow ? below : above))}px`;
-  popup.style[isBelow ? "top" : "bottom"] = `${isBelow ? box.bottom + 4 : innerHeight - box.top + 4}px`;
 }

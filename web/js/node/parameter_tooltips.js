@@ -1,8 +1,8 @@
 // Tooltips of the parameters of a method or a view, in the editor's language: ComfyUI makes these widgets with
 // the English text of the node's definition, and looks for no other.
 
+import { say } from "../texts.js";
 import { after } from "./method_values.js";
-import { say } from "./texts.js";
 
 export function translateTooltips(node) {
   const choices = node.widgets?.filter(({ name }) => name === "method" || name === "view") ?? [];

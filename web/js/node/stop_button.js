@@ -1,7 +1,7 @@
 // The button of Distill LoRAs: the training ends, and the node goes on with the best that it has learned.
 
-import { api } from "../../../scripts/api.js";
-import { say } from "./texts.js";
+import { api } from "../../../../scripts/api.js";
+import { say } from "../texts.js";
 
 const PATH = "/lora_alloy/stop";
 
