@@ -1,12 +1,14 @@
 """A LoRA's fingerprint follows its delta, and nothing else of it."""
 
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from merge_ops import Lora
+from merge_ops import Lora, load
 from merge_ops.merging.fingerprint import DIRECTIONS, fingerprint, nearest, sketch
 
 
@@ -107,3 +109,22 @@ def test_ties_are_settled_by_place_and_zero_has_a_fingerprint(make_lora):
     components = sketch(lora)
     components[[5, 9]] = 3 * abs(components).max() * torch.tensor([1 - 1e-9, -1.0]).double().numpy()
     assert nearest(components) == 5
+
+
+@pytest.mark.parametrize("rows", [100, 40_000])
+def test_a_tall_tensor_takes_little_memory(rows, tmp_path):
+    """Of what depends on the base model every row counts, some at a time: numpy's memory, traced."""
+    name, path = "lora_unet_conv_in", tmp_path / "x.safetensors"
+    tensors = {"oft_blocks": torch.ones(rows // 4, 4, 4), "rescale": torch.arange(1.0, rows + 1)[:, None]}
+    save_file({f"{name}.{end}": tensor for end, tensor in tensors.items()}, path)
+    lora = load(path)
+    changed = tensors["rescale"].clone()
+    changed[-1] *= 2
+    save_file({f"{name}.oft_blocks": tensors["oft_blocks"], f"{name}.rescale": changed}, path)
+    other = load(path)
+    tracemalloc.start()
+    whole = sketch(lora)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20, peak >> 20
+    assert (whole != sketch(other)).any(), "the last row counts"

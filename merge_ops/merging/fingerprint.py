@@ -68,9 +68,10 @@ def sketch(lora: Lora) -> Vector:
             components += _placed(name, _gathered(chosen, columns))
     for name in sorted(lora.base_dependent):  # what these add is known only with the base model
         for tensor in lora.base_dependent[name].tensors:
-            matrix = tensor.reshape(len(tensor) if tensor.ndim else 1, -1) if tensor.numel() else None
-            if matrix is not None:
-                components += _placed(name, _gathered(matrix, columns))
+            matrix = tensor.reshape(len(tensor) if tensor.ndim else 1, -1) if tensor.numel() else tensor[:0]
+            for first in range(0, len(matrix), _MAX_ROWS):  # all of them: each has 1024 sums, in float64
+                some = _gathered(matrix[first : first + _MAX_ROWS], columns)
+                components += _placed(name, some, first=first)
     return _mixed(components)
 
 
@@ -104,13 +105,13 @@ def _gathered(matrix: Tensor, columns: Callable[[int], _Sorted]) -> Tensor:
 
 
 @one_thread()
-def _placed(name: str, gathered: Tensor, up: Tensor | None = None) -> Vector:
+def _placed(name: str, gathered: Tensor, up: Tensor | None = None, first: int = 0) -> Vector:
     """The components of one layer: what was gathered of each row, moved on by a number of places of its own.
 
-    With ``up (rows, r)``, the rows are those of ``up @ gathered.T``.
+    With ``up (rows, r)``, the rows are those of ``up @ gathered.T``; ``first`` is the number of the first.
     """
     rows = (gathered if up is None else gathered @ up.T).numpy()  # (1024, rows)
-    shifts, signs = _drawn("rows", rows.shape[1])
+    shifts, signs = (drawn[first:] for drawn in _drawn("rows", first + rows.shape[1]))
     (own,), (sign,) = _drawn(name, 1)
     places = (np.arange(DIRECTIONS)[:, None] + shifts + own) % DIRECTIONS
     sums: Vector = np.bincount(places.ravel(), (rows * (signs * sign)).ravel(), DIRECTIONS)
