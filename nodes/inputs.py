@@ -72,6 +72,17 @@ def _broken_laws() -> str:
     return "Note: " + "; ".join(f"{reason} ({', '.join(names)})" for reason, names in methods.items()) + "."
 
 
+def trigger_words_output() -> io.String.Output:
+    """The words that call up what the LoRAs of a node were trained on. The last output of a node."""
+    return io.String.Output(
+        display_name="trigger_words",
+        tooltip=(
+            "The trigger words of the LoRAs that are on, with commas between them, for a prompt. They come "
+            "from the notes beside the files and from the files' metadata."
+        ),
+    )
+
+
 def recording_input() -> io.Input:
     """A recording, for what a merge can use of it."""
     return RECORDING.Input(

@@ -20,10 +20,12 @@ from .inputs import (
     recording_input,
     result_inputs,
     space_input,
+    trigger_words_output,
 )
 from .model.attachments import chain_of_entries
 from .model.clones import patch_clones
 from .model.fitting import fit_to_model
+from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
@@ -97,6 +99,7 @@ class LoraAlloyLoader(io.ComfyNode):
                 LORA_MODEL.Output(
                     display_name="lora", tooltip="The merged LoRA, for Save LoRA or Apply Merged LoRA."
                 ),
+                trigger_words_output(),
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
@@ -112,9 +115,10 @@ class LoraAlloyLoader(io.ComfyNode):
         return check_list(loras)
 
     @classmethod
-    def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:
-        """A file that changed under its name is read again."""
-        return read_file_states(loras)
+    def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[Any]:
+        """A file that changed under its name is read again, and so are the notes beside it."""
+        files = read_file_states(loras)
+        return [*files, *read_sidecar_states(files)]
 
     @classmethod
     def execute(
@@ -139,9 +143,10 @@ class LoraAlloyLoader(io.ComfyNode):
         chosen = sweep or MethodChoice()
         asked = chosen.override(method, strength, space=space, rank=rank, seed=seed)
         entries = set_strengths(read_stack(stack) + read_list(loras or ""), asked.strengths)
+        words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
             text = summarize(None, label=chosen.label)
-            return io.NodeOutput(model, clip, MergedLoraModel(None), ui=ui.PreviewText(escaped(text)))
+            return io.NodeOutput(model, clip, MergedLoraModel(None), words, ui=ui.PreviewText(escaped(text)))
         refuse_without_recording(recording, asked, bool(auto_strength))
         show = status.show_progress
         if recording is not None:
@@ -161,5 +166,6 @@ class LoraAlloyLoader(io.ComfyNode):
             patched.model,
             patched.clip,
             MergedLoraModel(merged, fitted.stems),
+            words,
             ui=ui.PreviewText(escaped(text)),
         )

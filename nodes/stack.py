@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError, escaped
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list
+from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
+from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import as_lora
 from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .status import StatusLine
@@ -59,6 +60,7 @@ class LoraAlloyStack(io.ComfyNode):
                         "carries no block strengths and leaves out LoRAs that have no file."
                     ),
                 ),
+                trigger_words_output(),
             ],
             accept_all_inputs=True,
             hidden=[io.Hidden.unique_id],
@@ -73,9 +75,10 @@ class LoraAlloyStack(io.ComfyNode):
         return check_list(loras)
 
     @classmethod
-    def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[tuple[str, int, int]]:
-        """A file that changed under its name is read again."""
-        return read_file_states(loras)
+    def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[Any]:
+        """A file that changed under its name is read again, and so are the notes beside it."""
+        files = read_file_states(loras)
+        return [*files, *read_sidecar_states(files)]
 
     @classmethod
     def execute(
@@ -91,11 +94,12 @@ class LoraAlloyStack(io.ComfyNode):
             if tensors is not None:
                 entries.append(StackEntry(as_lora(name, tensors), 1.0, 1.0))
         named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
+        words = trigger_words_of(entries)
         note = _note(entries)
         if note is None:
-            return io.NodeOutput(tuple(entries), named)
+            return io.NodeOutput(tuple(entries), named, words)
         StatusLine(cls).show(note)
-        return io.NodeOutput(tuple(entries), named, ui=ui.PreviewText(escaped(note)))
+        return io.NodeOutput(tuple(entries), named, words, ui=ui.PreviewText(escaped(note)))
 
 
 def _note(entries: list[StackEntry]) -> str | None:

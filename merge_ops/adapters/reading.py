@@ -5,7 +5,7 @@ Every table here is derived from the rows of ``KINDS``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -124,7 +124,7 @@ def group_by_module(tensors: dict[str, Tensor]) -> tuple[dict[str, RawModule], l
     return modules, unknown
 
 
-def place_of(key: str, tensors: Mapping[str, Tensor]) -> tuple[str, str | None, Kind | None]:
+def place_of(key: str, tensors: Container[str]) -> tuple[str, str | None, Kind | None]:
     """Return ``(stem of the module, role, kind)`` of a key; the role is None if it means nothing to us."""
     suffix = _suffix_of(key, TABLES.suffixes)
     if suffix is not None:

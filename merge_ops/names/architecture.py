@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from ..lora import Layer
+from typing import Literal, Protocol
 
 # who named the layers: the authors of the model, or diffusers
 Structure = Literal["original", "diffusers"]
@@ -33,11 +31,23 @@ class Family:
     settles: tuple[str, ...] = ()
 
 
+class Sized(Protocol):
+    """What is looked at of a layer: its name in the file and its sides. The header of a file has both."""
+
+    @property
+    def key(self) -> str:
+        """The module's name as the file spells it."""
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in)``, with the kernel in the columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """The layers of one LoRA, as the rows of a family look at them to tell its models apart."""
 
-    layers: Mapping[str, Layer]  # by name without dots
+    layers: Mapping[str, Sized]  # by name without dots
     names: Collection[str]  # as the LoRA has them, and as its file does
 
     @property

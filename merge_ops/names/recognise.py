@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..lora import Layer, Lora
-from .architecture import Architecture, Evidence, Family, Structure
+from ..lora import Lora
+from .architecture import Architecture, Evidence, Family, Sized, Structure
 from .architectures import ARCHITECTURES, FAMILIES
 from .parts import flat_path
 
@@ -53,7 +53,7 @@ def guess(lora: Lora) -> Guess | None:
     return guess_from((*lora.layers, *lora.base_dependent, *lora.whole_weights), lora.layers)
 
 
-def guess_from(names: Iterable[str], held: Mapping[str, Layer]) -> Guess | None:
+def guess_from(names: Iterable[str], held: Mapping[str, Sized]) -> Guess | None:
     """Guess the architecture from the names of layers, and from the widths of those that are held."""
     names = tuple(names)
     layers = {flat_path(name): layer for name, layer in held.items()}

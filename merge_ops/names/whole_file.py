@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from ..lora import Layer
+from .architecture import Sized
 from .families import UNET
 from .parts import DENOISERS, flat_path, is_language_model
 from .prefixes import starts
@@ -19,7 +19,7 @@ from .spelling import DOTTED_COMPONENTS, canonical_name
 _UNET = re.compile(UNET.patterns["diffusers"])
 
 
-def settle_names(names: Iterable[str], layers: Mapping[str, Layer]) -> dict[str, str]:
+def settle_names(names: Iterable[str], layers: Mapping[str, Sized]) -> dict[str, str]:
     """Return new names for those that need them: without stacked prefixes, and with a component.
 
     Args:
@@ -51,7 +51,7 @@ def settle_names(names: Iterable[str], layers: Mapping[str, Layer]) -> dict[str,
     return {name: new for name, new in settled.items() if new != name}
 
 
-def _part_of_all(names: Collection[str], layers: Mapping[str, Layer]) -> str:
+def _part_of_all(names: Collection[str], layers: Mapping[str, Sized]) -> str:
     """The component that readers look for in front of the names; nothing if the model is unknown."""
     structure = structure_of(names)
     if structure is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..model.core import running_server
-from . import stop
+from . import info, stop
 
-_ROUTES = (stop,)
+_ROUTES = (info, stop)
 
 
 def add_routes() -> None:

@@ -18,7 +18,7 @@ def refused(says, node, **inputs):
 @check
 def saved_names_are_confined():
     """Whatever the prefix of a workflow is; nothing is written anywhere."""
-    stack, _ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
+    stack, *_ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
     lora, _ = run("LoraAlloyMerge", stack=stack)
     outside = BASE / "outside"
     outside.mkdir(exist_ok=True)
@@ -73,6 +73,6 @@ def warnings_are_shown_on_the_node():
     tensors = load_file(LORAS / write_lora("good", "sd15", 2, 2, 1))
     zero = {key: tensor * 0 if key.endswith(".alpha") else tensor for key, tensor in tensors.items()}
     save_file(zero, LORAS / "zero.safetensors")
-    stack, _ = run("LoraAlloyStack", loras="<lora:zero:1>\n<lora:good:1>")
+    stack, *_ = run("LoraAlloyStack", loras="<lora:zero:1>\n<lora:good:1>")
     _, report = run("LoraAlloyMerge", stack=stack)
     assert "zero: alpha is 0 in" in report, report

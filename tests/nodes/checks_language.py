@@ -45,7 +45,7 @@ def merged_by_peft(name):
 
 
 def merge(lines, **inputs):
-    (stack, _) = run("LoraAlloyStack", loras=lines)
+    stack, *_ = run("LoraAlloyStack", loras=lines)
     return run("LoraAlloyMerge", stack=stack, **inputs)[0]
 
 
@@ -190,7 +190,7 @@ def language_model_beside_an_image_model():
     model, clip = load_model("wan")[0], load("qwen25")
     lines = f"<lora:{write_lora('beside', 'wan', 4, 4, 5)}:1:0>\n<lora:qwen25_a:0.3:0.6>"
     chosen = {"loras": lines, "method": {"method": "linear"}}
-    new_model, new_clip, _ = run("LoraAlloyLoader", model=model, clip=clip, **chosen)
+    new_model, new_clip, *_ = run("LoraAlloyLoader", model=model, clip=clip, **chosen)
     alone = weights_with(merge("<lora:qwen25_a:0:0.6>", clip=clip), clip)
     assert_close(patched(new_clip.patcher), alone, "beside", 1e-6)
     assert new_model.patches

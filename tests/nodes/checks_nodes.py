@@ -89,7 +89,7 @@ def composed_nodes_are_the_loader():
         loras=text_of(rows),
         method={"method": "ties", "density": 0.3},
     )
-    stack, community = run("LoraAlloyStack", loras=text_of(rows))
+    stack, community, *_ = run("LoraAlloyStack", loras=text_of(rows))
     (method,) = run("LoraAlloyMethod", method={"method": "ties", "density": 0.3})
     assert community == [(n, s, c) for n, s, c in rows], community
     for given in (stack, community):
@@ -136,7 +136,7 @@ def core_lora_models_in_and_out():
     model, _ = load_model("flux")
     name = write_lora("core", "flux", 4, 2, 3)
     trained = load_file(LORAS / name)
-    stack, _ = run("LoraAlloyStack", loras="", lora={"lora0": trained, "lora1": None})
+    stack, *_ = run("LoraAlloyStack", loras="", lora={"lora0": trained, "lora1": None})
     lora, _ = run("LoraAlloyMerge", stack=stack)
     ours = run("LoraAlloyApply", model=model, lora=lora, strength_model=1.0, strength_clip=1.0)[0]
     stock = core.LoraModelLoader.execute(model, trained, 1.0).result[0]

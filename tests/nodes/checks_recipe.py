@@ -23,7 +23,7 @@ from comfy_inside import (
 
 def saved_merge(name, **method):
     """A merge of the three LoRAs of SD1.5 saved into the loras folder: its file name, and the merge."""
-    stack, _ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
+    stack, *_ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
     (chosen,) = run("LoraAlloyMethod", method=method)
     lora, _ = run("LoraAlloyMerge", stack=stack, method=chosen)
     (written,) = run("LoraAlloySave", lora=lora, filename_prefix=f"loras/{name}", dtype="float32")

@@ -29,7 +29,7 @@ def each_value_is_what_its_widget_gives():
     """Every parameter that can be swept, against the node with that value set by hand; Merge and Loader."""
     model, _ = load_model("flux")
     rows = three_loras("flux")
-    stack, _ = run("LoraAlloyStack", loras=text_of(rows))
+    stack, *_ = run("LoraAlloyStack", loras=text_of(rows))
     ties = {"method": "ties", "density": 0.3}
     changed = [(n, 0.25, 0.25) if n == rows[1][0] else (n, s, c) for n, s, c in rows]
     cases = [
@@ -95,7 +95,7 @@ def what_strengths_share_is_computed_once():
             names = [write_lora(f"shared_{len(values)}_{i}", "flux", 16, 8, i + 40) for i in range(2)]
             model, _ = load_model("flux")
             counts.update(thresholds=0, files=0)
-            stack, _ = run("LoraAlloyStack", loras=text_of([(name, 1, 1) for name in names]))
+            stack, *_ = run("LoraAlloyStack", loras=text_of([(name, 1, 1) for name in names]))
             (method,) = run("LoraAlloyMethod", method={"method": "ties", "density": 0.4})
             for choice in sweep("strength 2", values, method)[0]:
                 lora, _ = run("LoraAlloyMerge", stack=stack, method=choice, model=model)
@@ -110,7 +110,7 @@ def zero_leaves_a_lora_out():
     """At strength 0 a LoRA is not there at all; the strength 0 of everything leaves the model as it is."""
     model, _ = load_model("flux")
     rows = three_loras("flux")
-    stack, _ = run("LoraAlloyStack", loras=text_of(rows[:2]))
+    stack, *_ = run("LoraAlloyStack", loras=text_of(rows[:2]))
     (method,) = run("LoraAlloyMethod", method={"method": "ties"})
     (without,) = sweep("strength 1", "0", method)[0]
     lora, _ = run("LoraAlloyMerge", stack=stack, method=without)
@@ -134,7 +134,7 @@ def zero_leaves_a_lora_out():
 def refusals_of_sweeps():
     """Found out when the nodes run: a parameter that the method lacks, a LoRA that is not in the stack."""
     rows = three_loras("sd15")
-    stack, _ = run("LoraAlloyStack", loras=text_of([*rows[:2], rows[0]]))
+    stack, *_ = run("LoraAlloyStack", loras=text_of([*rows[:2], rows[0]]))
     (linear,) = run("LoraAlloyMethod", method="linear")
     (peft,) = run("LoraAlloyMethod", method={"method": "peft", "combination_type": "svd"})
     cases = [
@@ -162,7 +162,7 @@ def refusals_of_sweeps():
 def apply_takes_one_part_alone():
     """The text encoder without a model, the model without a text encoder, and neither."""
     model, clip = load_model("sd15")
-    stack, _ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
+    stack, *_ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
     (method,) = run("LoraAlloyMethod", method={"method": "ties"})
     lora, _ = run("LoraAlloyMerge", stack=stack, method=method)
     strengths = {"lora": lora, "strength_model": 1.0, "strength_clip": 0.5}

@@ -1,0 +1,25 @@
+// The recipe of a merged LoRA, as its card shows it: the method, and what was merged at which strength.
+
+import { make } from "../dom.js";
+import { say } from "../texts.js";
+import { bareName } from "./facts.js";
+
+/** A section with the recipe; null for a file that is no merge. */
+export function recipePart(recipe) {
+  if (!recipe) return null;
+  const given = Object.entries(recipe.params).map(([name, value]) => `${name} ${value}`);
+  const method = recipe.learned ? say("distilled") : recipe.method ?? `peft, ${recipe.combination_type}`;
+  const scale = recipe.scale === 1 ? [] : [say("strength {value}", { value: recipe.scale })];
+  const sources = recipe.sources.map((source) => make("li", {},
+    make("span", {}, bareName(source.name)), make("span", { class: "number" }, strengths(source))));
+  return make("section", {}, make("h3", {}, say("Merge of {count} LoRAs", { count: sources.length })),
+    make("p", { class: "dim" }, [method, ...given, ...scale].join(" · ")),
+    make("ul", { class: "sources" }, ...sources));
+}
+
+function strengths({ weight, text_weight: clip, blocks }) {
+  const shown = [weight, clip].filter((value) => value !== null && value !== undefined).map(rounded).join(" / ");
+  return blocks ? `${shown} (${blocks})` : shown;
+}
+
+const rounded = (value) => String(Math.round(value * 1000) / 1000);
