@@ -9,7 +9,6 @@ from comfy_api.latest import io
 
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Param
-from .model.files import list_lora_files
 from .values.keywords import PEFT_OPTION, PEFT_PARAMS
 
 CATEGORY = "model/merging/lora"
@@ -22,8 +21,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "dare", "power lora", "peft"]
 
 
-def lora_list() -> io.String.Input:
-    """The list of LoRAs: its value is text; ``web/js`` draws its editor, which offers the file names."""
+def lora_list(names: list[str] | None = None) -> io.String.Input:
+    """The list of LoRAs: its value is text, and ``web/js`` draws its editor.
+
+    That offers the file ``names``, which one node hands over for all: the page loads every definition.
+    """
     return io.String.Input(
         "loras",
         multiline=True,
@@ -35,7 +37,7 @@ def lora_list() -> io.String.Input:
             "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. A prompt for Record LoRAs comes last: "
             "<lora:name:0.8:prompt=a photo of mia>."
         ),
-        extra_dict={"widgetType": "LORA_ALLOY_LIST", "lora_options": list_lora_files()},
+        extra_dict={"widgetType": "LORA_ALLOY_LIST", **({} if names is None else {"lora_options": names})},
     )
 
 

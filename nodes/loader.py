@@ -24,6 +24,7 @@ from .inputs import (
 )
 from .model.attachments import chain_of_entries
 from .model.clones import patch_clones
+from .model.files import list_lora_files
 from .model.fitting import fit_to_model
 from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import MergedLoraModel
@@ -53,7 +54,7 @@ class LoraAlloyLoader(io.ComfyNode):
             search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to patch."),
-                lora_list(),
+                lora_list(list_lora_files()),
                 method_input(),
                 io.Clip.Input(
                     "clip",

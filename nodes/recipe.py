@@ -41,8 +41,8 @@ class LoraAlloyRecipe(io.ComfyNode):
             ),
             search_aliases=[*ALIASES, "lora recipe", "lora metadata", "mergekit", "lorax"],
             inputs=[
-                io.Combo.Input(
-                    "lora_name", options=[_NO_FILE, *list_lora_files()], default=_NO_FILE,
+                io.String.Input(
+                    "lora_name", default=_NO_FILE, extra_dict={"widgetType": "LORA_ALLOY_FILE"},
                     tooltip="A LoRA written by Save LoRA or lora-alloy. Choose none to use the recipe"
                             " text below.",
                 ),
@@ -68,13 +68,26 @@ class LoraAlloyRecipe(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
+        """Refuse a file that is not there at queue time."""
+        if lora_name in (None, "", _NO_FILE):
+            return True
+        try:
+            find_path(str(lora_name))
+        except MergeError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(
         cls, lora_name: str | None = None, recipe_json: str | None = None, **_: Any
     ) -> list[tuple[str, int, int]]:
         """Read again if the file has changed, or a file that is called like one of the sources."""
         try:
             recipe = _recipe(lora_name, recipe_json)
-            chosen = [] if recipe_json or lora_name in (None, _NO_FILE) else [read_file_state(str(lora_name))]
+            chosen = (
+                [] if recipe_json or lora_name in (None, "", _NO_FILE) else [read_file_state(str(lora_name))]
+            )
             names = {trimmed(PurePosixPath(source.name).name) for source in recipe.sources}
             alike = [name for name in list_lora_files() if names & _spellings(name)]
             return chosen + [read_file_state(name) for name in alike]

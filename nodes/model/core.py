@@ -7,11 +7,12 @@ Each has one function here and is used nowhere else in ``nodes``. For each there
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -228,6 +229,19 @@ def make_room(device: torch.device, keep: Iterable[Any]) -> None:
     kept = list(keep)
     loaded = [one for one in management.current_loaded_models if one.model in kept]
     management.free_memory(1e30, device, keep_loaded=loaded)
+
+
+def recognise_checkpoint(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return ComfyUI's configuration of the diffusion model in a file, by its weights; empty if unknown."""
+    weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    for prefix in (comfy.model_detection.unet_prefix_from_state_dict(weights), ""):  # or the model alone
+        try:
+            found = comfy.model_detection.detect_unet_config(weights, prefix)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            continue  # it expects weights that this file lacks, or reads their values
+        if found:
+            return dict(found)
+    return {}
 
 
 def running_server() -> Any | None:

@@ -79,6 +79,18 @@ def name_base(guess: Guess | None, width: int, trusted: Iterable[str], stated: I
     return plain if best is None or best in _GENERIC else best
 
 
+def label_of(architecture: str) -> str:
+    """Return what people call the model."""
+    return _LABELS[architecture]
+
+
+def labels_of(architecture: str) -> list[str]:
+    """Return every label that LoRAs of this architecture can have."""
+    stated = [label for _, label, of in _STATED if of == architecture]
+    by_width = [label for (of, _), label in _BY_WIDTH.items() if of == architecture]
+    return list(dict.fromkeys([_LABELS[architecture], *by_width, *stated]))
+
+
 def _fitting(statements: Iterable[str], possible: set[str]) -> list[str]:
     """The labels of statements that do not contradict the layers."""
     labels = []

@@ -11,11 +11,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
+import folder_paths
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.text_encoders import llama
 from comfy_inside import check, load_model
 from packed_weights import CPU
+from safetensors import safe_open
 
 core = sys.modules["alloy_pack.nodes.model.core"]
 
@@ -212,3 +214,14 @@ def core_running_server():
     source = ast.unparse(server)
     assert "PromptServer.instance = self" in source and "self.routes = routes" in source
     assert "def send_progress_text(self, text" in source
+
+
+@check
+def core_recognise_checkpoint():
+    def found(folder, name):
+        with safe_open(folder_paths.get_full_path_or_raise(folder, name), "pt") as file:
+            return core.recognise_checkpoint({key: file.get_slice(key).get_shape() for key in file.keys()})
+
+    assert found("checkpoints", "tiny_sd15.safetensors")["context_dim"] == 768
+    assert found("loras", "sd15_a.safetensors") == {}
+    assert core.recognise_checkpoint({}) == {}

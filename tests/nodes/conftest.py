@@ -16,6 +16,7 @@ from tests.nodes.server import running
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+SITE = "http://pack.test/"
 LIMIT = 1800  # seconds for a script in ComfyUI's interpreter: a machine under load must not fail a test
 
 
@@ -112,6 +113,25 @@ def browser():
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def scripts(browser):
+    """An empty page that can import the pack's scripts; no ComfyUI."""
+
+    def serve(route):
+        path = ROOT / "web" / route.request.url.removeprefix(SITE)
+        if path.is_file():
+            kind = "text/css" if path.suffix == ".css" else "text/javascript"
+            route.fulfill(path=path, content_type=kind)
+        else:
+            route.fulfill(body="<!doctype html>", content_type="text/html")
+
+    page = browser.new_page()
+    page.route("**/*", serve)
+    page.goto(SITE)
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="session")

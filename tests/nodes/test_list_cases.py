@@ -10,7 +10,6 @@ CASES = json.loads((ROOT / "tests" / "nodes" / "list_cases.json").read_text(enco
 lora_text = pack_module("nodes.values.lora_text")
 lora_names = pack_module("nodes.values.lora_names")
 ParameterError = pack_module("merge_ops").ParameterError
-SITE = "http://pack.test/"
 READ = """async (text) => {
     const { parseList, formatList, isRow } = await import('/js/list/text.js')
     const entries = parseList(text)
@@ -22,26 +21,12 @@ PASTE = """async ([text, files]) => {
     const { pastedEntries, formatList } = await import('/js/list/text.js')
     return formatList(pastedEntries(text, files))
 }"""
-SEARCH = "async ([q, f]) => (await import('/js/files/search.js')).searchFiles(q, f).map((hit) => hit.file)"
-
-
-@pytest.fixture(scope="module")
-def scripts(browser):
-    """An empty page that can import the pack's scripts; no ComfyUI."""
-
-    def serve(route):
-        path = ROOT / "web" / route.request.url.removeprefix(SITE)
-        if path.is_file():
-            kind = "text/css" if path.suffix == ".css" else "text/javascript"
-            route.fulfill(path=path, content_type=kind)
-        else:
-            route.fulfill(body="<!doctype html>", content_type="text/html")
-
-    page = browser.new_page()
-    page.route("**/*", serve)
-    page.goto(SITE)
-    yield page
-    page.close()
+SEARCH = """async ([query, files]) => {
+    const { catalogOf } = await import('/js/files/catalog.js')
+    const { Search } = await import('/js/files/search.js')
+    const { holding, similar } = new Search(catalogOf(files)).find(query)
+    return [...holding, ...similar].map(({ file }) => file)
+}"""
 
 
 @pytest.mark.parametrize("case", CASES["lists"], ids=lambda case: case["text"][:30])

@@ -1,7 +1,11 @@
-// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". ComfyUI loads every script of
-// this folder; only this one does something by itself.
+// The widget LORA_ALLOY_LIST: an editor over the text of the input "loras". The widget of one file is in files/.
+// ComfyUI loads every script of this folder; only this one does something by itself.
 
 import { app } from "../../../scripts/app.js";
+import { forgetBases } from "./files/bases.js";
+import { prepareCatalog } from "./files/catalog.js";
+import { baseOfConnected } from "./files/connected.js";
+import { addField, FILE, renderFields } from "./files/widget.js";
 import { watchPromotion } from "./list/promoted.js";
 import { ListView } from "./list/view.js";
 import { stayLow } from "./node/advanced_height.js";
@@ -19,7 +23,8 @@ speak(() => app.extensionManager?.setting?.get("Comfy.Locale"));
 
 app.registerExtension({
   name: "LoraAlloy.List",
-  getCustomWidgets: () => ({ [WIDGET]: makeWidget }),
+  getCustomWidgets: () => ({ [WIDGET]: makeWidget, [FILE]: makeFileWidget }),
+  addCustomNodeDefs: takeFiles,
   nodeCreated: (node) => {
     if (!node.constructor.comfyClass?.startsWith("LoraAlloy")) return;
     keepMethodValues(node);
@@ -27,16 +32,21 @@ app.registerExtension({
     addStopButton(node);
     stayLow(node);
   },
-  refreshComboInNodes: (definitions) => {
-    const options = definitions?.LoraAlloyLoader?.input?.required?.loras?.[1]?.lora_options;
-    if (!options) return;
-    shared.files = options;
-    for (const view of shared.views) view.render();
-  },
+  refreshComboInNodes: takeFiles,
 });
 
-function makeWidget(node, name, [, options]) {
-  shared.files = options.lora_options ?? shared.files;
+/** The names of the files come with the definition of one node, for every widget of the page. */
+function takeFiles(definitions) {
+  const options = definitions?.LoraAlloyLoader?.input?.required?.loras?.[1]?.lora_options;
+  if (!options) return;
+  shared.files = options;
+  forgetBases();
+  prepareCatalog(options);
+  for (const view of shared.views) view.render();
+  renderFields();
+}
+
+function makeWidget(node, name) {
   const { widget } = addList(node, name, WIDGET, (text) => { widget.value = text; }, (view) => ({
     getValue: () => view.text,
     setValue: (text) => {
@@ -61,11 +71,28 @@ function addPromoted(host, name, type, read, write) {
   return view;
 }
 
+function makeFileWidget(node, name) {
+  const page = { files: () => shared.files, undoable, replaceStale, forwardToCanvas };
+  const { widget } = addField(node, name, FILE, page, (text) => { widget.value = text; });
+  const { onAdded } = node;
+  node.onAdded = function (graph) {
+    watchPromotion(graph, FILE, (host, other, type, read, write) => {
+      const unstored = { getValue: read, setValue: () => {}, serialize: false };
+      const promoted = addField(host, other, type, page, write, unstored);
+      promoted.widget.serialize = false;
+      return promoted.view;
+    });
+    return onAdded?.call(this, graph);
+  };
+  return { widget };
+}
+
 function addList(node, name, type, write, options) {
   const view = new ListView({
     files: () => shared.files,
     onEdit: (text) => undoable(() => write(text)),
     onResize: () => requestAnimationFrame(() => fit(node)),
+    askModel: () => baseOfConnected(node),
   });
   const widget = node.addDOMWidget(name, type, view.root, {
     getMinHeight: () => view.height + 2 * MARGIN, margin: MARGIN, hideOnZoom: false, ...options(view),
@@ -114,7 +141,7 @@ function replaceStale(node, root) {
 /** Wheel and middle button belong to the canvas, where the list has nothing to scroll. */
 function forwardToCanvas({ root, list }) {
   root.addEventListener("wheel", (event) => {
-    const scrolls = !event.ctrlKey && list.scrollHeight > list.clientHeight && list.contains(event.target);
+    const scrolls = !event.ctrlKey && list && list.scrollHeight > list.clientHeight && list.contains(event.target);
     if (scrolls) event.stopPropagation();
     else if (root.closest(".dom-widget")) {
       event.preventDefault();

@@ -8,6 +8,14 @@ const SPACES = /^[ \t\u00a0\u3000]+|[ \t\u00a0\u3000]+$/g;
 
 export const plainName = (file) => file.replaceAll("\\", "/");
 
+/** What people see of a file: its folder, and its name without .safetensors; of a PEFT folder, the folder's name. */
+export function partsOf(file) {
+  const plain = plainName(file);
+  const shown = (plain.endsWith(FOLDER) ? plain.slice(0, -FOLDER.length) : plain).replace(/\.safetensors$/, "");
+  const cut = shown.lastIndexOf("/") + 1;
+  return { folder: shown.slice(0, cut), stem: shown.slice(cut) };
+}
+
 const composed = (name) => plainName(name).normalize("NFC");
 
 function trimmed(name) {

@@ -2,12 +2,13 @@
 // that it does not know. A second widget beside it, which stores nothing, is its editor.
 
 const SUFFIX = " rows";
-const heard = new WeakSet();
+const heard = {}; // type of the widget -> graphs
 
 /** Draw an editor wherever the list of a node in this graph is promoted; ``addEditor`` makes one. */
 export function watchPromotion(graph, type, addEditor) {
-  if (!graph?.events || heard.has(graph)) return;
-  heard.add(graph);
+  heard[type] ??= new WeakSet();
+  if (!graph?.events || heard[type].has(graph)) return;
+  heard[type].add(graph);
   graph.events.addEventListener("widget-promoted", ({ detail: { subgraphNode } }) => {
     for (const { name } of promoted(subgraphNode, type)) draw(subgraphNode, name, type, addEditor);
     watchPromotion(subgraphNode.graph, type, addEditor); // it may be promoted once more

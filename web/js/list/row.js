@@ -1,6 +1,7 @@
 // One row of the list: handle, switch, name, strengths, remove; under it the block strengths.
 
 import { claim, make } from "../dom.js";
+import { partsOf } from "../files/names.js";
 import { say } from "../texts.js";
 import { filesOf, isRow, plainName } from "./text.js";
 import { numberField } from "./number_field.js";
@@ -81,7 +82,7 @@ function dragRow(view, entry, at, grip, down) {
 }
 
 function nameButton(view, entry, at, shown, found) {
-  const cut = shown.lastIndexOf("/") + 1;
+  const { folder, stem } = partsOf(shown);
   const problem = found.length === 0 ? say("This file is not in the loras folders.")
     : found.length > 1 ? say("Several files have this name: {files}. Choose one.", { files: found.join(", ") })
       : null;
@@ -91,7 +92,7 @@ function nameButton(view, entry, at, shown, found) {
     onclick: (event) => view.pick(event.currentTarget, entry.typed ?? entry.name, (file) => {
       if (file !== entry.name) view.edit(() => { delete entry.typed; entry.name = file; });
     }),
-  }, make("span", { class: "folder" }, shown.slice(0, cut)), make("span", { class: "stem" }, nameOf(shown)));
+  }, make("span", { class: "folder" }, folder), make("span", { class: "stem" }, stem));
 }
 
 function blocksField(view, entry, at, name) {
@@ -142,6 +143,4 @@ function unreadable(view, entry) {
 }
 
 /** The name without folder and .safetensors; of a PEFT folder, the folder's. */
-export function nameOf(file) {
-  return file.replace(/\/adapter_model\.safetensors$/, "").split("/").pop().replace(/\.safetensors$/, "");
-}
+export const nameOf = (file) => partsOf(file).stem;

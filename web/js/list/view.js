@@ -16,8 +16,8 @@ const NARROW = 290; // with less, and two strengths, a row takes two lines
 
 export class ListView {
   /** ``onEdit`` is called with the new text after each edit, ``files`` gives the names of the LoRA files. */
-  constructor({ files, onEdit, onResize }) {
-    Object.assign(this, { files, onEdit, onResize, text: "", entries: [] });
+  constructor({ files, onEdit, onResize, askModel = null }) {
+    Object.assign(this, { files, onEdit, onResize, askModel, text: "", entries: [] });
     Object.assign(this, { showClip: false, showBlocks: false, showPrompts: false, narrow: false });
     this.head = make("div", { class: "head" });
     this.list = make("div", { class: "rows", role: "list" });
@@ -170,8 +170,8 @@ export class ListView {
     const found = current === null ? [] : filesCalled(current, this.files());
     const part = this.focused() ?? anchor.dataset.part;
     pickFile({
-      anchor, files: this.files().map(plainName), current: found.length ? plainName(found[0]) : null, onPick,
-      onClose: () => this.focus(part),
+      anchor, files: this.files(), current: found.length ? plainName(found[0]) : null, onPick,
+      onClose: () => this.focus(part), askModel: this.askModel,
     });
   }
 

@@ -1,0 +1,31 @@
+"""``GET /lora_alloy/base_of_model?kind=checkpoints&name=FILE`` says which model a loader's file holds.
+
+It answers ``{"base": "SDXL", "fits": ["SDXL", "Pony"]}``: a name, and the base models of LoRAs that fit.
+Where it is unknown they are null and empty. The kind is the folder, ``checkpoints`` or ``diffusion_models``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ..model.checkpoint_bases import FOLDERS, architecture_of_file
+from ..values.base_models import label_of, labels_of
+
+PATH = "/lora_alloy/base_of_model"
+
+
+def add(routes: Any) -> None:
+    """Add the request to a route table of aiohttp."""
+    from aiohttp import web
+
+    @routes.get(PATH)
+    async def get(request: web.Request) -> web.Response:
+        kind, name = request.query.get("kind", ""), request.query.get("name", "")
+        if kind not in FOLDERS or not name:
+            error = f"kind is one of {', '.join(FOLDERS)}, and name is that of a file"
+            return web.json_response({"error": error}, status=400)
+        found = await asyncio.get_running_loop().run_in_executor(None, architecture_of_file, kind, name)
+        if found is None:
+            return web.json_response({"base": None, "fits": []})
+        return web.json_response({"base": label_of(found), "fits": labels_of(found)})
