@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..merge_ops.analysis.plots import THEMES
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Param
 from .values.keywords import PEFT_OPTION, PEFT_PARAMS
@@ -105,6 +106,19 @@ def auto_strength_input() -> io.Input:
             "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the "
             "one that keeps most of the recorded LoRAs. Needs a recording."
         ),
+    )
+
+
+def theme_input() -> io.Combo.Input:
+    """The colours of a picture. The editor hides it, and sends the theme that it shows."""
+    return io.Combo.Input(
+        "theme",
+        options=list(THEMES),
+        default="light",
+        optional=True,
+        socketless=True,
+        tooltip="Colours of the picture. The editor sets it to those of its own theme.",
+        extra_dict={"hidden": True},
     )
 
 

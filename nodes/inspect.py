@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..merge_ops.analysis.plots import draw
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean, escaped
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK
+from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK, theme_input
 from .model.stacks import read_stack
 
 _ENERGY = 0.95
@@ -41,6 +42,7 @@ class LoraAlloyInspect(io.ComfyNode):
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to inspect."),
                 _view_input(),
+                theme_input(),
             ],
             outputs=[
                 io.String.Output(
@@ -63,19 +65,17 @@ class LoraAlloyInspect(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, stack: Any, view: Any = None, **unknown: Any) -> io.NodeOutput:
+    def execute(cls, stack: Any, view: Any = None, theme: str | None = None, **unknown: Any) -> io.NodeOutput:
         """Look, and draw."""
         for name in unknown:
-            hint = f"it belongs to view {SPECTRUM}" if name == "view.energy" else "known: stack, view"
+            hint = f"it belongs to view {SPECTRUM}" if name == "view.energy" else "known: stack, view, theme"
             raise ParameterError(f"unknown input {name!r}; {hint}")
-        from ..merge_ops.analysis.plots import draw  # here, so that ComfyUI starts without it
-
         name, energy = _chosen(view)
         loras = [entry.lora for entry in read_stack(stack)]
         if not loras:
             raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
         found = study(loras)
-        pixels = np.asarray(draw(found, name, energy), dtype=np.float32) / 255
+        pixels = np.asarray(draw(found, name, energy, theme or "light"), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]  # (1, height, width, 3)
         shown = (
             ui.PreviewImage(image, cls=cls).as_dict()

@@ -100,6 +100,12 @@ class LoraAlloyLoader(io.ComfyNode):
                 LORA_MODEL.Output(
                     display_name="lora", tooltip="The merged LoRA, for Save LoRA or Apply Merged LoRA."
                 ),
+                STACK.Output(
+                    display_name="stack",
+                    tooltip=(
+                        "The LoRAs that were merged and their strengths, for Inspect LoRAs or Record LoRAs."
+                    ),
+                ),
                 trigger_words_output(),
             ],
             hidden=[io.Hidden.unique_id],
@@ -147,7 +153,9 @@ class LoraAlloyLoader(io.ComfyNode):
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
             text = summarize(None, label=chosen.label)
-            return io.NodeOutput(model, clip, MergedLoraModel(None), words, ui=ui.PreviewText(escaped(text)))
+            empty = MergedLoraModel(None)
+            shown = ui.PreviewText(escaped(text))
+            return io.NodeOutput(model, clip, empty, tuple(entries), words, ui=shown)
         refuse_without_recording(recording, asked, bool(auto_strength))
         show = status.show_progress
         if recording is not None:
@@ -167,6 +175,7 @@ class LoraAlloyLoader(io.ComfyNode):
             patched.model,
             patched.clip,
             MergedLoraModel(merged, fitted.stems),
+            tuple(entries),
             words,
             ui=ui.PreviewText(escaped(text)),
         )

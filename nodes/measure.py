@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..merge_ops.errors import MergeError, ParameterError, escaped
 from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
-from .inputs import ALIASES, CATEGORY, LORA_MODEL, METHOD, RECORDING
+from .inputs import ALIASES, CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
 from .model.clones import fit_and_patch_clones
 from .model.learning_host import Applied
 from .model.lora_model import read_lora_model
@@ -70,6 +70,7 @@ class LoraAlloyMeasure(io.ComfyNode):
                     "strengths", default="1", optional=True,
                     tooltip="Strengths of the whole merge, such as 0.8, 1, 1.2 or 0.7..1.3 step 0.3.",
                 ),
+                theme_input(),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="What each merge keeps, as text."),
@@ -102,6 +103,7 @@ class LoraAlloyMeasure(io.ComfyNode):
         clip: Any = None,
         methods: str | None = None,
         strengths: str | None = None,
+        theme: str | None = None,
     ) -> io.NodeOutput:
         """Measure, and draw."""
         status = StatusLine(cls)
@@ -116,7 +118,7 @@ class LoraAlloyMeasure(io.ComfyNode):
         best = max(listed, key=lambda row: row.retention.mean)
         text = _report(rows, best)
         data = {row.title: _as_json(row.retention) for row in rows}
-        picture = draw_bars([Kept(row.title, row.retention.loras) for row in rows])
+        picture = draw_bars([Kept(row.title, row.retention.loras) for row in rows], theme or "light")
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
         status.show(text)
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(escaped(text)).as_dict()

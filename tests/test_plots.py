@@ -9,13 +9,9 @@ from PIL import ImageColor
 from merge_ops import Lora, LowRank
 from merge_ops.analysis.plots import draw, strips
 from merge_ops.analysis.plots.page import (
-    BLUE,
-    GREY,
     LEFT,
-    ORANGE,
     RIGHT,
-    SERIES,
-    TEXT,
+    THEMES,
     shortened,
     width_of,
     wrapped,
@@ -23,6 +19,8 @@ from merge_ops.analysis.plots.page import (
 from merge_ops.analysis.study import VIEWS, study
 from merge_ops.blocks.order import in_model_order
 
+LIGHT = THEMES["light"]
+BLUE, ORANGE, GREY, SERIES = LIGHT.positive, LIGHT.negative, LIGHT.neutral, LIGHT.series
 BLOCKS = [f"unet.down_blocks.{i}.attentions.{j}" for i in (1, 2) for j in (0, 1)]
 BLOCKS += ["unet.mid_block", *(f"unet.up_blocks.0.attentions.{j}" for j in range(3))]
 SHAPES = {f"{block}.proj": (48, 40) for block in BLOCKS}
@@ -61,7 +59,7 @@ def test_bars_of_cosines_have_their_lengths_and_sides(pair):
         assert slot.block == block.block
         colours = (BLUE, ORANGE) if block.cosine > 0 else (ORANGE, BLUE)
         ((top, bottom),) = bars(picture, colours[0], slot.middle)
-        assert bottom - top == pytest.approx(abs(block.cosine) * 75, abs=2.5)
+        assert bottom - top == pytest.approx(abs(block.cosine) * 100, abs=2.5)
         assert not bars(picture, colours[1], slot.middle)
         begins.append(bottom if block.cosine > 0 else top)
     assert max(begins) - min(begins) <= 3, "all begin at one axis"
@@ -73,7 +71,7 @@ def test_bars_of_sign_conflicts(pair):
     for slot, block in zip(strips.lay_out(BLOCKS), pair.relations[0].blocks, strict=True):
         found = bars(picture, ORANGE if block.sign_conflict >= 0.52 else GREY, slot.middle)
         length = found[-1][1] - found[0][0] if found else 0
-        assert length == pytest.approx(block.sign_conflict * 150, abs=3)
+        assert length == pytest.approx(block.sign_conflict * 200, abs=3)
 
 
 def test_bars_of_norms_share_one_scale(pair):
@@ -108,22 +106,56 @@ def test_the_bars_of_a_spectrum_are_ranks(make_lora, energy):
     top = {0.5: 2, 0.99: 6}[energy]
     for slot, rank in zip(strips.lay_out(BLOCKS), ranks, strict=True):
         first, last = bars(picture, SERIES[0], slot.middle)[-1]
-        assert last - first == pytest.approx(150 * rank / top, abs=2)
+        assert last - first == pytest.approx(200 * rank / top, abs=2)
 
 
+@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_nothing_leaves_the_page(make_lora, view, count):
+def test_nothing_leaves_the_page(make_lora, view, count, theme):
     """Long names, many blocks, many LoRAs: margins stay empty, and every picture has its ink."""
     shapes = {f"text_encoder_2.text_model.encoder.layers.{i}.fc": (8, 8) for i in range(32)}
     shapes |= {f"transformer.single_transformer_blocks.{i}.to_q": (8, 8) for i in range(38)} | SHAPES
     loras = [make_lora("a_long_name_" * 12 + str(i), shapes=shapes, seed=i) for i in range(count)]
-    pixels = np.asarray(draw(study(loras), view))
+    pixels = np.asarray(draw(study(loras), view, theme=theme))
     paper = pixels[0, 0]
     assert pixels.shape[1] == 960 and 300 < pixels.shape[0] < 2000
     for margin in (pixels[:, :24], pixels[:, -20:], pixels[:20], pixels[-10:]):
         assert (margin == paper).all()
-    assert (pixels == ImageColor.getrgb(TEXT)).all(-1).sum() > 300
+    assert (pixels == ImageColor.getrgb(THEMES[theme].text)).all(-1).sum() > 300
+
+
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_text_and_bars_stand_out_from_the_paper(theme):
+    """By the contrast ratios of WCAG: 4.5 for text, 2 for bars, some of which are light on purpose."""
+
+    def light(colour):
+        parts = [c / 255 for c in ImageColor.getrgb(colour)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+
+    def contrast(colour, paper):
+        low, high = sorted((light(colour), light(paper)))
+        return high / low
+
+    for paper in (theme.paper, theme.band):
+        assert min(contrast(colour, paper) for colour in (theme.text, theme.quiet)) >= 4.5
+        bars = (theme.positive, theme.negative, theme.neutral, *theme.series)
+        assert min(contrast(colour, paper) for colour in bars) >= 1.9
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_small_text_is_legible_at_half_the_size(view, make_lora, monkeypatch):
+    """On a node the picture is about 500 pixels wide: no text is smaller than 11 pixels there."""
+    drawn, text = [], strips.Page.text
+
+    def note_size(page, x, y, words, size, *rest, **more):
+        drawn.append(size)
+        text(page, x, y, words, size, *rest, **more)
+
+    monkeypatch.setattr(strips.Page, "text", note_size)
+    draw(study([make_lora(n, shapes=SHAPES, seed=i) for i, n in enumerate("ab")]), view)
+    assert len(drawn) > 10 and min(drawn) * 500 / 960 >= 11
 
 
 @pytest.mark.parametrize("count", [1, 3, 19, 57, 120])

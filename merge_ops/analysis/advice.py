@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..blocks.order import section_of
+from .interference import Interference
 from .relations import BlockComparison, Relation
 from .repetition import Repetition
 from .spectrum import LoraSpectrum
@@ -20,8 +21,10 @@ _MOSTLY = 0.5  # share of the conflict above which a part of the model is named
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
-def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[str]:
-    """Return advice on pairs of LoRAs, the most important first; ``norms`` are those of the whole LoRAs."""
+def on_pairs(
+    relations: Sequence[Relation], norms: Mapping[str, float], interference: Interference | None = None
+) -> list[str]:
+    """Return advice on LoRAs together, the most important first; ``norms`` are those of the whole LoRAs."""
     empty = [
         f"{name} changes nothing, because all its weights are zero; leave it out"
         for name, n in norms.items()
@@ -34,11 +37,14 @@ def on_pairs(relations: Sequence[Relation], norms: Mapping[str, float]) -> list[
     alike = [r for r in near if r.cosine >= ALIKE]
     lopsided = sorted((r for r in near if _ratio(r) >= LOPSIDED), key=_ratio, reverse=True)
     overlap = sorted((r for r in near if OVERLAP <= r.cosine < ALIKE), key=lambda r: -r.cosine)
+    is_crowded = interference is not None and interference.is_notable
     advice = [*empty, *_on_sum(near, norms)]
+    if interference is not None and is_crowded and not (advice or opposed or alike or lopsided):
+        advice.append(interference.sentence)  # pairs that explain it say more
     advice += [*map(_on_opposed, opposed), *map(_on_alike, alike), *map(_on_lopsided, lopsided)]
     advice += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
     quiet = [r for r in near if r not in (*opposed, *alike, *lopsided, *overlap)]
-    return [*advice, *_on_quiet(quiet)]
+    return [*advice, *_on_quiet(quiet, is_fine=not is_crowded)]
 
 
 def on_ranks(spectrum: LoraSpectrum) -> str:
@@ -141,8 +147,8 @@ def _on_apart(r: Relation) -> str:
     )
 
 
-def _on_quiet(relations: Sequence[Relation]) -> list[str]:
-    """Return one sentence about all pairs that do not interfere with each other."""
+def _on_quiet(relations: Sequence[Relation], is_fine: bool) -> list[str]:
+    """Return one sentence about all pairs that change the model in different directions."""
     if not relations:
         return []
     names = list(dict.fromkeys(name for r in relations for name in (r.first, r.second)))
@@ -155,7 +161,7 @@ def _on_quiet(relations: Sequence[Relation]) -> list[str]:
             f"{len(names)} LoRAs" if len(names) * (len(names) - 1) // 2 == len(relations) else "other pairs"
         )
         who = f"the {count} hardly touch each other (cosines {_signed(low)} to {_signed(high)})"
-    return [f"{who}: linear is fine"]
+    return [f"{who}: linear is fine" if is_fine else who.replace("hardly touch", "do not repeat")]
 
 
 def _signed(cosine: float) -> str:

@@ -10,6 +10,7 @@ import torch
 from ..merging.cores import stacked_factors
 from ..merging.merged import Merged
 from ..methods.bases import gram_of_deltas
+from .interference import interference_of
 
 LIMIT = 1.05  # two trainings of one subject were at 1.10 to 1.16, different things at most at 1.014
 _WORK = 4e9  # multiplications, about a quarter of a second; of more, a share of the layers is measured
@@ -69,6 +70,13 @@ def repetition_of(merged: Merged) -> Repetition | None:
 
 
 def advice_on_sum(merged: Merged) -> list[str]:
-    """Return a sentence for a merge that adds LoRAs which repeat each other, else nothing."""
-    found = repetition_of(merged) if merged.request.settings.method.linear else None
-    return [found.sentence()] if found is not None and found.is_notable else []
+    """Return a sentence for a merge that adds LoRAs which repeat or drown each other, else nothing."""
+    if not merged.request.settings.method.linear:
+        return []
+    repeated = repetition_of(merged)
+    if repeated is not None and repeated.is_notable:
+        return [repeated.sentence()]
+    found = interference_of(
+        [layer.aligned for layer in merged.layers.values()], [lora.name for lora in merged.loras]
+    )
+    return [found.sentence] if found is not None and found.is_notable else []

@@ -9,8 +9,11 @@ from typing import Any
 
 from ..errors import ParameterError, did_you_mean
 from ..lora import Lora
+from ..merging.align import align
+from ..merging.request import Request
 from .advice import on_pairs, on_ranks
 from .facts import describe
+from .interference import Interference, interference_of
 from .relations import Relation, relate
 from .spectrum import SHARES, LoraSpectrum, Spectrum, spectrum_of
 
@@ -27,6 +30,7 @@ class Study:
     relations: tuple[Relation, ...]  # of each pair
     norms: tuple[dict[str, float], ...]  # of each LoRA, by block
     spectra: tuple[LoraSpectrum, ...]
+    interference: Interference | None = None  # of all together
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,7 +46,7 @@ class Study:
             if not _needs_base(fact)
         }
         known = [r for r in self.relations if r.first in norms and r.second in norms]
-        return tuple(on_pairs(known, norms))
+        return tuple(on_pairs(known, norms, self.interference))
 
     @cached_property
     def rank_advice(self) -> tuple[str, ...]:
@@ -72,9 +76,11 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
+        together = self.interference
         return {
             "advice": list(self.advice),
             "loras": list(self.facts),
+            "interference": dict(zip(together.names, together.shares, strict=True)) if together else {},
             "pairs": [_without_blocks(relation) for relation in self.relations],
             "comparison": [asdict(row) for relation in self.relations for row in relation.blocks],
             "norms": [
@@ -97,7 +103,14 @@ def study(loras: Sequence[Lora]) -> Study:
         relations.pairs,
         relations.block_norms,
         tuple(map(spectrum_of, loras)),
+        _interference(loras),
     )
+
+
+def _interference(loras: list[Lora]) -> Interference | None:
+    if len(loras) < 2:
+        return None
+    return interference_of(align(loras, Request.of(loras)), [lora.name for lora in loras])
 
 
 def _needs_base(fact: dict[str, Any]) -> bool:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ...merge_ops.analysis.plots.page import THEMES, Theme
+
 _PAPER, _INK, _LINE = (255, 255, 255), (32, 32, 32), (208, 208, 208)
-_COLOURS = ((37, 99, 235), (217, 119, 6), (5, 150, 105), (190, 24, 93), (109, 40, 217), (75, 85, 99))
-_WIDTH, _MARGIN = 960, 24
-_BAR = 22
+_COLOURS = ((37, 99, 235), (217, 119, 6))
+_WIDTH, _MARGIN = 960, 32
+_TEXT, _LINE_HEIGHT, _BAR = 24, 36, 34
 _CURVE = 480, 240
 
 
@@ -23,33 +25,39 @@ class Kept:
     shares: Mapping[str, float]
 
 
-def draw_bars(rows: Sequence[Kept]) -> Image.Image:
-    """Draw a group of bars for each LoRA, one bar for each merge, from 0 to 100 %, as an RGB picture."""
-    font = ImageFont.load_default(16)
+def draw_bars(rows: Sequence[Kept], theme: str = "light") -> Image.Image:
+    """Draw a group of bars for each LoRA, one bar for each merge, from 0 to 100 %, as an RGB picture.
+
+    A node shows it at about half its size; ``theme`` is a name in ``THEMES``.
+    """
+    colours, font = THEMES[theme], ImageFont.load_default(_TEXT)
     names = list(rows[0].shares)
-    left = max(200, min(360, *(int(font.getlength(name)) + 2 * _MARGIN for name in names), 360))
-    group = _BAR * len(rows) + 14
-    height = 2 * _MARGIN + 26 * len(rows) + group * len(names)
-    picture = Image.new("RGB", (_WIDTH, height), _PAPER)
+    group = _LINE_HEIGHT + _BAR * len(rows) + 22
+    top = _MARGIN + _LINE_HEIGHT * len(rows) + 18
+    picture = Image.new("RGB", (_WIDTH, top + group * len(names) + _LINE_HEIGHT + 4), colours.paper)
     draw = ImageDraw.Draw(picture)
     for number, row in enumerate(rows):
-        y = _MARGIN + 26 * number
-        draw.rectangle((_MARGIN, y + 3, _MARGIN + 14, y + 17), fill=_colour(number))
-        draw.text((_MARGIN + 22, y), _short(row.title, _WIDTH - 4 * _MARGIN, font), _INK, font)
-    top = 2 * _MARGIN + 26 * len(rows) - 10
-    right = _WIDTH - 90
+        y = _MARGIN + _LINE_HEIGHT * number
+        draw.rounded_rectangle((_MARGIN, y + 3, _MARGIN + 20, y + 23), 4, fill=_bar_colour(colours, number))
+        draw.text((_MARGIN + 32, y), _short(row.title, _WIDTH - 3 * _MARGIN, font), colours.text, font)
+    right = _WIDTH - 110
     for share in (0, 0.25, 0.5, 0.75, 1):
-        x = left + (right - left) * share
-        draw.line((x, top, x, height - _MARGIN), _LINE)
+        x = _MARGIN + (right - _MARGIN) * share
+        draw.line((x, top, x, top + group * len(names)), colours.line, 2)
+        anchor = "la" if share == 0 else "ma"
+        draw.text((x, top + group * len(names) + 6), percent(share), colours.quiet, font, anchor)
     for place, name in enumerate(names):
-        y = top + group * place + 8
-        draw.text((_MARGIN, y + 2), _short(name, left - _MARGIN - 8, font), _INK, font)
+        y = top + group * place + 4
+        shown = _short(name, right - _MARGIN, font)
+        draw.rectangle((_MARGIN + 2, y, _MARGIN + 4 + font.getlength(shown), y + 28), colours.paper)
+        draw.text((_MARGIN + 4, y), shown, colours.text, font)
         for number, row in enumerate(rows):
             share = row.shares[name]
-            end = left + (right - left) * min(max(share, 0), 1)
-            low = y + _BAR * number
-            draw.rectangle((left, low, max(end, left + 1), low + _BAR - 5), fill=_colour(number))
-            draw.text((end + 6, low - 1), percent(share), _INK, font)
+            end = _MARGIN + (right - _MARGIN) * min(max(share, 0), 1)
+            low = y + _LINE_HEIGHT + _BAR * number
+            filled = (_MARGIN, low, max(end, _MARGIN + 2), low + _BAR - 6)
+            draw.rectangle(filled, fill=_bar_colour(colours, number))
+            draw.text((end + 10, low + _BAR / 2 - 3), percent(share), colours.text, font, "lm")
     return picture
 
 
@@ -91,8 +99,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if math.isfinite(share) else "none"
 
 
-def _colour(number: int) -> tuple[int, int, int]:
-    return _COLOURS[number % len(_COLOURS)]
+def _bar_colour(theme: Theme, number: int) -> str:
+    """Linear comes first, and is what the others are compared with."""
+    return theme.neutral if number == 0 else theme.series[(number - 1) % len(theme.series)]
 
 
 def _short(text: str, width: float, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

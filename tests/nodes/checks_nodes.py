@@ -102,6 +102,25 @@ def composed_nodes_are_the_loader():
     text, data, image = run("LoraAlloyInspect", stack=stack)
     assert json.loads(data)["comparison"] and "opposite signs" in text
     assert image.shape[0] == 1 and image.shape[2:] == (960, 3) and 0 <= image.min() < image.max() <= 1
+    dark = run("LoraAlloyInspect", stack=stack, theme="dark")[2]
+    assert dark.shape == image.shape and dark[0, 0, 0].max() < 0.2 < 0.9 < image[0, 0, 0].min()
+
+
+@check
+def the_loader_gives_what_it_merged_as_a_stack():
+    """The LoRAs of its input, then those of its list that are on; another merge of them is the same."""
+    model, _ = load_model("sd15")
+    rows = three_loras("sd15")
+    first = run("LoraAlloyStack", loras=text_of(rows[:1]))[0]
+    *_, stack = run(
+        "LoraAlloyLoader", model=model, loras=f"{text_of(rows[1:])}\n# <lora:gone:1>", stack=first
+    )
+    assert [(e.lora_name, e.strength, e.strength_clip) for e in stack] == rows, stack
+    again = run("LoraAlloyLoader", model=model, loras="", stack=stack)[0]
+    whole = run("LoraAlloyLoader", model=model, loras=text_of(rows))[0]
+    assert_close(patched(again), patched(whole), "from the stack")
+    assert json.loads(run("LoraAlloyInspect", stack=stack)[1])["loras"]
+    assert run("LoraAlloyLoader", model=model, loras="# <lora:gone:1>")[3] == ()
 
 
 @check

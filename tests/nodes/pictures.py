@@ -138,7 +138,7 @@ def inspected(editor):
     """Inspect LoRAs with its plot."""
     nodes = [
         ["stack", "LoraAlloyStack", [100, 120], [360, 10], {"loras": TWO}, []],
-        ["inspect", "LoraAlloyInspect", [520, 120], [680, 560], {}, [("stack", "stack", 0)]],
+        ["inspect", "LoraAlloyInspect", [520, 120], None, {}, [("stack", "stack", 0)]],
     ]
     numbers = build(editor, nodes)
     run(editor)
@@ -176,7 +176,7 @@ def learned(editor):
          [("model", "model", 0), ("clip", "model", 1)]],
         ["distill", "LoraAlloyDistill", [870, 120], [420, 300], {"steps": 12, "learning_rate": 0.01},
          [("recording", "record", 0)]],
-        ["measure", "LoraAlloyMeasure", [1330, 120], [620, 560], {"methods": "linear, even"},
+        ["measure", "LoraAlloyMeasure", [1330, 120], None, {"methods": "linear, even"},
          [("recording", "record", 0), ("lora", "distill", 0)]],
     ]  # fmt: skip
     numbers = build(editor, nodes, 0.75)

@@ -11,6 +11,7 @@ import { ListView } from "./list/view.js";
 import { stayLow } from "./node/advanced_height.js";
 import { keepMethodValues } from "./node/method_values.js";
 import { translateTooltips } from "./node/parameter_tooltips.js";
+import { showPictures } from "./node/pictures.js";
 import { addStopButton } from "./node/stop_button.js";
 import { speak } from "./texts.js";
 
@@ -31,6 +32,7 @@ app.registerExtension({
     translateTooltips(node);
     addStopButton(node);
     stayLow(node);
+    showPictures(node);
   },
   refreshComboInNodes: takeFiles,
 });

@@ -1,13 +1,14 @@
 // What the scripts say, in the editor's language. The English text is the key; the other languages have a folder
 // each. The labels and tooltips of the nodes are in locales/.
 
+import { BLOCK_SLIDERS } from "./zh/block_sliders.js";
 import { CARD } from "./zh/card.js";
 import { FILES } from "./zh/files.js";
 import { LIST } from "./zh/list.js";
 import { NODE } from "./zh/node.js";
 import { PARAMETERS } from "./zh/parameters.js";
 
-const TABLES = { zh: { ...LIST, ...FILES, ...CARD, ...NODE, ...PARAMETERS } };
+const TABLES = { zh: { ...LIST, ...BLOCK_SLIDERS, ...FILES, ...CARD, ...NODE, ...PARAMETERS } };
 let language = () => "en";
 
 /** ``ask`` gives the editor's language when it is needed. */

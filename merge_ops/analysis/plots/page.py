@@ -3,57 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, MARGIN = 960, 36
-LEFT, RIGHT = MARGIN + 54, WIDTH - MARGIN  # of the plot area; the labels of the axis are to its left
-PAPER, BAND, LINE, QUIET, TEXT = "#fbfbf9", "#f1f2ef", "#d3d6d9", "#666c75", "#20242a"
-BLUE, ORANGE, GREY = "#3b78b5", "#d3622a", "#9aa3ad"
-SERIES = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-)  # Okabe and Ito, safe for colour-blind readers
+WIDTH, MARGIN = 960, 36  # a node shows it at about half the size, so the smallest text is twice what it needs
+LEFT, RIGHT = MARGIN + 84, WIDTH - MARGIN  # of the plot area; the labels of the axis are to its left
+HEADING, FIGURE, TITLE, SMALL = 34, 28, 26, 22  # sizes of text
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """The colours of a picture. Those of ``series`` can be told apart by colour-blind readers."""
+
+    paper: str
+    band: str
+    line: str
+    quiet: str  # small text
+    text: str
+    positive: str
+    negative: str
+    neutral: str
+    series: tuple[str, ...]
+
+
+THEMES = {
+    "light": Theme(
+        "#fbfbf9", "#f1f2ef", "#d3d6d9", "#5c626b", "#20242a", "#3b78b5", "#d3622a", "#9aa3ad",
+        ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"),  # Okabe and Ito
+    ),
+    "dark": Theme(
+        "#202124", "#292b2f", "#45484d", "#aab0b8", "#eceef0", "#5fa4e6", "#ee8a52", "#868d96",
+        ("#4ba3e3", "#f0b43c", "#2fbd8d", "#e49ac6", "#9bd6f7", "#f08048"),
+    ),
+}  # fmt: skip
 _TALL = 1 << 12
 
 
 class Page:
     """Draws from top to bottom; ``y`` is the position of the next item, in pixels."""
 
-    def __init__(self) -> None:
-        self.image = Image.new("RGB", (WIDTH, _TALL), PAPER)
+    def __init__(self, theme: Theme) -> None:
+        self.theme = theme
+        self.image = Image.new("RGB", (WIDTH, _TALL), theme.paper)
         self.pen = ImageDraw.Draw(self.image)
         self.y = 26
 
-    def text(self, x: float, y: float, words: str, size: int, colour: str = TEXT, anchor: str = "la") -> None:
+    def text(
+        self, x: float, y: float, words: str, size: int, colour: str | None = None, anchor: str = "la"
+    ) -> None:
         """Draw one line; ``anchor`` is Pillow's: left, middle or right, then ascender, middle or baseline."""
-        self.pen.text((x, y), words, fill=colour, font=_font(size), anchor=anchor)
+        self.pen.text((x, y), words, fill=colour or self.theme.text, font=_font(size), anchor=anchor)
 
-    def lines(self, words: str, size: int, colour: str = TEXT, indent: int = 0) -> None:
+    def lines(self, words: str, size: int, colour: str | None = None) -> None:
         """Draw a paragraph, wrapped."""
-        for line in wrapped(words, RIGHT - MARGIN - 2 * indent, size):
-            self.text(MARGIN + indent, self.y, line, size, colour)
-            self.y += round(size * 1.4)
+        for line in wrapped(words, RIGHT - MARGIN, size):
+            self.text(MARGIN, self.y, line, size, colour)
+            self.y += round(size * 1.35)
 
-    def box(self, sentences: Sequence[str], size: int = 19) -> None:
-        """Draw the main message on a tinted box; each sentence begins a line."""
-        count = sum(len(wrapped(words, RIGHT - MARGIN - 36, size)) for words in sentences)
-        height = count * round(size * 1.4) + 22
-        self.pen.rounded_rectangle((MARGIN, self.y, RIGHT, self.y + height), 8, fill="#e8eef4")
-        self.pen.rectangle((MARGIN, self.y + 8, MARGIN + 4, self.y + height - 8), fill=BLUE)
-        self.y += 12
-        for words in sentences:
-            self.lines(words, size, indent=18)
-        self.y += 22
+    def note(self, words: str) -> None:
+        """Draw a paragraph of small text."""
+        self.lines(words, SMALL, self.theme.quiet)
 
-    def dashed(self, y: float, colour: str = QUIET) -> None:
+    def dashed(self, y: float) -> None:
         """Draw a dashed line across the plot."""
-        for x in range(LEFT, RIGHT, 9):
-            self.pen.line((x, y, min(x + 4, RIGHT), y), colour)
+        for x in range(LEFT, RIGHT, 14):
+            self.pen.line((x, y, min(x + 7, RIGHT), y), self.theme.quiet, 2)
 
     def finished(self) -> Image.Image:
         """Return the page, cropped where its content ends."""

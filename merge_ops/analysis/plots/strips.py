@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ...blocks.order import section_of
-from .page import BAND, LEFT, LINE, QUIET, RIGHT, Page, scale_of, shortened, width_of
+from .page import FIGURE, LEFT, RIGHT, SMALL, TITLE, Page, scale_of, shortened, width_of
 
-_WIDEST, _GAP = 90, 8  # widest room for a bar, and gap between sections, in pixels
-_ROOM_FOR_VALUE = 42
-_LABEL, _SECTION, _VALUE, _TITLE, _FIGURE = 13, 16, 13, 20, 22
+_WIDEST, _GAP = 130, 8  # widest room for a bar, and gap between sections, in pixels
+_ROOM_FOR_VALUE = 66
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def lay_out(blocks: Sequence[str]) -> list[Slot]:
     runs = [(title, list(group)) for title, group in groupby(blocks, key=lambda block: section_of(block)[0])]
     room = RIGHT - LEFT - _GAP * (len(runs) - 1)
     width = min(room / max(len(blocks), 1), _WIDEST)
-    least = [width_of(title, _SECTION) + 6 for title, _ in runs]
+    least = [width_of(title, SMALL) + 10 for title, _ in runs]
     for _ in range(8):  # sections whose title is wider than their bars take room from the others
         wide = [len(run) * width < need for (_, run), need in zip(runs, least, strict=True)]
         free = room - sum(need for need, is_wide in zip(least, wide, strict=True) if is_wide)
@@ -83,7 +82,7 @@ def lay_out(blocks: Sequence[str]) -> list[Slot]:
 def _placed(runs: list[tuple[str, list[str]]], widths: list[float]) -> list[Slot]:
     slots, x = [], float(LEFT)
     narrowest = min((width / len(run) for (_, run), width in zip(runs, widths, strict=True)), default=0.0)
-    bar = min(max(0.72 * narrowest, 2.0), 44.0)
+    bar = min(max(0.72 * narrowest, 2.0), 64.0)
     for (title, run), width in zip(runs, widths, strict=True):
         each = width / len(run)
         for i, block in enumerate(run):
@@ -100,26 +99,26 @@ def draw_strips(page: Page, strips: Sequence[Strip], axis: Axis, slots: Sequence
 
 
 def _draw_strip(page: Page, strip: Strip, axis: Axis, slots: Sequence[Slot], height: int) -> None:
-    figure_room = width_of(strip.figure, _FIGURE) + 24
+    figure_room = width_of(strip.figure, FIGURE) + 24
     x = float(LEFT)
     if strip.swatch:
-        page.pen.rounded_rectangle((x, page.y + 5, x + 16, page.y + 21), 3, fill=strip.swatch)
-        x += 24
-    page.text(x, page.y + 2, shortened(strip.title, RIGHT - x - figure_room, _TITLE), _TITLE)
-    page.text(RIGHT, page.y, strip.figure, _FIGURE, anchor="ra")
-    top, bottom = page.y + 48, page.y + 48 + height
-    _draw_bands(page, slots, top - 14, bottom)
+        page.pen.rounded_rectangle((x, page.y + 6, x + 22, page.y + 28), 4, fill=strip.swatch)
+        x += 32
+    page.text(x, page.y + 2, shortened(strip.title, RIGHT - x - figure_room, TITLE), TITLE)
+    page.text(RIGHT, page.y, strip.figure, FIGURE, anchor="ra")
+    top, bottom = page.y + 64, page.y + 64 + height
+    _draw_bands(page, slots, top - 24, bottom)
     place = scale_of(axis.low, axis.high, top, bottom)
     for tick in axis.ticks:
-        page.pen.line((LEFT, place(tick), RIGHT, place(tick)), LINE)
-        page.text(LEFT - 8, place(tick), (axis.show_tick or axis.show)(tick), 14, QUIET, "rm")
+        page.pen.line((LEFT, place(tick), RIGHT, place(tick)), page.theme.line)
+        page.text(LEFT - 10, place(tick), (axis.show_tick or axis.show)(tick), SMALL, page.theme.quiet, "rm")
     for slot in slots:
         if slot.block in strip.values:
             _draw_bar(page, slot, strip.values[slot.block], strip, axis, place)
     if axis.dashed is not None:
         page.dashed(place(axis.dashed))
-    page.pen.line((LEFT, place(axis.base), RIGHT, place(axis.base)), QUIET)
-    page.y = bottom + 22
+    page.pen.line((LEFT, place(axis.base), RIGHT, place(axis.base)), page.theme.quiet, 2)
+    page.y = bottom + 26
 
 
 def _draw_bar(
@@ -132,27 +131,27 @@ def _draw_bar(
     if slot.width >= _ROOM_FOR_VALUE:
         above = value >= axis.base or ends[1] - ends[0] < 2
         y = ends[0] - 3 if above else ends[1] + 3
-        page.text(slot.middle, y, words, _VALUE, QUIET, "mb" if above else "mt")
+        page.text(slot.middle, y, words, SMALL, page.theme.quiet, "mb" if above else "mt")
 
 
 def _draw_bands(page: Page, slots: Sequence[Slot], top: float, bottom: float) -> None:
     for number, (left, right, _) in enumerate(_sections(slots)):
         if number % 2 == 0:
-            page.pen.rectangle((left, top, right, bottom), fill=BAND)
+            page.pen.rectangle((left, top, right, bottom), fill=page.theme.band)
 
 
 def _draw_names(page: Page, slots: Sequence[Slot]) -> None:
     """Draw section titles and block labels, only every second or fifth label if there is no room for all."""
-    y = page.y - 14
+    y = page.y - 16
     for left, right, run in _sections(slots):
-        widest = max(width_of(slot.label, _LABEL) for slot in run) + 5
+        widest = max(width_of(slot.label, SMALL) for slot in run) + 8
         every = next((n for n in (1, 2, 5, 10, 20) if n * run[0].width >= widest), 50)
         for i, slot in enumerate(run):
             if i % every == 0:
-                page.text(slot.middle, y, slot.label, _LABEL, QUIET, "ma")
-        title = shortened(run[0].section, right - left + _GAP, _SECTION)
-        page.text((left + right) / 2, y + 20, title, _SECTION, anchor="ma")
-    page.y = y + 52
+                page.text(slot.middle, y, slot.label, SMALL, page.theme.quiet, "ma")
+        title = shortened(run[0].section, right - left + _GAP, SMALL)
+        page.text((left + right) / 2, y + 30, title, SMALL, anchor="ma")
+    page.y = y + 64
 
 
 def _sections(slots: Sequence[Slot]) -> list[tuple[float, float, list[Slot]]]:

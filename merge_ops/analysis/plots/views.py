@@ -10,35 +10,34 @@ from ...blocks.order import in_model_order
 from ..relations import BlockComparison, Relation
 from ..study import Study
 from .curves import draw_curves
-from .page import BLUE, GREY, ORANGE, QUIET, SERIES, Page, nice_top, shortened
+from .page import HEADING, THEMES, Page, Theme, nice_top, shortened
 from .strips import Axis, Strip, draw_strips, lay_out
 
-_MOST = 10  # strips per picture
+_MOST = 6  # strips per picture
 _EVEN = 0.52  # share of opposite signs above which chance and sampling do not explain it
 
 
-def draw(study: Study, view: str | None = None, energy: float = 0.95) -> Image.Image:
+def draw(study: Study, view: str | None = None, energy: float = 0.95, theme: str = "light") -> Image.Image:
     """Draw a view, 960 pixels wide; the picture states what it leaves out for lack of room.
 
     Args:
         study: the study to show.
         view: a name in ``VIEWS``; for one LoRA the spectrum replaces a comparison.
         energy: the share of energy that the ranks in the spectrum's bars keep.
+        theme: a name in ``THEMES``, ``light`` or ``dark``.
     """
-    page, chosen = Page(), study.view(view)
-    page.lines(_heading(study, chosen), 28)
+    page, chosen = Page(THEMES[theme]), study.view(view)
+    page.lines(_heading(study, chosen), HEADING)
     page.y += 8
     _VIEWS[chosen](page, study, energy)
     if chosen != (view or chosen):
-        page.lines(
-            f"A single LoRA cannot be compared, so this shows its spectrum instead of {view}.", 15, QUIET
-        )
+        page.note(f"A single LoRA cannot be compared, so this shows its spectrum instead of {view}.")
     return page.finished()
 
 
 def _heading(study: Study, view: str) -> str:
     names = (
-        " and ".join(shortened(name, 300, 28) for name in study.names)
+        " and ".join(shortened(name, 250, HEADING) for name in study.names)
         if len(study.names) < 3
         else f"{len(study.names)} LoRAs"
     )
@@ -51,63 +50,51 @@ def _heading(study: Study, view: str) -> str:
     return f"{title[view]} of {names}"
 
 
-def _short(study: Study, sentences: Sequence[str]) -> list[str]:
-    """Return the sentences with long names shortened; the report has them in full."""
-    shown = list(sentences)
-    for name in sorted(study.names, key=len, reverse=True):
-        shown = [words.replace(name, shortened(name, 300, 19)) for words in shown]
-    return shown
-
-
 def _similarity(page: Page, study: Study, _energy: float) -> None:
-    page.box(_short(study, study.advice[:1]))
-    page.lines(
-        "Cosine of the changes in each block: +1 the same change, 0 unrelated, -1 opposite.", 16, QUIET
-    )
+    page.note("Cosine of the changes in each block: +1 the same, 0 unrelated, -1 opposite.")
     relations = _chosen(page, study.relations, lambda r: -abs(r.cosine))
     largest = max((abs(b.cosine) for r in relations for b in r.blocks), default=0.0)
     limit = next(limit for limit in (0.25, 0.5, 1.0) if largest <= limit or limit == 1.0)
     axis = Axis(-limit, limit, _signed, (-limit, 0.0, limit), show_tick=_tick)
-    colour = _two_colours(lambda value: value >= 0, BLUE, ORANGE)
+    colour = _two_colours(lambda value: value >= 0, page.theme.positive, page.theme.negative)
     _pairs(page, relations, axis, colour, lambda b: b.cosine)
 
 
 def _sign_conflict(page: Page, study: Study, _energy: float) -> None:
-    page.box(_short(study, study.advice[:1]))
-    page.lines(
-        "Share of the common weights that one LoRA increases and the other decreases, sampled from some "
-        "rows of each layer. Unrelated LoRAs have 50 %, so only what is above the dashed line is conflict.",
-        16,
-        QUIET,
+    page.note(
+        "Share of the weights that one LoRA increases and the other decreases. Unrelated LoRAs have 50 %: "
+        "only what is above the dashed line is conflict."
     )
     relations = _chosen(page, study.relations, lambda r: -r.sign_conflict)
     axis = Axis(0, 1, _percent, (0.0, 0.5, 1.0), dashed=0.5)
-    colour = _two_colours(lambda value: value < _EVEN, GREY, ORANGE)
+    colour = _two_colours(lambda value: value < _EVEN, page.theme.neutral, page.theme.negative)
     _pairs(page, relations, axis, colour, lambda b: b.sign_conflict)
 
 
 def _norms(page: Page, study: Study, _energy: float) -> None:
-    page.box(_short(study, study.advice[:1]))
-    page.lines("Size of the change in each block at strength 1 (Frobenius norm), on one scale.", 16, QUIET)
+    page.note("Size of the change in each block at strength 1 (Frobenius norm), on one scale.")
     order = sorted(range(len(study.norms)), key=lambda i: -study.facts[i]["norm"])[:_MOST]
     _say_left_out(page, len(order), len(study.norms), "LoRAs shown, the strongest ones")
     shown = sorted(order)
     top = nice_top(max((v for i in shown for v in study.norms[i].values()), default=0.0))
     axis = Axis(0, top, lambda value: f"{value:.3g}", (0.0, top / 2, top))
     strips = [
-        Strip(study.names[i], f"{study.facts[i]['norm']:.3g}", study.norms[i], _plain(i), _colour(i))
+        Strip(
+            study.names[i],
+            f"{study.facts[i]['norm']:.3g}",
+            study.norms[i],
+            _plain(page.theme, i),
+            _colour(page.theme, i),
+        )
         for i in shown
     ]
     _strips(page, strips, axis, [block for i in shown for block in study.norms[i]])
 
 
 def _spectrum(page: Page, study: Study, energy: float) -> None:
-    page.box(_short(study, study.rank_advice[:3]))
-    page.lines(
-        "Above: the energy (squared norm) that remains when every layer is truncated to a rank. Below: the "
-        f"rank that keeps {100 * energy:g} % of each block.",
-        16,
-        QUIET,
+    page.note(
+        "Above: the energy (squared norm) that a rank keeps of every layer. Below: the rank that keeps "
+        f"{100 * energy:g} % of each block."
     )
     shown = list(study.spectra)[:_MOST]
     _say_left_out(page, len(shown), len(study.spectra), "LoRAs shown, the first ones")
@@ -119,13 +106,19 @@ def _spectrum(page: Page, study: Study, energy: float) -> None:
     )
     axis = Axis(0, top, lambda value: f"{value:g}", (0.0, top / 2, top))
     strips = [
-        Strip(s.name, f"{s.whole.rank_for(energy)} of {s.rank}", values, _plain(i), _colour(i))
+        Strip(
+            s.name,
+            f"{s.whole.rank_for(energy)} of {s.rank}",
+            values,
+            _plain(page.theme, i),
+            _colour(page.theme, i),
+        )
         for i, (s, values) in enumerate(zip(shown, ranks, strict=True))
     ]
     _strips(page, strips, axis, [block for s in shown for block in s.blocks])
     for s in shown:
         if s.unmeasured:
-            page.lines(f"{s.name}: {s.unmeasured} full-rank layers were skipped to save time.", 15, QUIET)
+            page.note(f"{s.name}: {s.unmeasured} full-rank layers were skipped to save time.")
 
 
 def _pairs(
@@ -149,7 +142,7 @@ def _pairs(
 
 def _strips(page: Page, strips: Sequence[Strip], axis: Axis, blocks: Sequence[str]) -> None:
     page.y += 12
-    height = 150 if len(strips) == 1 else 110 if len(strips) < 4 else 70
+    height = 200 if len(strips) == 1 else 130 if len(strips) < 4 else 80
     draw_strips(page, strips, axis, lay_out(in_model_order(blocks)), height)
 
 
@@ -162,19 +155,19 @@ def _chosen(page: Page, relations: Sequence[Relation], key: Callable[[Relation],
 
 def _say_left_out(page: Page, shown: int, total: int, what: str) -> None:
     if shown < total:
-        page.lines(f"{shown} of {total} {what}; the JSON lists all.", 16, QUIET)
+        page.note(f"{shown} of {total} {what}; the JSON lists all.")
 
 
 def _two_colours(first: Callable[[float], bool], yes: str, no: str) -> Callable[[float], str]:
     return lambda value: yes if first(value) else no
 
 
-def _plain(number: int) -> Callable[[float], str]:
-    return lambda _value: _colour(number)
+def _plain(theme: Theme, number: int) -> Callable[[float], str]:
+    return lambda _value: _colour(theme, number)
 
 
-def _colour(number: int) -> str:
-    return SERIES[number % len(SERIES)]
+def _colour(theme: Theme, number: int) -> str:
+    return theme.series[number % len(theme.series)]
 
 
 def _signed(value: float) -> str:

@@ -3,6 +3,7 @@
 import { claim, make } from "../dom.js";
 import { partsOf } from "../files/names.js";
 import { say } from "../texts.js";
+import { openSliders } from "./block_sliders.js";
 import { filesOf, isRow, plainName } from "./text.js";
 import { numberField } from "./number_field.js";
 
@@ -99,6 +100,19 @@ function blocksField(view, entry, at, name) {
   return textField(view, entry, "blocks", at, {
     title: say("blocks"), label: say("Block strengths of {name}", { name }), placeholder: "down:0.5 mid:1",
     clean: (text) => text.replace(/[<>\n]/g, "").trim(),
+  }, make("button", {
+    type: "button", class: "sliders", "data-part": `sliders:${at}`, "aria-haspopup": "dialog",
+    title: say("Set the strength of each block"), "aria-label": say("Set the strength of each block"),
+    onclick: (event) => openRowSliders(view, at, event.currentTarget),
+  }));
+}
+
+/** The row may be drawn anew while the sliders are open, so it is found by its place. */
+export function openRowSliders(view, at, anchor) {
+  const { typed, name, blocks } = view.rows[at];
+  openSliders({
+    anchor, name: typed ?? name, text: blocks, onClose: () => view.focus(`sliders:${at}`),
+    onCommit: (text) => view.rows[at] && view.edit(() => { view.rows[at].blocks = text; }),
   });
 }
 
@@ -110,7 +124,7 @@ function promptField(view, entry, at, name) {
 }
 
 /** A field under a row that holds one text of the entry. */
-function textField(view, entry, key, at, { title, label, placeholder, clean }) {
+function textField(view, entry, key, at, { title, label, placeholder, clean }, ...more) {
   const commit = (event) => {
     const text = clean(event.target.value);
     if (text !== entry[key]) view.edit(() => { entry[key] = text; });
@@ -123,7 +137,7 @@ function textField(view, entry, key, at, { title, label, placeholder, clean }) {
       else if (event.key === "Escape") event.target.value = entry[key];
       event.stopPropagation();
     },
-  }));
+  }), ...more);
 }
 
 function removeButton(view, entry, part, name) {

@@ -1,0 +1,27 @@
+// Chinese: the sliders of block strengths.
+
+export const BLOCK_SLIDERS = {
+  "Block strengths": "分块强度",
+  "Set the strength of each block": "设置每个分块的强度",
+  "Reading the file…": "正在读取文件…",
+  "The stronger the colour, the more of the LoRA's change is there": "颜色越深，LoRA 的改变在该处越多",
+  "Reset all": "全部重置",
+  "all": "全部",
+  "other": "其他",
+  "All of {group}": "{group}：全部",
+  "mixed": "不一致",
+  "1 everywhere": "处处为 1",
+  "This text cannot be read: {problem}. Moving a slider replaces it.": "无法读取这段文本：{problem}。移动滑块会替换它。",
+  "This text says more than sliders can show. Moving one replaces it.": "这段文本的内容超出滑块所能表示的。移动滑块会替换它。",
+  "{share} % of the change": "占改变的 {share} %",
+  "1 layer": "1 层",
+  "{count} layers": "{count} 层",
+  "Text encoder": "文本编码器",
+  "Down": "下采样",
+  "Model": "模型",
+  "Up": "上采样",
+  "Refiner": "细化块",
+  "Double blocks": "双流块",
+  "Single blocks": "单流块",
+  "In all blocks": "所有分块中",
+};
