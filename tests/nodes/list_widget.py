@@ -25,6 +25,8 @@ FIND = """([id, name]) => {
     return node?.widgets.find((widget) => widget.name === name)
 }"""
 
+FOCUS_LIMIT = 30_000  # ms: undo makes the graph anew before the focus comes back
+
 
 class ListWidget:
     """``node`` is the node's id; elements are looked up anew each time, since undo makes new ones."""
@@ -60,6 +62,23 @@ class ListWidget:
             raise AssertionError(f"{self.value!r} is not {text!r}") from error
         shown = [line for line in lines if not line.startswith("#") or "<lora:" in line]
         expect(self.root.locator(".row")).to_have_count(len(shown), timeout=LIMIT)
+
+    def has_focus(self, part):
+        """Wait until the focus is on this control of the list."""
+        from playwright.sync_api import TimeoutError
+
+        held = (
+            "document.activeElement?.closest('[data-part]')?.dataset.part ?? document.activeElement?.tagName"
+        )
+        try:
+            self.page.wait_for_function(f"(part) => ({held}) === part", arg=part, timeout=FOCUS_LIMIT)
+        except TimeoutError as error:
+            raise AssertionError(f"the focus is on {self.page.evaluate(held)}, not on {part}") from error
+
+    def press(self, *keys):
+        """Press keys, wherever the focus is."""
+        for key in keys:
+            self.page.keyboard.press(key)
 
     def drag(self, name, right=0, down=0, keys=()):
         """Drag from the middle of a control."""

@@ -7,6 +7,10 @@ import pytest
 from tests.nodes.pack import ROOT, pack_module
 
 CASES = json.loads((ROOT / "tests" / "nodes" / "list_cases.json").read_text(encoding="utf-8"))
+BLOCKS = json.loads((ROOT / "tests" / "nodes" / "block_cases.json").read_text(encoding="utf-8"))
+CHECK = "async (text) => (await import('/js/list/blocks.js')).checkBlocks(text)"
+WORDS = "async () => (await import('/js/list/blocks.js')).WORDS"
+blocks = pack_module("merge_ops.blocks")
 lora_text = pack_module("nodes.values.lora_text")
 lora_names = pack_module("nodes.values.lora_names")
 ParameterError = pack_module("merge_ops").ParameterError
@@ -83,3 +87,30 @@ def test_search(scripts, query, best):
     """The best file comes first; nothing comes where nothing fits."""
     found = scripts.evaluate(SEARCH, [query, CASES["files"]])
     assert found[: len(best)] == best and bool(found) == bool(best)
+
+
+@pytest.mark.parametrize("text", BLOCKS["right"])
+def test_right_block_strengths(scripts, text):
+    """Python reads them, and the widget finds nothing wrong."""
+    assert blocks.BlockStrengths.parse(text)
+    assert scripts.evaluate(CHECK, text) is None
+
+
+@pytest.mark.parametrize("text", BLOCKS["wrong"])
+def test_wrong_block_strengths(scripts, text):
+    """Python refuses them, and the widget says one sentence."""
+    with pytest.raises(ParameterError):
+        blocks.BlockStrengths.parse(text)
+    assert scripts.evaluate(CHECK, text).endswith(".")
+
+
+def test_the_widget_knows_the_words_of_blocks(scripts):
+    """All words, presets and vectors that Python knows, and no others."""
+    selectors, presets = pack_module("merge_ops.blocks.selectors"), pack_module("merge_ops.blocks.presets")
+    known = scripts.evaluate(WORDS)
+    assert set(known["where"]) == {word for word in selectors.WHERE if word.islower()}
+    assert set(known["what"]) == set(selectors.WHAT)
+    assert known["aliases"] == selectors.ALIASES
+    assert set(known["numbered"]) == {word.lower() for word in selectors._NUMBERED}
+    assert set(known["presets"]) == set(presets.PRESETS)
+    assert set(known["vectors"]) == set(presets.VECTORS)

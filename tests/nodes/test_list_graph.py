@@ -88,25 +88,6 @@ def test_api_format(editor):
     only(editor).becomes(*TEXT.splitlines())
 
 
-def test_subgraph(editor):
-    """Converted to a subgraph, edited inside, and unpacked."""
-    add_list(editor, TEXT)
-    editor.page.evaluate("() => { app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes)) }")
-    editor.drawn()
-    assert queued(editor) == [TEXT]
-    editor.load(editor.workflow())
-    assert queued(editor) == [TEXT]
-    editor.page.evaluate("() => app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])")
-    inner = only(editor)
-    inner.becomes(*TEXT.splitlines())
-    inner.part("on:1").click()
-    editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph)")
-    edited = TEXT.replace("# <", "<")
-    assert queued(editor) == [edited]
-    editor.page.evaluate("() => app.graph.unpackSubgraph(app.graph.nodes[0])")
-    only(editor).becomes(*edited.splitlines())
-
-
 def test_switching_the_renderer(editor):
     """There and back while the graph is open; the rows are seen and work."""
     rows = add_list(editor, TEXT)
@@ -206,29 +187,3 @@ def test_switching_methods_keeps_values(editor):
     (prompt,) = editor.prompt().values()
     assert prompt["inputs"]["loras"] == TEXT
     assert prompt["inputs"]["method.density"] == 0.25
-
-
-PROMOTE = """() => {
-    app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes))
-    const host = app.canvas.graph.nodes[0], inner = host.subgraph.nodes[0]
-    const slot = inner.inputs.find((input) => input.name === 'loras')
-    const isThere = host.widgets.some((widget) => widget.name === 'loras')
-    if (!isThere) host.subgraph.addInput('loras', 'STRING').connect(slot, inner)
-    return String(host.id)
-}"""
-
-
-def test_promoted(editor):
-    """On the node of a subgraph the list can be edited, and is what is queued, also after loading."""
-    add_list(editor, TEXT)
-    rows = ListWidget(editor, editor.page.evaluate(PROMOTE), "loras rows")
-    rows.becomes(*TEXT.splitlines())
-    rows.part("on:1").click()
-    edited = TEXT.replace("# <", "<")
-    rows.becomes(*edited.splitlines())
-    assert rows.root.is_visible() and queued(editor) == [edited]
-    editor.load(editor.workflow())
-    rows.becomes(*edited.splitlines())
-    rows.part("remove:0").click()
-    rows.becomes(*edited.splitlines()[1:])
-    assert queued(editor) == ["\n".join(edited.splitlines()[1:])]

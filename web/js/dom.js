@@ -10,6 +10,16 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Give an element attributes; those that it has already are not touched, null takes one away. */
+export function set(element, attributes) {
+  for (const [name, value] of Object.entries(attributes)) {
+    const wanted = value === null || value === false ? null : value === true ? "" : String(value);
+    if (element.getAttribute(name) === wanted) continue;
+    if (wanted === null) element.removeAttribute(name);
+    else element.setAttribute(name, wanted);
+  }
+}
+
 /** An event that nothing outside hears of: ComfyUI's own keys would delete or queue something. */
 export function claim(event) {
   event.preventDefault();

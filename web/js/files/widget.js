@@ -1,45 +1,52 @@
 // The widget LORA_ALLOY_FILE on a node, or on the node of a subgraph that it is promoted to.
 
+import { drawEverywhere } from "../list/hosting.js";
+import { watchPromotion } from "../list/promoted.js";
+import { after } from "../node/method_values.js";
+import { forwardToCanvas, mainCanvas, replaceStale, undoable } from "../page.js";
 import { baseOfConnected } from "./connected.js";
 import { FileField } from "./field.js";
+import { knownFiles, whenFilesChange } from "./known.js";
 
 export const FILE = "LORA_ALLOY_FILE";
 const MARGIN = 6;
-const fields = new Set();
 
-/** The files may be others now. */
-export function renderFields() {
-  for (const field of fields) field.render();
+/** As ``getCustomWidgets`` of an extension wants it. */
+export function makeFileWidget(node, name) {
+  const { widget } = addField(node, name, FILE, (text) => { widget.value = text; }, (view) => ({
+    getValue: () => view.text,
+    setValue: (text) => {
+      view.setText(typeof text === "string" ? text : "");
+      requestAnimationFrame(() => replaceStale(node, view));
+    },
+  }));
+  after(node, "onAdded", () => watchPromotion(node.graph, FILE, addPromoted));
+  return { widget };
 }
 
-/** ``write`` stores a name that was chosen; ``options`` of a widget that stores nothing itself replace its own. */
-export function addField(node, name, type, { files, undoable, replaceStale, forwardToCanvas }, write, options = null) {
-  const view = new FileField({
-    label: () => labelOf(node, name),
-    files,
-    onEdit: (text) => undoable(() => write(text)),
-    askModel: () => baseOfConnected(node),
-  });
+function addPromoted(host, name, type, read, write) {
+  const { widget, view, draw } = addField(host, name, type, write, () => ({
+    getValue: read, setValue: () => {}, serialize: false,
+  }));
+  widget.serialize = false;
+  return { view, draw };
+}
+
+function addField(node, name, type, write, options) {
+  const asked = { label: () => labelOf(node, name), files: knownFiles, askModel: () => baseOfConnected(node) };
+  const view = new FileField({ ...asked, onEdit: (text) => undoable(() => write(text)) });
+  view.root.dataset.widget = name;
   const height = () => view.height + 2 * MARGIN;
   const widget = node.addDOMWidget(name, type, view.root, {
-    getMinHeight: height, getMaxHeight: height, margin: MARGIN, hideOnZoom: false,
-    ...(options ?? {
-      getValue: () => view.text,
-      setValue: (text) => {
-        view.setText(typeof text === "string" ? text : "");
-        requestAnimationFrame(() => replaceStale(node, view.root));
-      },
-    }),
+    getMinHeight: height, getMaxHeight: height, margin: MARGIN, hideOnZoom: false, ...options(view),
   });
-  fields.add(view);
+  const drawn = drawEverywhere(widget, view, mainCanvas, () => new FileField({
+    ...asked, onEdit: (text) => { undoable(() => write(text)); view.setText(text); },
+  }));
+  after(widget, "onRemove", whenFilesChange(() => drawn.views().forEach((each) => each.render())));
   requestAnimationFrame(() => view.render()); // by then the node has its labels
-  const { onRemove } = widget;
-  widget.onRemove = function () {
-    fields.delete(view);
-    onRemove?.call(this);
-  };
   forwardToCanvas(view);
-  return { widget, view };
+  return { widget, view, draw: drawn.draw };
 }
 
 /** The name of an input in the editor's language; a promoted one has its editor beside it. */

@@ -201,3 +201,12 @@ function hint({ name, layers, norm }, total) {
   })}`;
   return `${name}: ${say(layers === 1 ? "1 layer" : "{count} layers", { count: layers })}${share}`;
 }
+
+/** Undo may put another entry in the row's place while the sliders are open: they go on with that one. */
+export function openRowSliders(view, entry, anchor) {
+  const at = view.rows.indexOf(entry);
+  openSliders({
+    anchor, name: entry.typed ?? entry.name, text: entry.blocks, onClose: () => view.focus(`sliders:${at}`),
+    onCommit: (text) => view.rows[at] && view.edit(() => { view.rows[at].blocks = text; }),
+  });
+}

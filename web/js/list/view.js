@@ -3,7 +3,10 @@
 import { claim, loadStyle, make } from "../dom.js";
 import { pickFile } from "../files/picker.js";
 import { say } from "../texts.js";
+import { makeHead } from "./head.js";
+import { become, keepEntries, place } from "./keyed.js";
 import { makeRow } from "./row.js";
+import { openRowMenu } from "./row_menu.js";
 import { filesCalled, formatList, isRow, parseList, pastedEntries, plainName, settled } from "./text.js";
 
 loadStyle("../base.css", import.meta.url);
@@ -12,24 +15,34 @@ loadStyle("./list.css", import.meta.url);
 const SHOWN_ROWS = 12; // more are scrolled
 const ROW = 28;
 const FRAME = 62; // header, footer and the gaps
-const NARROW = 290; // with less, and two strengths, a row takes two lines
+const NARROW = [270, 320]; // with less, and with two strengths, a row takes two lines
 
 export class ListView {
-  /** ``onEdit`` is called with the new text after each edit, ``files`` gives the names of the LoRA files. */
-  constructor({ files, onEdit, onResize, askModel = null }) {
-    Object.assign(this, { files, onEdit, onResize, askModel, text: "", entries: [] });
+  /**
+   * ``onEdit`` is called with the new text after each edit, ``onText`` whenever there is another text; ``files``
+   * gives the names of the LoRA files. ``onShown`` is called when the list has another place or size in the page.
+   */
+  constructor({ files, onEdit, onText = () => {}, onResize = () => {}, onShown = () => {}, askModel = null }) {
+    Object.assign(this, { files, onEdit, onText, onResize, askModel, text: "", entries: [], drawn: new Map() });
     Object.assign(this, { showClip: false, showBlocks: false, showPrompts: false, narrow: false });
-    this.head = make("div", { class: "head" });
+    this.head = makeHead(this);
     this.list = make("div", { class: "rows", role: "list" });
+    this.hint = make("div", { class: "hint" }, say("No LoRAs yet. Add one, or paste <lora:name:0.8>."));
+    this.add = make("button", {
+      type: "button", class: "add", "data-part": "add", "aria-haspopup": "listbox",
+      onclick: () => this.addRow(this.add),
+    }, say("+ Add LoRA"));
+    this.grammar = make("span", { class: "hint" },
+      say("One <lora:name:strength> per line; # switches a line off"));
     this.foot = make("div", { class: "foot" });
     this.root = make("div", {
       class: "lora-alloy", role: "group", "aria-label": say("LoRAs"), tabindex: "-1",
+      title: "", // instead of that of the whole input, which would lie over the rows
       onkeydown: (event) => this.onKey(event), onpaste: (event) => this.onPaste(event),
-    }, this.head, this.list, this.foot);
+    }, this.head.element, this.list, this.foot);
     new ResizeObserver(() => {
-      if (this.isNarrow === this.narrow) return;
-      this.narrow = this.isNarrow;
-      this.render();
+      if (this.isNarrow !== this.narrow) this.render();
+      onShown();
     }).observe(this.root);
     this.render();
   }
@@ -37,29 +50,29 @@ export class ListView {
   setText(text) {
     if (text === this.text) return;
     this.text = text;
-    this.entries = parseList(text);
+    this.entries = keepEntries(this.entries, parseList(text));
+    if (this.textarea) this.textarea.value = text;
     this.render();
+    this.onText(text);
   }
 
   /** Change the entries; the text follows, and one step can be undone. */
   edit(change, focus = null) {
     change();
-    this.entries = this.entries.map((entry) => (entry.typed ? settled(entry, this.files()) : entry));
+    for (const entry of this.entries) if (entry.typed) become(entry, settled(entry, this.files()));
     this.text = formatList(this.entries);
     this.onEdit(this.text);
     this.render(focus);
+    this.onText(this.text);
   }
 
   get rows() {
     return this.entries.filter(isRow);
   }
 
-  get hasClip() {
-    return this.showClip || this.rows.some((row) => row.clip !== null);
-  }
-
   get isNarrow() {
-    return this.root.clientWidth > 0 && this.root.clientWidth < NARROW;
+    const width = this.root.clientWidth;
+    return width > 0 ? width < NARROW[Number(this.hasClip)] : this.narrow;
   }
 
   /** Pixels that all rows need, up to SHOWN_ROWS of them. */
@@ -68,62 +81,41 @@ export class ListView {
     const lines = this.entries.filter((entry) => !entry.remark);
     const fields = this.rows.filter((row) => this.showBlocks || row.blocks).length
       + this.rows.filter((row) => this.showPrompts || row.prompt).length;
-    const second = this.hasClip && this.narrow ? this.rows.length : 0;
+    const second = this.narrow ? this.rows.length : 0;
     return FRAME + ROW * Math.max(1, Math.min(lines.length + fields + second, SHOWN_ROWS));
   }
 
-  render(focus = this.focused()) {
-    if (!this.textarea) {
-      const lines = this.entries.filter((entry) => !entry.remark).map((entry) => makeRow(this, entry));
-      const hint = make("div", { class: "hint" }, say("No LoRAs yet. Add one, or paste <lora:name:0.8>."));
-      this.list.replaceChildren(...(lines.length ? lines : [hint]));
-    }
-    this.renderHead();
-    const add = make("button", {
-      type: "button", class: "add", "data-part": "add", "aria-haspopup": "listbox",
-      onclick: (event) => this.addRow(event.currentTarget),
-    }, say("+ Add LoRA"));
-    const hint = make("span", { class: "hint" },
-      say("One <lora:name:strength> per line; # switches a line off"));
-    this.foot.replaceChildren(this.textarea ? hint : add);
+  /** Show the entries; the focus stays where it is, or goes to the part ``focus``. */
+  render(focus = null) {
+    const held = document.activeElement;
+    const part = this.focused();
+    this.hasClip = this.showClip || this.rows.some((row) => row.clip !== null);
+    this.narrow = this.isNarrow;
+    this.renderRows();
+    this.head.update();
+    place(this.foot, [this.textarea ? this.grammar : this.add]);
     this.root.classList.toggle("narrow", this.narrow);
-    this.root.classList.toggle("two-lines", this.narrow && this.hasClip);
     this.root.style.minHeight = `${this.height}px`;
     this.onResize();
     if (focus) this.focus(focus);
+    else if (part && document.activeElement !== held) {
+      if (this.root.contains(held)) held.focus(); // a row that was moved
+      else this.focus(part);
+    }
   }
 
-  renderHead() {
-    const rows = this.rows;
-    const on = rows.filter((row) => row.on).length;
-    const all = make("button", {
-      type: "button", class: "switch", role: "switch", "data-part": "all",
-      "aria-checked": on === 0 ? "false" : on === rows.length ? "true" : "mixed",
-      "aria-label": say("All LoRAs on"), title: say("Switch all on or off"), disabled: rows.length === 0,
-      onclick: () => this.edit(() => rows.forEach((row) => { row.on = on < rows.length; })),
-    });
-    const fixed = rows.some((row) => row.clip !== null);
-    this.head.replaceChildren(
-      all,
-      make("span", { class: "count", "aria-live": "polite" },
-        say("{on} of {all} on", { on, all: rows.length })),
-      this.tab("CLIP", this.hasClip, say(fixed
-        ? "Set a separate strength for the text encoder; shown while any LoRA has one"
-        : "Set a separate strength for the text encoder"), () => { this.showClip = !this.showClip; }),
-      this.tab("Blocks", this.showBlocks, say("Set strengths block by block, such as down:0.5 mid:1"),
-        () => { this.showBlocks = !this.showBlocks; }),
-      this.tab("Prompts", this.showPrompts,
-        say("Say what each LoRA was trained on, for Record LoRAs: a prompt, or several with | between them"),
-        () => { this.showPrompts = !this.showPrompts; }),
-      this.tab("Text", Boolean(this.textarea), say("Edit the list as text"), () => this.toggleText()),
-    );
-  }
-
-  tab(label, pressed, title, toggle) {
-    return make("button", {
-      type: "button", class: "tab", "data-part": `tab-${label}`, "aria-pressed": String(pressed), title,
-      onclick: () => { toggle(); this.render(); },
-    }, say(label));
+  renderRows() {
+    if (this.textarea) return place(this.list, [this.textarea]);
+    const before = this.drawn;
+    this.drawn = new Map();
+    let at = 0;
+    for (const entry of this.entries.filter(({ remark }) => !remark)) {
+      const row = before.get(entry) ?? makeRow(this, entry);
+      this.drawn.set(entry, row);
+      row.update(isRow(entry) ? at++ : null);
+    }
+    const elements = [...this.drawn.values()].map(({ element }) => element);
+    return place(this.list, elements.length ? elements : [this.hint]);
   }
 
   toggleText() {
@@ -142,8 +134,9 @@ export class ListView {
       spellcheck: "false", "aria-label": say("The list as text"), placeholder: "<lora:name:strength>",
       oninput: () => {
         this.text = this.textarea.value;
-        this.entries = parseList(this.text);
-        this.renderHead();
+        this.entries = keepEntries(this.entries, parseList(this.text));
+        this.head.update();
+        this.onText(this.text);
       },
       onblur: commit,
       onkeydown: (event) => {
@@ -154,7 +147,6 @@ export class ListView {
       },
     });
     this.textarea.value = this.text;
-    this.list.replaceChildren(this.textarea);
     requestAnimationFrame(() => this.textarea?.focus());
   }
 
@@ -176,7 +168,7 @@ export class ListView {
   }
 
   /** Put a row at the place of another one; remarks stay where they are. */
-  move(row, to, part) {
+  move(row, to, part = this.focused()?.split(":")[0] ?? "menu") {
     const target = this.rows[to];
     if (!target || target === row) return;
     const down = this.entries.indexOf(row) < this.entries.indexOf(target);
@@ -187,20 +179,20 @@ export class ListView {
   }
 
   remove(entry) {
-    const at = this.rows.indexOf(entry);
-    const left = this.rows.length - 1;
-    const focus = left > 0 && at >= 0 ? `remove:${Math.min(at, left - 1)}` : "add";
+    const focus = this.focused() ?? "add";
     this.edit(() => this.entries.splice(this.entries.indexOf(entry), 1), focus);
   }
 
   onKey(event) {
     const [part, at] = (event.target.dataset?.part ?? "").split(":");
+    const row = this.rows[at];
+    const isMenu = event.key === "ContextMenu" || (event.key === "F10" && event.shiftKey);
     if (/^(INPUT|TEXTAREA)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey) return;
     const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    const row = this.rows[at];
     if (row && step && event.altKey) this.move(row, Number(at) + step, part);
-    else if (row && step) this.focus(`${part}:${Number(at) + step}`);
+    else if (row && step) this.focus(`${part}:${Math.max(0, Number(at) + step)}`);
     else if (row && event.key === "Delete") this.remove(row);
+    else if (row && isMenu) openRowMenu(this, row, this.root.querySelector(`[data-part="menu:${at}"]`));
     else if (event.key === " " || event.key === "Enter") return event.stopPropagation();
     else if (!["Delete", "Backspace"].includes(event.key)) return;
     claim(event);
@@ -220,7 +212,13 @@ export class ListView {
     return this.root.contains(active) ? active.closest("[data-part]")?.dataset.part ?? null : null;
   }
 
+  /** Focus a part such as ``strength:2``, or the one that took its place: of the last row, or of the list. */
   focus(part) {
-    this.root.querySelector(`[data-part="${part}"]`)?.focus({ preventScroll: false });
+    const [name, at] = part.split(":");
+    const row = Math.min(at ?? 0, this.rows.length - 1);
+    for (const each of [part, `${name}:${row}`, `name:${row}`, "add", "tab-Text"]) {
+      const found = this.root.querySelector(`[data-part="${each}"]`);
+      if (found) return found.focus();
+    }
   }
 }
