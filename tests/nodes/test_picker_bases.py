@@ -125,6 +125,23 @@ def test_chips_count_all_files(editor, opened, server):
     assert counts["Pony"] == counts["Flux.1"] == 1 and "Wan" not in counts
 
 
+def test_an_option_that_is_pressed_stays(editor, folder):
+    """The answer of the server comes between press and release; the click counts."""
+    editor.page.evaluate(REFRESH)
+    rows = add_list(editor)
+    held = []
+    editor.page.route("**/lora_alloy/bases", lambda route: held.append(route))
+    rows.part("add").click()
+    editor.page.keyboard.type(f"{FOLDER}/")
+    editor.page.locator(OPTION).first.hover()
+    editor.page.mouse.down()
+    editor.page.unroute("**/lora_alloy/bases")
+    held[0].continue_()
+    editor.page.locator(f"{OPTION} .base").first.wait_for()
+    editor.page.mouse.up()
+    rows.becomes(f"<lora:{FOLDER}/a_sdxl.safetensors:1>")
+
+
 @pytest.mark.parametrize(
     ("loader", "unfit"),
     [

@@ -13,9 +13,10 @@ export class BaseFilter {
   constructor(entries, { onChoose, onLeave }) {
     Object.assign(this, { entries, onChoose, onLeave, shown: [] });
     this.element = make("div", {
-      class: "bases", role: "radiogroup", "aria-label": say("Base model"), hidden: true,
+      class: "bases", role: "radiogroup", "aria-label": say("Base model"), hidden: entries.length === 0,
       onclick: (event) => this.choose(event.target.closest("button")),
       onkeydown: (event) => this.onKey(event),
+      onwheel: (event) => { this.element.scrollLeft += event.deltaY; },
     });
   }
 
@@ -24,7 +25,7 @@ export class BaseFilter {
   }
 
   get isOn() {
-    return this.isShown && chosen !== ALL;
+    return chosen !== ALL;
   }
 
   /** Whether the files that are listed may have this entry among them. */
@@ -32,7 +33,7 @@ export class BaseFilter {
     return !this.isOn || baseOf(entry.name) === chosen;
   }
 
-  /** Count again; shown as soon as the base model of any file is known. */
+  /** Count again. The row is there from the start and stays one line: the list under it must not move away. */
   update() {
     const counts = new Map();
     let unknown = 0;
@@ -42,7 +43,6 @@ export class BaseFilter {
       else if (base !== undefined) counts.set(base, (counts.get(base) ?? 0) + 1);
     }
     if (chosen && !counts.has(chosen)) counts.set(chosen, 0);
-    this.element.hidden = counts.size === 0;
     const bases = [...counts].sort(([a, n], [b, m]) => m - n || a.localeCompare(b));
     const last = unknown || chosen === UNKNOWN ? [[UNKNOWN, unknown]] : [];
     this.shown = [[ALL, this.entries.length], ...bases, ...last];

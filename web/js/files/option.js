@@ -6,8 +6,8 @@ import { say } from "../texts.js";
 const TAIL = 12; // letters at the end of a long name that are always seen: versions are told apart there
 const LONG = 28;
 
-/** ``from`` is where the shown part of the path begins; ``reason`` says why the file does not fit. */
-export function makeOption(entry, { id, at, count, marks, from, base, reason, isCurrent, isActive }) {
+/** ``from`` is where the shown part of the path begins. */
+export function makeOption(entry, { id, at, count, marks, from, isCurrent, isActive }) {
   const { folder, stem, file } = entry;
   const path = folder + stem;
   const cut = folder.length + cutOf(stem);
@@ -16,16 +16,26 @@ export function makeOption(entry, { id, at, count, marks, from, base, reason, is
   return make("div", {
     role: "option", id, "data-file": file, "data-at": at, "aria-selected": String(isActive),
     "aria-setsize": count, "aria-posinset": at + 1, "aria-current": isCurrent ? "true" : null,
-    "aria-label": [path, base, reason].filter(Boolean).join(", "),
-    title: reason ? `${file}\n${reason}` : file, class: reason ? "unfit" : null,
+    "aria-label": path, title: file,
   },
     part("folder", from, folder.length), part("start", folder.length, cut), part("end", cut, path.length),
-    make("span", { class: "side" },
-      base ? make("span", { class: "base" }, base) : null,
-      entry.none ? null : make("button", {
-        type: "button", class: "info", tabindex: "-1", "aria-hidden": "true", title: say("About this LoRA (F1)"),
-      }, "i")),
+    make("span", { class: "side" }, entry.none ? null : make("button", {
+      type: "button", class: "info", tabindex: "-1", "aria-hidden": "true", title: say("About this LoRA (F1)"),
+    }, "i")),
   );
+}
+
+/** Show the base model, and why it does not fit, on an option that stays as it is: it may be pressed just now. */
+export function tagOption(option, { folder, stem, file }, base, reason) {
+  const side = option.querySelector(".side");
+  const tag = side.querySelector(".base") ?? (base && make("span", { class: "base" }));
+  if (base) {
+    tag.textContent = base;
+    side.prepend(tag);
+  } else tag?.remove();
+  option.classList.toggle("unfit", Boolean(reason));
+  option.setAttribute("aria-label", [folder + stem, base, reason].filter(Boolean).join(", "));
+  option.title = reason ? `${file}\n${reason}` : file;
 }
 
 /** Where a long name may be shortened; signs that belong together stay so. */

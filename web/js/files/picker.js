@@ -7,13 +7,13 @@ import { BaseFilter } from "./base_filter.js";
 import { baseOf, readBases } from "./bases.js";
 import { openCard } from "./card.js";
 import { catalogOf } from "./catalog.js";
-import { makeOption } from "./option.js";
+import { makeOption, tagOption } from "./option.js";
 import { marksOf, Search, wordsOf } from "./search.js";
 import { WindowList } from "./window_list.js";
 
 loadStyle("./picker.css", import.meta.url);
 
-const WIDTH = 380;
+const WIDTH = 420;
 const HEIGHT = 460;
 
 /**
@@ -68,7 +68,7 @@ class Picker {
     });
     this.askModel?.().then((model) => {
       this.model = model;
-      if (model && this.isOpen) this.list.redraw();
+      if (model && this.isOpen) this.tag();
     });
   }
 
@@ -79,12 +79,22 @@ class Picker {
 
   onBases() {
     this.filter.update();
-    if (!this.filter.isOn) return this.list.redraw();
     const before = this.options[this.active]?.entry;
-    const { scrollTop } = this.list.element;
-    this.fill();
+    const count = this.options.length;
+    if (this.filter.isOn) this.fill();
+    if (this.options.length === count) return this.tag();
     this.active = Math.max(0, this.options.findIndex(({ entry }) => entry === before));
-    return this.place({ top: scrollTop });
+    return this.place({ top: this.list.element.scrollTop });
+  }
+
+  /** Show on the options in the page what is known by now. */
+  tag() {
+    for (const [index, element] of this.list.drawn) {
+      const { entry } = this.list.lines[index];
+      if (!entry || entry.none) continue;
+      const base = baseOf(entry.name);
+      tagOption(element, entry, base, this.misfit(base));
+    }
   }
 
   /** What the query and the filter leave, with the best of it active; without a query the file that is chosen. */
@@ -141,13 +151,14 @@ class Picker {
       return make("div", { class: name, role: "presentation", title: text }, make("bdi", {}, text));
     }
     const { entry, at } = line;
-    const base = entry.none ? null : baseOf(entry.name);
-    return makeOption(entry, {
-      id: `lora-alloy-file-${at}`, at, count: this.options.length, base,
+    const option = makeOption(entry, {
+      id: `lora-alloy-file-${at}`, at, count: this.options.length,
       marks: marksOf(entry, this.words), from: this.words.length ? 0 : entry.folder.length,
-      reason: this.misfit(base),
       isCurrent: entry.file === this.current, isActive: at === this.active,
     });
+    const base = entry.none ? null : baseOf(entry.name);
+    if (base) tagOption(option, entry, base, this.misfit(base));
+    return option;
   }
 
   misfit(base) {

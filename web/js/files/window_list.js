@@ -24,12 +24,6 @@ export class WindowList {
     this.update();
   }
 
-  /** Draw the lines in sight again. */
-  redraw() {
-    this.clear();
-    this.update();
-  }
-
   clear() {
     this.space.replaceChildren();
     this.drawn.clear();
