@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from typing import Any
 
 from ..errors import ParameterError, did_you_mean
@@ -11,6 +12,7 @@ from . import checked
 from .mergekit import from_mergekit
 
 MAX_TEXT = 1 << 20  # characters; a recipe of a hundred sources has 20 thousand
+_MAX_DEPTH = 100  # of brackets in YAML, whose parser takes time that grows with the square of it
 _LORAX_KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method", "space")
 _LORAX_STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
 _LORAX_VOTES = ("total", "frequency")
@@ -29,6 +31,8 @@ def parsed_text(given: str) -> Any:
             return json.loads(given)
         except (ValueError, RecursionError) as error:
             raise ParameterError(f"the recipe is not valid JSON: {str(error)[:100]}") from error
+    if _depth(given) > _MAX_DEPTH:
+        raise ParameterError(f"the recipe in YAML has more than {_MAX_DEPTH} brackets open at once")
     try:
         yaml = importlib.import_module("yaml")
     except ModuleNotFoundError as error:
@@ -46,6 +50,15 @@ def parsed_text(given: str) -> Any:
         # PyYAML's own errors, and Python's for a value that does not match its tag
         first = " ".join(str(error).split())[:100]
         raise ParameterError(f"the recipe is not valid YAML: {first or 'it cannot be read'}") from error
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once, at most."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def own_layout(given: Any) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -4,62 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import LoraFormatError, ParameterError
 from ..formats import load
-from ..formats.container import file_digest
-from ..formats.peft_config import CONFIG_NAME
 from ..formats.peft_folder import WEIGHTS_NAME
 from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe
 from .source import Source
-from .spelled import ENDINGS, READINGS, trimmed, use_forward_slashes, without_ending
+from .source_file import SourceFile, files_called
+from .spelled import ENDINGS
 
 RECIPE_KEY = "lora_alloy"  # in a file's metadata; for a PEFT folder, that of its safetensors file
 TEXT_SUFFIXES = (".json", ".yaml", ".yml")
 Progress = Callable[[int, int, str], None]
-Reading = Callable[[str], str]
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A safetensors file in one of the folders. ``parts`` is its path, starting with that folder's name."""
-
-    path: Path
-    parts: tuple[str, ...]
-
-    @property
-    def config(self) -> Path | None:
-        """The configuration next to it, if it is part of a PEFT folder."""
-        config = self.path.with_name(CONFIG_NAME)
-        return config if config.is_file() else None
-
-    def is_called(self, name: str, reading: Reading = trimmed) -> bool:
-        """Return True if a name, with or without folders and suffix, matches the file or its PEFT folder."""
-        wanted = PurePosixPath(reading(use_forward_slashes(name))).parts
-        spelled = [self.parts, (*self.parts[:-1], without_ending(self.path.name))]
-        if self.path.name == WEIGHTS_NAME and self.config:
-            spelled.append(self.parts[:-1])
-        return any(tuple(map(reading, parts[-len(wanted) :])) == wanted for parts in spelled)
-
-    def digests(self) -> dict[str, Path]:
-        """Return the path to load by SHA-256: of the file, and of the file with its PEFT configuration.
-
-        Empty if the file cannot be read.
-        """
-        try:
-            paths = {file_digest(self.path): self.path}
-            if self.config is not None:
-                whole = self.path.parent if self.path.name == WEIGHTS_NAME else self.path
-                paths[file_digest(self.path, self.config)] = whole
-        except OSError:  # no use as a source, but no reason to stop the search
-            return {}
-        return paths
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -122,7 +84,7 @@ def find_sources(
     missing: list[Source] = []
     for source in recipe.sources:
         if (source.sha256 or "") not in paths and source not in missing:
-            called = _files_called(source.name, files)
+            called = files_called(source.name, files)
             if not called:
                 missing.append(source)
             else:
@@ -135,15 +97,7 @@ def find_sources(
     return [_with_warning(loras[pair], source) for pair, source in zip(pairs, recipe.sources, strict=True)]
 
 
-def _files_called(name: str, files: Sequence[_File]) -> list[_File]:
-    """The files of a name, or else those that have it in another Unicode form or with other spaces."""
-    for reading in READINGS:
-        if called := [file for file in files if file.is_called(name, reading)]:
-            return called
-    return []
-
-
-def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
+def _files_below(roots: Sequence[Path]) -> Iterator[SourceFile]:
     """Yield every safetensors file once, in the order of the folders, then alphabetically."""
     seen: set[Path] = set()
     for given in roots:
@@ -160,11 +114,11 @@ def _files_below(roots: Sequence[Path]) -> Iterator[_File]:
                 if target in seen or not target.is_relative_to(root) or not target.is_file():
                     continue
                 seen.add(target)
-                yield _File(path, (root.name, *path.relative_to(root).parts))
+                yield SourceFile(path, (root.name, *path.relative_to(root).parts))
 
 
 def _paths_by_digest(
-    sources: Sequence[Source], files: Sequence[_File], progress: Progress
+    sources: Sequence[Source], files: Sequence[SourceFile], progress: Progress
 ) -> dict[str, Path]:
     """Return the paths of the sources by SHA-256, reading no more files than needed."""
     wanted = {source.sha256 for source in sources if source.sha256 is not None}
@@ -180,7 +134,7 @@ def _paths_by_digest(
     return paths
 
 
-def _only_one(source: Source, called: list[_File]) -> Path:
+def _only_one(source: Source, called: list[SourceFile]) -> Path:
     """Return the path of the only file of that name; files with equal contents count as one."""
     several = [file.digests() for file in called] if len(called) > 1 else []
     if several and len({tuple(digests) for digests in several}) > 1:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..model.core import running_server
-from . import base_of_model, blocks, info, stop
+from . import base_of_model, blocks, find, info, recipe, stop
 
-_ROUTES = (base_of_model, blocks, info, stop)
+_ROUTES = (base_of_model, blocks, find, info, recipe, stop)
 
 
 def add_routes() -> None:

@@ -103,6 +103,15 @@ def test_a_recipe_whose_merge_keys_double():
     assert parsed_text("a: &a {x: 1}\nb: *a") == {"a": {"x": 1}, "b": {"x": 1}}
 
 
+def test_a_recipe_of_brackets():
+    """PyYAML takes hours for as many as fit into a recipe."""
+    start = time.process_time()
+    for text in ("[" * 100_000, "{a: " * 100_000):
+        with pytest.raises(ParameterError, match=r"brackets|not valid JSON"):
+            parsed_text(text)
+    assert time.process_time() - start < 5
+
+
 @pytest.mark.parametrize("name", ["²", "1²2", "a.²", "٣", "1٣", "block.²"])
 def test_digits_of_other_scripts_in_names(name):
     """``isdigit`` is true for signs that ``int`` cannot read."""

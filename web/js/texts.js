@@ -7,8 +7,9 @@ import { FILES } from "./zh/files.js";
 import { LIST } from "./zh/list.js";
 import { NODE } from "./zh/node.js";
 import { PARAMETERS } from "./zh/parameters.js";
+import { SETS } from "./zh/sets.js";
 
-const TABLES = { zh: { ...LIST, ...BLOCK_SLIDERS, ...FILES, ...CARD, ...NODE, ...PARAMETERS } };
+const TABLES = { zh: { ...LIST, ...BLOCK_SLIDERS, ...FILES, ...CARD, ...SETS, ...NODE, ...PARAMETERS } };
 let language = () => "en";
 
 /** ``ask`` gives the editor's language when it is needed. */

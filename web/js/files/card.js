@@ -13,8 +13,11 @@ loadStyle("./card.css", import.meta.url);
 const WIDTH = 420;
 const HEIGHT = 560;
 
-/** Open the card of the LoRA with this name; the returned ``close`` closes it, as Escape and a press beside it do. */
-export function openCard({ anchor, name, onClose }) {
+/**
+ * Open the card of the LoRA with this name; the returned ``close`` closes it, as Escape and a press beside it do. With
+ * ``onSources``, the card of a merge has a button for its sources, which closes the card and calls it.
+ */
+export function openCard({ anchor, name, onClose, onSources = null }) {
   const title = bareName(name);
   const body = make("div", { class: "body", tabindex: "0", "aria-busy": "true" },
     make("p", { class: "state", role: "status" }, say("Reading {name} …", { name: title })));
@@ -33,7 +36,11 @@ export function openCard({ anchor, name, onClose }) {
     },
   });
   popup.element.focus();
-  fill(body, name);
+  const loadSources = onSources && (() => {
+    popup.close();
+    onSources();
+  });
+  fill(body, name, loadSources);
   return popup;
 }
 
@@ -46,12 +53,12 @@ function onKey(event, popup) {
   }
 }
 
-async function fill(body, name) {
+async function fill(body, name, loadSources) {
   let parts;
   try {
     const answer = await api.fetchApi(`/lora_alloy/info?name=${encodeURIComponent(name)}`);
     const facts = await answer.json();
-    parts = answer.ok ? cardOf(facts) : [problem(facts.error)];
+    parts = answer.ok ? cardOf(facts, loadSources) : [problem(facts.error)];
   } catch { // no server, or no JSON
     parts = [problem(say("ComfyUI does not answer. Is it still running?"))];
   }
@@ -61,12 +68,12 @@ async function fill(body, name) {
 
 const problem = (text) => make("p", { class: "state problem", role: "alert" }, text);
 
-function cardOf(facts) {
+function cardOf(facts, loadSources) {
   return [
     make("div", { class: "first" }, picture(facts), table(facts)),
     ...facts.problems.map((text) => make("p", { class: "problem" }, text)),
     words(facts),
-    recipePart(facts.recipe),
+    recipePart(facts.recipe, loadSources),
     paragraph(say("Notes"), facts.notes),
     tags(facts),
     facts.description && facts.description !== facts.notes
@@ -81,7 +88,8 @@ function picture({ preview, video, title, name }) {
       ? say("The preview is a video: {name}", { name: video }) : say("No preview image"));
   }
   const image = make("img", {
-    src: preview.startsWith("data:") ? preview : api.apiURL(preview), alt: say("Preview of {name}", { name: title ?? bareName(name) }),
+    src: preview.startsWith("data:") ? preview : api.apiURL(preview),
+    alt: say("Preview of {name}", { name: title ?? bareName(name) }),
     onerror: () => frame.replaceWith(make("div", { class: "picture none" }, say("The preview image cannot be shown"))),
   });
   const frame = make("div", { class: "picture" }, image);
@@ -115,7 +123,8 @@ function words({ trigger_words: found, words_from: source }) {
     said.textContent = await copyText(text) ? say("Copied") : say("The browser does not allow copying");
   };
   if (found.length > 1) {
-    head.append(make("button", { type: "button", class: "all", onclick: () => copy(found.join(", ")) }, say("Copy all")));
+    const all = () => copy(found.join(", "));
+    head.append(make("button", { type: "button", class: "all", onclick: all }, say("Copy all")));
   }
   const chips = found.map((word) => make("li", {}, make("button", {
     type: "button", class: "chip", title: say("Copy"), onclick: () => copy(word),

@@ -4,15 +4,17 @@ import { make } from "../dom.js";
 import { say } from "../texts.js";
 import { bareName } from "./facts.js";
 
-/** A section with the recipe; null for a file that is no merge. */
-export function recipePart(recipe) {
+/** A section with the recipe, and a button that calls ``loadSources``; null for a file that is no merge. */
+export function recipePart(recipe, loadSources = null) {
   if (!recipe) return null;
   const given = Object.entries(recipe.params).map(([name, value]) => `${name} ${value}`);
   const method = recipe.learned ? say("distilled") : recipe.method ?? `peft, ${recipe.combination_type}`;
   const scale = recipe.scale === 1 ? [] : [say("strength {value}", { value: recipe.scale })];
   const sources = recipe.sources.map((source) => make("li", {},
     make("span", {}, bareName(source.name)), make("span", { class: "number" }, strengths(source))));
-  return make("section", {}, make("h3", {}, say("Merge of {count} LoRAs", { count: sources.length })),
+  const load = loadSources && make("button", { type: "button", class: "all", onclick: loadSources }, say("Load its sources…"));
+  const title = make("h3", {}, say("Merge of {count} LoRAs", { count: sources.length }));
+  return make("section", {}, make("div", { class: "head" }, title, ...(load ? [load] : [])),
     make("p", { class: "dim" }, [method, ...given, ...scale].join(" · ")),
     make("ul", { class: "sources" }, ...sources));
 }

@@ -58,7 +58,10 @@ function fileOf(view, entry) {
 }
 
 function showCard(view, entry, anchor) {
-  openCard({ anchor, name: fileOf(view, entry), onClose: () => view.focus(anchor.dataset.part) });
+  const name = fileOf(view, entry);
+  openCard({
+    anchor, name, onClose: () => view.focus(anchor.dataset.part), onSources: () => view.onSources(name, anchor),
+  });
 }
 
 function switchRow(view, entry) {

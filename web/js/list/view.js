@@ -21,9 +21,13 @@ export class ListView {
   /**
    * ``onEdit`` is called with the new text after each edit, ``onText`` whenever there is another text; ``files``
    * gives the names of the LoRA files. ``onShown`` is called when the list has another place or size in the page.
+   * ``onSets`` opens the menu of sets at an element, ``onSources(file, anchor)`` offers what a merge was made from.
    */
-  constructor({ files, onEdit, onText = () => {}, onResize = () => {}, onShown = () => {}, askModel = null }) {
-    Object.assign(this, { files, onEdit, onText, onResize, askModel, text: "", entries: [], drawn: new Map() });
+  constructor({
+    files, onEdit, onSets, onSources, onText = () => {}, onResize = () => {}, onShown = () => {}, askModel = null,
+  }) {
+    Object.assign(this, { files, onEdit, onSets, onSources, onText, onResize, askModel });
+    Object.assign(this, { text: "", entries: [], drawn: new Map() });
     Object.assign(this, { showClip: false, showBlocks: false, showPrompts: false, narrow: false });
     this.head = makeHead(this);
     this.list = make("div", { class: "rows", role: "list" });
@@ -32,6 +36,10 @@ export class ListView {
       type: "button", class: "add", "data-part": "add", "aria-haspopup": "listbox",
       onclick: () => this.addRow(this.add),
     }, say("+ Add LoRA"));
+    this.sets = make("button", {
+      type: "button", class: "sets-button", "data-part": "sets", "aria-haspopup": "dialog",
+      title: say("Save and load sets of LoRAs"), onclick: () => this.onSets(this.sets),
+    }, say("Sets"));
     this.grammar = make("span", { class: "hint" },
       say("One <lora:name:strength> per line; # switches a line off"));
     this.foot = make("div", { class: "foot" });
@@ -93,7 +101,7 @@ export class ListView {
     this.narrow = this.isNarrow;
     this.renderRows();
     this.head.update();
-    place(this.foot, [this.textarea ? this.grammar : this.add]);
+    place(this.foot, this.textarea ? [this.grammar] : [this.add, this.sets]);
     this.root.classList.toggle("narrow", this.narrow);
     this.root.style.minHeight = `${this.height}px`;
     this.onResize();

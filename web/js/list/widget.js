@@ -4,6 +4,8 @@ import { baseOfConnected } from "../files/connected.js";
 import { knownFiles, whenFilesChange } from "../files/known.js";
 import { after } from "../node/method_values.js";
 import { fit, forwardToCanvas, mainCanvas, replaceStale, undoable } from "../page.js";
+import { loadSources, openSets } from "../sets/menu.js";
+import { takeDropped } from "../sets/taken.js";
 import { rememberFocus, takeFocus } from "./focus_over.js";
 import { drawEverywhere, followLink } from "./hosting.js";
 import { promoteLists, watchPromotion } from "./promoted.js";
@@ -42,9 +44,18 @@ function addPromoted(host, name, type, read, write) {
 
 function addList(node, name, type, write, options) {
   const key = () => `${node.id} ${name}`;
-  const view = new ListView({
-    files: knownFiles,
-    askModel: () => baseOfConnected(node),
+  const makeView = (more) => {
+    const made = new ListView({
+      files: knownFiles,
+      askModel: () => baseOfConnected(node),
+      onSets: (anchor) => openSets({ view: made, node }, anchor),
+      onSources: (file, anchor) => loadSources({ view: made, node }, file, anchor),
+      ...more,
+    });
+    takeDropped({ view: made, node });
+    return made;
+  };
+  const view = makeView({
     onEdit: (text) => undoable(() => write(text)),
     onText: (text) => {
       takeFocus(view, key);
@@ -60,8 +71,7 @@ function addList(node, name, type, write, options) {
   const widget = node.addDOMWidget(name, type, view.root, {
     getMinHeight: () => view.height + 2 * MARGIN, margin: MARGIN, hideOnZoom: false, ...options(view),
   });
-  const drawn = drawEverywhere(widget, view, mainCanvas, () => new ListView({
-    files: knownFiles, askModel: () => baseOfConnected(node),
+  const drawn = drawEverywhere(widget, view, mainCanvas, () => makeView({
     onEdit: (text) => { undoable(() => write(text)); view.setText(text); },
   }));
   const stopHearing = whenFilesChange(() => drawn.views().forEach((each) => each.render()));

@@ -34,5 +34,6 @@ export const CARD = {
   "Description": "说明",
   "distilled": "蒸馏",
   "strength {value}": "强度 {value}",
+  "Load its sources…": "载入它的来源…",
   "Merge of {count} LoRAs": "由 {count} 个 LoRA 合并",
 };
