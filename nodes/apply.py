@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError, escaped
-from .inputs import ALIASES, CATEGORY, LORA_MODEL
+from .inputs import CATEGORY, LORA_MODEL
 from .model.clones import fit_and_patch_clones
 from .model.lora_model import read_lora_model
 from .model.summary import describe_merge, list_left_out, list_not_applied
@@ -27,7 +27,7 @@ class LoraAlloyApply(io.ComfyNode):
             category=CATEGORY,
             description="Apply a merged LoRA to a model and its text encoder. A full-rank merge is "
             "applied exactly, without truncation.",
-            search_aliases=[*ALIASES, "apply lora"],
+            search_aliases=["apply lora", "apply merge"],
             inputs=[
                 LORA_MODEL.Input(
                     "lora",

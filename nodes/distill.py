@@ -12,7 +12,7 @@ from ..merge_ops.errors import ParameterError, did_you_mean, escaped
 from ..merge_ops.learning import DistillProgress, Retention, distill
 from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
-from .inputs import ALIASES, CATEGORY, LORA_MODEL, RECORDING
+from .inputs import CATEGORY, LORA_MODEL, RECORDING
 from .model.clones import patch_clones
 from .model.lora_model import MergedLoraModel
 from .model.recorded import RecordedLoras
@@ -39,7 +39,7 @@ class LoraAlloyDistill(io.ComfyNode):
                 "Train one LoRA that answers as each recorded LoRA did alone. It keeps more of them than "
                 "adding them up, most of all from three LoRAs on. Needs no images; takes seconds to minutes."
             ),
-            search_aliases=[*ALIASES, "distill lora", "train merge", "lora interference"],
+            search_aliases=["distill lora", "train merge", "lora interference"],
             inputs=[
                 RECORDING.Input("recording", tooltip="What the LoRAs do, from Record LoRAs."),
                 io.Int.Input(

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.analysis.plots import THEMES
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
-from ..merge_ops.methods.registry import METHODS, Param
+from ..merge_ops.methods.registry import METHODS, Method, Param
 from .values.keywords import PEFT_OPTION, PEFT_PARAMS
 
 CATEGORY = "model/merging/lora"
@@ -19,7 +19,13 @@ COMMUNITY_STACK = io.Custom("LORA_STACK")
 LORA_MODEL = io.Custom("LORA_MODEL")
 RECORDING = io.Custom("LORA_RECORDING")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-ALIASES = ["lora merge", "merge lora", "combine loras", "lora mixer", "ties", "dare", "power lora", "peft"]
+PEFT_SUMMARY = "the combination types of the PEFT library, under PEFT's own names."
+# what docs/quality.md measured; the start of the tooltip of the methods says the same
+RECOMMENDED = {
+    "linear": "for a quick look",
+    "mean": "for LoRAs of one subject",
+    "even": "for LoRAs of one subject",
+}
 
 
 def lora_list(names: list[str] | None = None) -> io.String.Input:
@@ -61,9 +67,23 @@ def method_input() -> io.DynamicCombo.Input:
         "How to merge the LoRAs. For a quick look: linear. For LoRAs of one subject: even or mean. For a "
         "merge to keep, and for three LoRAs or more: record the LoRAs and distill them."
     )
-    peft = f"{PEFT_OPTION}: the combination types of the PEFT library, under PEFT's own names."
-    tooltip = f"{start}\n\n{summaries}\n{peft}\n\n{_broken_laws()}"
-    return io.DynamicCombo.Input("method", options=options, tooltip=tooltip)
+    tooltip = f"{start}\n\n{summaries}\n{PEFT_OPTION}: {PEFT_SUMMARY}\n\n{_broken_laws()}"
+    notes = [_note(m) for m in METHODS.values()] + [{"name": PEFT_OPTION, "summary": PEFT_SUMMARY}]
+    return io.DynamicCombo.Input(
+        "method", options=options, tooltip=tooltip, extra_dict={"lora_alloy_methods": notes}
+    )
+
+
+def _note(method: Method) -> dict[str, Any]:
+    """What the list of methods of ``web/js`` says about one."""
+    note: dict[str, Any] = {"name": method.name, "summary": method.summary}
+    if method.name in RECOMMENDED:
+        note["recommended"] = RECOMMENDED[method.name]
+    if method.needs_recording:
+        note["recording"] = True
+    if "generator" in method.supplied:
+        note["random"] = True
+    return note
 
 
 def _broken_laws() -> str:

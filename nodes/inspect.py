@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..merge_ops.analysis.plots import draw
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean, escaped
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, STACK, theme_input
+from .inputs import CATEGORY, COMMUNITY_STACK, STACK, theme_input
 from .model.stacks import read_stack
 
 _ENERGY = 0.95
@@ -38,7 +38,7 @@ class LoraAlloyInspect(io.ComfyNode):
                 "Show how the LoRAs of a stack relate to each other in each block of the model, or "
                 "how much of their rank they use, with advice for merging them."
             ),
-            search_aliases=[*ALIASES, "lora info", "lora similarity", "lora rank", "compare loras"],
+            search_aliases=["lora info", "lora similarity", "lora rank", "compare loras"],
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to inspect."),
                 _view_input(),

@@ -8,7 +8,6 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import MergeError, escaped
 from .inputs import (
-    ALIASES,
     CATEGORY,
     COMMUNITY_STACK,
     LORA_MODEL,
@@ -34,7 +33,14 @@ from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .model.summary import list_not_applied, summarize
 from .status import StatusLine
 from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
-from .values.stack_entries import set_strengths
+from .values.stack_entries import change_entries
+
+# what people type who look for what this node does; the helper nodes have words of their own
+SEARCH_WORDS = [
+    "lora", "lora loader", "load lora", "power lora", "power lora loader", "multi lora", "multiple loras",
+    "lora merge", "merge lora", "merge loras", "combine loras", "lora mixer", "lora stack", "lora manager",
+    "ties", "dare", "block weight", "lora block weight",
+]  # fmt: skip
 
 
 class LoraAlloyLoader(io.ComfyNode):
@@ -51,7 +57,7 @@ class LoraAlloyLoader(io.ComfyNode):
                 "Load any number of LoRAs, merge them with the chosen method, and apply the result to"
                 " the model and CLIP. linear gives the same result as a chain of Load LoRA nodes."
             ),
-            search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
+            search_aliases=SEARCH_WORDS,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to patch."),
                 lora_list(list_lora_files()),
@@ -149,7 +155,7 @@ class LoraAlloyLoader(io.ComfyNode):
         refuse_unknown(unknown, ("space", "rank", "seed", "strength", "auto_strength"), method)
         chosen = sweep or MethodChoice()
         asked = chosen.override(method, strength, space=space, rank=rank, seed=seed)
-        entries = set_strengths(read_stack(stack) + read_list(loras or ""), asked.strengths)
+        entries = change_entries(read_stack(stack) + read_list(loras or ""), asked.settings)
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
             text = summarize(None, label=chosen.label)

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..merge_ops.errors import MergeError, ParameterError, escaped
 from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
-from .inputs import ALIASES, CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
+from .inputs import CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
 from .model.clones import fit_and_patch_clones
 from .model.learning_host import Applied
 from .model.lora_model import read_lora_model
@@ -52,7 +52,7 @@ class LoraAlloyMeasure(io.ComfyNode):
                 "Measure how much of each recorded LoRA a merge keeps, beside linear: of a merged LoRA, of a "
                 "patched model, or of a list of methods and strengths. " + ROUGHLY
             ),
-            search_aliases=[*ALIASES, "lora interference", "retention", "compare loras"],
+            search_aliases=["retention", "lora interference", "compare loras"],
             inputs=[
                 RECORDING.Input("recording", tooltip="What the LoRAs do, from Record LoRAs."),
                 LORA_MODEL.Input("lora", optional=True, tooltip="A merge of the recorded LoRAs to measure."),

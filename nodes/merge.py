@@ -9,7 +9,6 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError, escaped
 from .inputs import (
-    ALIASES,
     CATEGORY,
     COMMUNITY_STACK,
     DTYPES,
@@ -28,7 +27,7 @@ from .model.stacks import read_stack
 from .model.summary import summarize
 from .status import StatusLine
 from .values.keywords import MethodChoice
-from .values.stack_entries import set_strengths
+from .values.stack_entries import change_entries
 
 
 class LoraAlloyMerge(io.ComfyNode):
@@ -42,7 +41,7 @@ class LoraAlloyMerge(io.ComfyNode):
             display_name="Merge LoRAs",
             category=CATEGORY,
             description="Merge a stack of LoRAs into one LoRA, to apply, save or inspect it.",
-            search_aliases=ALIASES,
+            search_aliases=["merge lora stack", "combine lora stack"],
             inputs=[
                 io.MultiType.Input("stack", types=[STACK, COMMUNITY_STACK], tooltip="The LoRAs to merge."),
                 METHOD.Input(
@@ -111,7 +110,7 @@ class LoraAlloyMerge(io.ComfyNode):
             raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
         chosen = method or MethodChoice()
         asked = chosen.override(rank=rank, seed=seed)
-        entries = set_strengths(entries, asked.strengths)
+        entries = change_entries(entries, asked.settings)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
             return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(escaped(text)))

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..merge_ops.errors import MergeError
-from .inputs import ALIASES, CATEGORY, METHOD, method_input, space_input
+from .inputs import CATEGORY, METHOD, method_input, space_input
 from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
 
 
@@ -22,7 +22,7 @@ class LoraAlloyMethod(io.ComfyNode):
             display_name="Merge Method",
             category=CATEGORY,
             description="Choose a merge method and its parameters for one or more Merge LoRAs nodes.",
-            search_aliases=ALIASES,
+            search_aliases=["merge algorithm", "merge mode", "slerp", "della", "breadcrumbs", "peft"],
             inputs=[method_input(), space_input()],
             outputs=[
                 METHOD.Output(

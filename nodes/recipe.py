@@ -14,7 +14,7 @@ from ..merge_ops.blocks import block_strengths
 from ..merge_ops.errors import MergeError, ParameterError, escaped
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
 from ..merge_ops.recipes.spelled import trimmed
-from .inputs import ALIASES, CATEGORY, LORA_MODEL
+from .inputs import CATEGORY, LORA_MODEL
 from .model.files import find_path, list_lora_files, read_file_state
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
@@ -39,7 +39,7 @@ class LoraAlloyRecipe(io.ComfyNode):
                 "Show what a saved merge was made from, and merge it again. The source files are "
                 "found in the loras folders by their contents, even if they were renamed."
             ),
-            search_aliases=[*ALIASES, "lora recipe", "lora metadata", "mergekit", "lorax"],
+            search_aliases=["lora recipe", "lora metadata", "mergekit", "lorax"],
             inputs=[
                 io.String.Input(
                     "lora_name", default=_NO_FILE, extra_dict={"widgetType": "LORA_ALLOY_FILE"},

@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError, did_you_mean, escaped
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
+from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
 from .model.recorded import RecordedLoras, record_loras, refuse_empty
 from .model.sampling import Sampling
 from .model.stacks import check_list, read_file_states, read_list, read_stack
@@ -34,7 +34,7 @@ class LoraAlloyRecord(io.ComfyNode):
                 "recording, other nodes measure what a merge keeps of each LoRA, and make merges that keep "
                 "more."
             ),
-            search_aliases=[*ALIASES, "calibrate lora", "distill lora", "lora interference"],
+            search_aliases=["calibrate lora", "distill lora", "lora interference"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that the LoRAs are for."),
                 io.Clip.Input("clip", tooltip="The text encoder, for the prompts. It is recorded too if the "

@@ -15,7 +15,7 @@ from ..merge_ops.merging.common_metadata import facts_of_use
 from ..merge_ops.names.parts import is_language_model
 from ..merge_ops.saving import save
 from ..merge_ops.saving.file_names import check_name
-from .inputs import ALIASES, CATEGORY, DTYPES, LORA_MODEL
+from .inputs import CATEGORY, DTYPES, LORA_MODEL
 from .model.lora_model import read_lora_model
 from .model.summary import list_left_out
 from .status import StatusLine
@@ -39,7 +39,7 @@ class LoraAlloySave(io.ComfyNode):
                 "Save a merged LoRA as a file for Load LoRA, at strength 1. The file is read back and"
                 " compared after writing, and it contains the recipe of the merge."
             ),
-            search_aliases=[*ALIASES, "save lora", "export lora"],
+            search_aliases=["save lora", "export lora"],
             inputs=[
                 LORA_MODEL.Input("lora", tooltip="The LoRA to save, from a merge node or any other "
                                                  "node that outputs LORA_MODEL."),

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import ParameterError, escaped
-from .inputs import ALIASES, CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
+from .inputs import CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
 from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import as_lora
 from .model.stacks import check_list, read_file_states, read_list, read_stack
@@ -32,7 +32,7 @@ class LoraAlloyStack(io.ComfyNode):
                 "Collect LoRAs and their strengths: from a list, from other stacks, and from nodes "
                 "that output LORA_MODEL, such as training nodes."
             ),
-            search_aliases=[*ALIASES, "lora stack", "block weight", "lora block weight"],
+            search_aliases=["lora stacker", "lora list", "collect loras"],
             inputs=[
                 lora_list(),
                 io.MultiType.Input(

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import MergeError, ParameterError, escaped
-from .inputs import ALIASES, CATEGORY, METHOD
+from .inputs import CATEGORY, METHOD
 from .values.keywords import MethodChoice, refuse_unknown
 from .values.sweep_values import read_sweep
 
@@ -27,15 +27,15 @@ class LoraAlloySweep(io.ComfyNode):
                 "Vary one setting of a merge: every node after it runs once for each value. Connect two "
                 "sweeps to combine each value of one with each value of the other."
             ),
-            search_aliases=[*ALIASES, "xy plot", "grid", "compare loras", "lora strength test"],
+            search_aliases=["xy plot", "parameter sweep", "compare loras", "lora strength test"],
             inputs=[
                 io.String.Input(
                     "parameter",
                     default="density",
                     tooltip=(
                         "What to vary: a parameter of the method such as density, or method, space, "
-                        "rank, seed or strength, which is that of the whole merge. 'strength mia' or "
-                        "'strength 2' varies one LoRA, by name or by number."
+                        "rank, seed or strength, which is that of the whole merge. Of one LoRA, by name or "
+                        "number: 'strength mia', 'clip mia' (for the text encoder) or 'blocks 2'."
                     ),
                 ),
                 io.String.Input(
@@ -43,7 +43,8 @@ class LoraAlloySweep(io.ComfyNode):
                     default="0.2, 0.5, 0.8",
                     tooltip=(
                         "A list such as 0.2, 0.5, 0.8 or linear, ties, or a range such as 0.1..0.9 step "
-                        "0.2 or 1..4."
+                        "0.2 or 1..4. Of blocks, texts of block strengths: down:0, down:1 mid:0.5, or "
+                        "down:0..1 step 0.5."
                     ),
                 ),
                 METHOD.Input(

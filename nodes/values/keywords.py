@@ -9,7 +9,8 @@ from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.methods.registry import METHODS, Param, get_method
 
 PEFT_OPTION = "peft"
-ONE_STRENGTH = "strength "  # prefix of a sweep of one LoRA, before its number or name
+# what a sweep can vary of one LoRA; its number or name stands after it, as in "clip mia"
+OF_ONE_LORA = ("strength", "clip", "blocks")
 PEFT_PARAMS = (
     Param(
         "Fraction of each LoRA that the ties, dare and magnitude_prune types keep: 0.5 keeps half.",
@@ -35,11 +36,12 @@ PEFT_PARAMS = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a merge node is asked to do: keywords of ``merge``, its strength, and those of single LoRAs."""
+    """What a merge node is asked to do: keywords of ``merge``, its strength, and what single LoRAs get."""
 
     keywords: dict[str, Any]
     strength: float = 1.0
-    strengths: dict[str, float] = field(default_factory=dict)  # by number or name of a LoRA
+    # of single LoRAs: the setting, of ``OF_ONE_LORA``, and the LoRA's number or name, to its value
+    settings: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,11 @@ class MethodChoice:
         given = _as_dict(method if self.method is None else self.method)
         if self.space is not None:
             widgets["space"] = self.space
-        strengths, params = {}, {}
+        settings, params = {}, {}
         for name, value in self.swept:
-            if name.startswith(ONE_STRENGTH):
-                strengths[name.removeprefix(ONE_STRENGTH)] = value
+            setting, _, lora = name.partition(" ")
+            if lora:
+                settings[setting, lora] = value
             elif name == "strength":
                 strength = value
             elif name in ("space", "rank", "seed"):
@@ -81,7 +84,7 @@ class MethodChoice:
             elif name != "method":
                 params[name] = value
         given = _with_params(given, params, dict(self.swept).get("method"))
-        return Asked(build_merge_keywords(given, **widgets), 1.0 if strength is None else strength, strengths)
+        return Asked(build_merge_keywords(given, **widgets), 1.0 if strength is None else strength, settings)
 
 
 def build_merge_keywords(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from ...merge_ops.blocks import BlockStrengths, block_strengths
 from ...merge_ops.errors import ParameterError, did_you_mean
@@ -43,19 +44,25 @@ def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None]]:
     return rows
 
 
-def set_strengths(entries: list[StackEntry], strengths: dict[str, float]) -> list[StackEntry]:
-    """Return the stack with other strengths for single LoRAs, given by number (from 1) or name.
+def change_entries(entries: list[StackEntry], settings: dict[tuple[str, str], Any]) -> list[StackEntry]:
+    """Return the stack with other settings for single LoRAs, which are given by number (from 1) or name.
 
-    A strength holds for both the model and the text encoder. A LoRA at zero is left out, as a line of the
-    list is.
+    ``strength`` holds for both the model and the text encoder, ``clip`` for the text encoder alone, whichever
+    comes first; ``blocks`` is a text of block strengths. A LoRA at zero is left out, as a line of the list
+    is.
 
     Raises:
-        ParameterError: if no LoRA of the stack has the name, or several have it.
+        ParameterError: if no LoRA of the stack has the name, or several have it, or a text cannot be read.
     """
     changed = list(entries)
-    for wanted, strength in strengths.items():
+    for (setting, wanted), value in sorted(settings.items(), key=lambda item: item[0][0] != "strength"):
         index = _find_entry(entries, wanted)
-        changed[index] = replace(entries[index], strength=strength, strength_clip=strength)
+        fields = {
+            "strength": {"strength": value, "strength_clip": value},
+            "clip": {"strength_clip": value},
+            "blocks": {"blocks": block_strengths(value) if setting == "blocks" else None},
+        }[setting]
+        changed[index] = replace(changed[index], **fields)
     return [entry for entry in changed if entry.strength or entry.strength_clip]
 
 

@@ -5,24 +5,28 @@
 1..4                   whole numbers need no step
 0, 0.2..0.8 step 0.3   lists and ranges can be mixed
 linear, ties           names
+down:0, down:1 mid:0.5 texts of block strengths, and down:0..1 step 0.5 for each value of a range
 """
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any
 
+from ...merge_ops.blocks import BlockStrengths
 from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ...merge_ops.methods.registry import METHODS, Param
-from .keywords import ONE_STRENGTH, PEFT_OPTION, PEFT_PARAMS
+from .keywords import OF_ONE_LORA, PEFT_OPTION, PEFT_PARAMS
 from .lora_text import MAX_STRENGTH
 
 MAX_VALUES = 100
 _MAX_DIGITS = 60
 _NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})(?:\s*step\s*({_NUMBER}))?")
+_BLOCKS = Param("", name="blocks", type=str)
 _WORDS = {"true": True, "false": False}
 
 
@@ -35,9 +39,11 @@ def read_sweep(parameter: str, values: str) -> tuple[str, list[Any]]:
     name, param = _param(parameter)
     words = [word.strip() for word in re.split(r"[,\n]", values) if word.strip()]
     if not words:
-        example = ", ".join(param.choices[:2]) or ("1, 2, 3" if param.type is int else "0.2, 0.5, 0.8")
-        raise ParameterError(f"there are no values for {name}; write for example {example}")
-    checked = [param.check("sweep", value) for word in words for value in _values(word, param)]
+        raise ParameterError(f"there are no values for {name}; write for example {_example(param)}")
+    if param is _BLOCKS:
+        checked = [text for word in words for text in _block_texts(word)]
+    else:
+        checked = [param.check("sweep", value) for word in words for value in _values(word, param)]
     if len(checked) > MAX_VALUES:
         raise ParameterError(f"a sweep has at most {MAX_VALUES} values, but there are {len(checked)}")
     return name, checked
@@ -45,13 +51,24 @@ def read_sweep(parameter: str, values: str) -> tuple[str, list[Any]]:
 
 def _param(parameter: str) -> tuple[str, Param]:
     name = " ".join(parameter.split())
+    setting, _, lora = name.partition(" ")
     known = _known()
-    if name.startswith(ONE_STRENGTH):
-        return name, known["strength"]
-    if name not in known:
-        hint = did_you_mean(name, [*known, f"{ONE_STRENGTH}NAME"])
-        raise ParameterError(f"there is no parameter {name!r} to sweep{hint}")
-    return name, known[name]
+    if lora and setting in OF_ONE_LORA:
+        return name, _BLOCKS if setting == "blocks" else known["strength"]
+    if name in known:
+        return name, known[name]
+    if name in OF_ONE_LORA:
+        raise ParameterError(f"whose {name} is swept? Write the LoRA's name or number, as in '{name} 1'")
+    hint = did_you_mean(name, [*known, *(f"{each} NAME" for each in OF_ONE_LORA)])
+    if lora and (close := get_close_matches(setting, OF_ONE_LORA, n=1)):
+        hint = f" (did you mean '{close[0]} {lora}'?)"
+    raise ParameterError(f"there is no parameter {name!r} to sweep{hint}")
+
+
+def _example(param: Param) -> str:
+    if param is _BLOCKS:
+        return "down:0..1 step 0.5"
+    return ", ".join(param.choices[:2]) or ("1, 2, 3" if param.type is int else "0.2, 0.5, 0.8")
 
 
 def _known() -> dict[str, Param]:
@@ -69,6 +86,21 @@ def _known() -> dict[str, Param]:
     for param in shared:
         known.setdefault(param.name, param)
     return known
+
+
+def _block_texts(word: str) -> list[str]:
+    """Read one value of a sweep of blocks: a text, or one for each value of a range in it."""
+    text = " ".join(word.split())
+    ends = _RANGE.search(text)
+    if ends is None:
+        texts = [text]
+    else:
+        before, behind = text[: ends.start()], text[ends.end() :]
+        numbers = _range(ends[0], *(_decimal(end) if end else None for end in ends.groups()))
+        texts = [f"{before}{number}{behind}" for number in numbers]
+    for each in texts:
+        BlockStrengths.parse(each)  # refuses what cannot be read
+    return texts
 
 
 def _values(word: str, param: Param) -> list[Any]:

@@ -32,6 +32,7 @@ def each_value_is_what_its_widget_gives():
     stack, *_ = run("LoraAlloyStack", loras=text_of(rows))
     ties = {"method": "ties", "density": 0.3}
     changed = [(n, 0.25, 0.25) if n == rows[1][0] else (n, s, c) for n, s, c in rows]
+    tag = text_of(rows[1:2])
     cases = [
         ("density", "0.1, 0.6", ties, {"method": {"method": "ties", "density": 0.6}}),
         ("method", "linear, dare_ties", ties, {"method": {"method": "dare_ties", "density": 0.3}}),
@@ -40,6 +41,8 @@ def each_value_is_what_its_widget_gives():
         ("strength", "1, -0.5", ties, {"method": ties, "strength": -0.5}),
         ("strength flux_b", "0, 0.25", ties, {"method": ties, "loras": text_of(changed)}),
         ("strength 2", "0.25", ties, {"method": ties, "loras": text_of(changed)}),
+        ("blocks flux_b", "double:1, double:0.5 attn:0", ties,
+         {"method": ties, "loras": text_of(rows).replace(tag, tag[:-1] + ":blocks=double:0.5 attn:0>")}),
         ("combination_type", "cat, dare_ties_svd", {"method": "peft"},
          {"method": {"method": "peft", "combination_type": "dare_ties_svd"}}),
     ]  # fmt: skip

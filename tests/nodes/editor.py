@@ -12,16 +12,21 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from PIL import Image
+
+from tests.nodes.layout import ADD_NOTE, FIX_SEEDS, LAYOUTS, PLACE, SIZES, WIDTHS, positions
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 LARGE, THUMBNAIL = (2400, 1350), (800, 450)
 BLUEPRINT = "Compare Two Merges"
+SWEEP = "Sweep settings in a grid"
+DRAWING = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"}  # of the thumbnails
 # what would lie over the page at the first start
 SEEN = {"Comfy.TutorialCompleted": True, "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}
 READY = """() => window.app?.graph && window.app?.extensionManager?.spinner === false
@@ -37,35 +42,6 @@ COUNT_LOADS = """() => {
     window.loads = 0
     app.registerExtension({ name: 'Tests.CountLoads', afterConfigureGraph() { window.loads++ } })
 }"""
-# columns from left to right by the longest way from a node without inputs, each node below the last; a long
-# graph in two bands
-ARRANGE = """() => {
-    const nodes = window.app.graph.nodes, links = window.app.graph.links
-    const depths = new Map()
-    const depth = (node) => {
-        if (!depths.has(node.id)) {
-            const above = (node.inputs ?? []).map((input) => links.get(input.link)?.origin_id)
-                .filter((id) => id !== undefined).map((id) => depth(window.app.graph.getNodeById(id)) + 1)
-            depths.set(node.id, Math.max(0, ...above))
-        }
-        return depths.get(node.id)
-    }
-    const columns = []
-    for (const node of nodes) (columns[depth(node)] ??= []).push(node)
-    const fold = columns.length > 8 ? Math.ceil(columns.length / 2) : columns.length
-    let left = 40, first = 80, lowest = 0
-    columns.forEach((column, index) => {
-        if (index === fold) [left, first] = [40, lowest + 60]
-        let top = first
-        for (const node of column) {
-            node.pos = [left, top]
-            top += Math.round(node.size[1]) + 70
-        }
-        lowest = Math.max(lowest, top)
-        left += Math.max(225, ...column.map((node) => Math.round(node.size[0]))) + 60
-    })
-}"""
-
 HIDDEN = ".z-999, .z-999 *, .p-toast, .p-toast * { visibility: hidden !important }"  # all but the canvas
 FIT = """([width, height]) => {
     const boxes = window.app.graph.nodes.map(({ pos, size }) => [pos[0], pos[1] - 50, size[0], size[1] + 50])
@@ -164,8 +140,17 @@ class Editor:
             self.page.evaluate("([w, n]) => window.app.loadApiJson(w, n)", [workflow, name])
         self.drawn()
 
-    def arrange(self):
-        self.page.evaluate(ARRANGE)
+    def arrange(self, layout, note=True):
+        """Put the nodes of a layout, as far as there are any, to their places; seeds are set to stay."""
+        self.page.evaluate(FIX_SEEDS)
+        made = self.page.evaluate(ADD_NOTE, [layout.title, layout.note]) if note else "note"
+        sizes = self.page.evaluate(SIZES, WIDTHS)
+        if note:
+            sizes["note"] = sizes.pop(made)
+        columns = [[spec for spec in column if spec.split()[0] in sizes] for column in layout.columns]
+        places, lanes = positions(replace(layout, columns=[column for column in columns if column]), sizes)
+        at = {made if node == "note" else node: place for node, place in places.items()}
+        self.page.evaluate(PLACE, [at, list(zip(layout.lanes, lanes, strict=True)) if note else []])
 
     def workflow(self):
         """The graph in the editor's format, as it would be saved."""
@@ -199,33 +184,36 @@ class Editor:
 
 
 def make_examples(url):
-    """Write ``NAME.json`` and ``NAME.jpg`` of each ``api/NAME.json``, and the blueprint."""
+    """Write ``NAME.json`` and ``NAME.jpg`` of each layout from ``api/NAME.json``, and the blueprint."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        for path in sorted((ROOT / "example_workflows" / "api").glob("*.json")):
+        for name, layout in LAYOUTS.items():
             # a page of its own: the editor keeps a seed that the next workflow leaves out
-            editor = Editor(browser, url, {"Comfy.VueNodes.Enabled": False})
-            editor.load(json.loads(path.read_text(encoding="utf-8")), path.stem)
-            editor.arrange()
+            editor = Editor(browser, url, DRAWING)
+            path = ROOT / "example_workflows" / "api" / f"{name}.json"
+            editor.load(json.loads(path.read_text(encoding="utf-8")), name)
+            editor.arrange(layout)
+            editor.drawn()
             target = path.parents[1] / path.name
             target.write_text(json.dumps(editor.workflow(), indent=1) + "\n", encoding="utf-8")
             editor.shot(target.with_suffix(".jpg"))
             editor.page.close()
-        editor = Editor(browser, url, {"Comfy.VueNodes.Enabled": False})
+        editor = Editor(browser, url, DRAWING)
         make_blueprint(editor)
         browser.close()
 
 
 def make_blueprint(editor):
     """The sweep example with one sweep, of the method; what one brings oneself stays outside."""
-    prompt = json.loads((ROOT / "example_workflows" / "api" / "sweep.json").read_text(encoding="utf-8"))
-    del prompt["16"]
-    prompt["17"]["inputs"] |= {"values": "linear, ties", "method": ["12", 0]}
+    path = ROOT / "example_workflows" / "api" / f"{SWEEP}.json"
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    del prompt["16"], prompt["17"]["inputs"]["method"]
+    prompt["17"]["inputs"]["values"] = "linear, ties"
     editor.load(prompt, BLUEPRINT)
-    editor.arrange()
-    widgets = [["11", "loras", "loras"], ["17", "parameter", "parameter"], ["17", "values", "values"]]
+    editor.arrange(LAYOUTS[SWEEP], note=False)
+    widgets = [["10", "loras", "loras"], ["17", "parameter", "parameter"], ["17", "values", "values"]]
     widgets += [["6", "text", "prompt"], ["7", "text", "negative prompt"]]
     widgets += [["3", name, name] for name in ("seed", "steps", "cfg")]
     outside = ["CheckpointLoaderSimple", "EmptyLatentImage", "SaveImage"]

@@ -51,7 +51,7 @@ def at_small_size(workflow):
 
 def one_node(**inputs):
     """The one-node example with other inputs of the loader; None leaves an input out."""
-    workflow = example(ROOT / "example_workflows" / "api" / "one_node.json")
+    workflow = example(ROOT / "example_workflows" / "api" / "Load and merge LoRAs.json")
     loader = workflow["10"]["inputs"] | {"loras": LIST} | inputs
     workflow["10"]["inputs"] = {name: value for name, value in loader.items() if value is not None}
     return workflow

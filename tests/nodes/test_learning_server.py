@@ -3,7 +3,7 @@
 from tests.nodes.list_widget import EMPTY
 from tests.nodes.pack import ROOT, example
 
-EXAMPLE = ROOT / "example_workflows" / "api" / "live_together.json"
+EXAMPLE = ROOT / "example_workflows" / "api" / "Distill four LoRAs into one.json"
 STOP = "/lora_alloy/stop"
 # two LoRAs, of which one has no part in the text encoder's training: strength 0 there
 TWO = "<lora:sd15_a:0.5:0:prompt=a cat>\n<lora:sd15_b:0.5:0:prompt=ink>"

@@ -31,6 +31,11 @@ def swept(parameter, values, **inputs):
         ("density", "0.1, 0.7", {"method.density": 0.7}),
         ("method", "linear, dare_ties", {"method": "dare_ties"}),
         ("strength sd15_b", "-1..1 step 2", {"loras": "<lora:sd15_a:0.7:0.4>\n<lora:sd15_b:1>"}),
+        (
+            "blocks sd15_b",
+            "down:1..0.5 step 0.5 attn:0.8",
+            {"loras": "<lora:sd15_a:0.7:0.4>\n<lora:sd15_b:-0.5:0.9:blocks=down:0.5 attn:0.8>"},
+        ),
         ("seed", "3..4", {"method": "dare_linear", "seed": 4}),
     ],
 )
@@ -42,6 +47,17 @@ def test_a_sweep_is_what_each_value_gives(server, parameter, values, by_hand):
     found = [picture.tobytes() for picture in server.pictures(entry)]
     assert len(set(found)) == len(found) == 2
     assert server.image(server.run(unpatched_text(**{"method": method} | by_hand))) == found[-1]
+
+
+def test_a_sweep_of_a_clip_strength(server):
+    """What the node gives with that second number in its list; the strength for the model stays as it is."""
+    sweep = {"class_type": "LoraAlloySweep", "inputs": {"parameter": "clip 2", "values": "0.9, 0.2"}}
+    entry = server.run(one_node(sweep=["30", 0]) | {"30": sweep})
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    found = [picture.tobytes() for picture in server.pictures(entry)]
+    rows = "<lora:sd15_a:0.7:0.4>\n<lora:sd15_b:-0.5:{}>"
+    assert found == [server.image(server.run(one_node(loras=rows.format(clip)))) for clip in (0.9, 0.2)]
+    assert found[0] != found[1]
 
 
 def test_two_sweeps_make_a_table(server):
@@ -71,6 +87,8 @@ def test_two_sweeps_make_a_table(server):
         ("density", "0.2-0.8", "cannot read '0.2-0.8'"),
         ("method", "ties, tise", "did you mean 'ties'"),
         ("rank", "", "no values for rank"),
+        ("block mia", "down:0", "did you mean 'blocks mia'"),
+        ("blocks mia", "dwon:0", "did you mean 'down'"),
     ],
 )
 def test_refused_at_the_door(server, parameter, values, says):
@@ -86,6 +104,7 @@ def test_refused_at_the_door(server, parameter, values, says):
     [
         ("density", {"method": "linear", "method.density": None}, "which method linear does not have"),
         ("strength mia", {}, "has no LoRA 'mia'"),
+        ("clip sd15_d", {}, "did you mean 'sd15_"),
     ],
 )
 def test_refused_by_the_node(server, parameter, inputs, says):

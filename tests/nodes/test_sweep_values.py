@@ -7,6 +7,7 @@ from tests.nodes.pack import pack_module
 read_sweep = pack_module("nodes.values.sweep_values").read_sweep
 MergeError = pack_module("merge_ops.errors").MergeError
 MethodChoice = pack_module("nodes.values.keywords").MethodChoice
+BLOCKS = ["down:0", "down:0.5 mid:1", "STYLE", "0.5"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,9 @@ MethodChoice = pack_module("nodes.values.keywords").MethodChoice
         ("svd_rank", "0, 4", [0, 4]),
         ("space", "delta, factors", ["delta", "factors"]),
         ("strength  my lora", "0.5", [0.5]),
+        ("clip mia", "0, 0.5..1 step 0.5", [0, 0.5, 1]),
+        ("blocks my lora", "down:0,  down:0.5   mid:1\nSTYLE, 0.5", BLOCKS),
+        ("blocks 2", "double.0-9:0..1 step 0.5 attn:0.8", [f"double.0-9:{n} attn:0.8" for n in (0, 0.5, 1)]),
     ],
 )
 def test_values(parameter, text, values):
@@ -60,6 +64,13 @@ def test_values(parameter, text, values):
         ("method", "linear, tise", "did you mean 'ties'"),
         ("strength mia", "400", r"strength 400 is outside \[-100, 100\]"),
         ("strength_mia", "1", "did you mean 'strength"),
+        ("block mia", "down:0", "did you mean 'blocks mia'"),
+        ("clip", "1", "Write the LoRA's name or number, as in 'clip 1'"),
+        ("clip mia", "down:0", "cannot read 'down:0'"),
+        ("blocks mia", "", "no values for blocks mia; write for example down:0..1"),
+        ("blocks mia", "down:0, dwon:1", "unknown block selector 'dwon'"),
+        ("blocks mia", "down:0..0.5", "needs a step"),
+        ("blocks mia", "down:200", "outside"),
     ],
 )
 def test_refused(parameter, text, says):

@@ -5,11 +5,14 @@ import { BLOCK_SLIDERS } from "./zh/block_sliders.js";
 import { CARD } from "./zh/card.js";
 import { FILES } from "./zh/files.js";
 import { LIST } from "./zh/list.js";
+import { METHODS } from "./zh/methods.js";
 import { NODE } from "./zh/node.js";
 import { PARAMETERS } from "./zh/parameters.js";
 import { SETS } from "./zh/sets.js";
 
-const TABLES = { zh: { ...LIST, ...BLOCK_SLIDERS, ...FILES, ...CARD, ...SETS, ...NODE, ...PARAMETERS } };
+const TABLES = {
+  zh: { ...LIST, ...BLOCK_SLIDERS, ...FILES, ...CARD, ...SETS, ...METHODS, ...NODE, ...PARAMETERS },
+};
 let language = () => "en";
 
 /** ``ask`` gives the editor's language when it is needed. */

@@ -1,0 +1,133 @@
+"""The lists that help to choose: of methods, and of what a sweep can vary; and the seed where it counts."""
+
+import pytest
+
+from merge_ops.methods.registry import METHODS
+from tests.nodes.list_widget import EMPTY
+
+# a sweep before a merge with two LoRAs that are on; the ids of both
+BUILD = """() => {
+    const made = ['LoraAlloyLoader', 'LoraAlloySweep'].map((type, i) => {
+        const node = LiteGraph.createNode(type)
+        app.graph.add(node)
+        node.pos = [i ? 40 : 460, 60]
+        return node
+    })
+    const [merge, sweep] = made
+    merge.widgets.find(({ name }) => name === 'loras').value =
+        '<lora:people/mia.safetensors:0.7>\\n# <lora:off:1>\\n<lora:ink:0.8>'
+    sweep.connect(0, merge, merge.inputs.findIndex(({ name }) => name === 'sweep'))
+    app.graph.change?.()
+    return made.map(({ id }) => String(id))
+}"""
+# as a press of the button, which on the canvas is no element, would
+PRESS = """([id, label]) => {
+    const node = app.graph.nodes.find((each) => String(each.id) === id)
+    node.widgets.find((widget) => widget.name === label).callback()
+}"""
+VALUE = """([id, name]) => app.graph.nodes.find((node) => String(node.id) === id)
+    .widgets.find((widget) => widget.name === name).value"""
+SET_METHOD = """([id, value]) => {
+    const widget = app.graph.nodes.find((n) => String(n.id) === id).widgets.find((w) => w.name === 'method')
+    widget.value = value
+    widget.callback?.(value)
+}"""
+SEED = """(id) => {
+    const node = app.graph.nodes.find((each) => String(each.id) === id)
+    const seed = node.widgets.find((widget) => widget.name === 'seed')
+    return [!seed.hidden && !seed.options?.hidden, node.serialize().widgets_values]
+}"""
+
+
+@pytest.fixture
+def graph(editor):
+    """The page, the merge and the sweep."""
+    editor.page.keyboard.press("Escape")
+    editor.page.evaluate(EMPTY)
+    merge, sweep = editor.page.evaluate(BUILD)
+    editor.drawn()
+    return editor.page, merge, sweep
+
+
+def offered(page):
+    return page.locator(".lora-alloy-choices [role=option]").evaluate_all(
+        "(all) => all.map((each) => each.dataset.value)"
+    )
+
+
+def press(editor_page, node, label):
+    editor_page.evaluate(PRESS, [node, label])
+    editor_page.locator(".lora-alloy-choices input").wait_for()
+
+
+def test_the_list_of_methods(graph):
+    """Every method with its line; what is recommended, random, or needs a recording says so; keys choose."""
+    page, merge, _ = graph
+    press(page, merge, "Choose a method")
+    assert offered(page) == [*METHODS, "peft"]
+    shown = {name: page.locator(f'[role=option][data-value="{name}"]').inner_text() for name in METHODS}
+    for name, method in METHODS.items():
+        assert method.summary in shown[name]
+        assert ("random" in shown[name].split("\n")[1]) == ("generator" in method.supplied)
+        assert ("needs a recording" in shown[name].split("\n")[1]) == method.needs_recording
+    assert [name for name in METHODS if "recommended" in shown[name]] == ["linear", "mean", "even"]
+    page.keyboard.type("elect average ties")
+    names = offered(page)
+    assert "ties" in names and "linear" not in names
+    for _ in range(names.index("dare_ties")):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.evaluate(VALUE, [merge, "method"]) == "dare_ties"
+    assert page.evaluate(VALUE, [merge, "method.density"]) == 0.5
+    assert page.locator(".lora-alloy-choices").count() == 0
+
+
+def test_escape_changes_nothing(graph):
+    """The list closes, and the method stays."""
+    page, merge, _ = graph
+    press(page, merge, "Choose a method")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+    page.locator(".lora-alloy-choices").wait_for(state="detached")
+    assert page.evaluate(VALUE, [merge, "method"]) == "linear"
+
+
+def test_what_a_sweep_can_vary(graph):
+    """The parameters of the merge behind it, and its LoRAs that are on; an example of values comes along."""
+    page, merge, sweep = graph
+    page.evaluate(SET_METHOD, [merge, "breadcrumbs"])
+    press(page, sweep, "What can vary")
+    wanted = ["strength", "method", "rank", "seed", "density", "outliers"]
+    wanted += [f"{setting} {lora}" for lora in ("mia", "ink") for setting in ("strength", "clip", "blocks")]
+    assert offered(page) == wanted
+    page.keyboard.type("blocks ink")
+    page.keyboard.press("Enter")
+    assert page.evaluate(VALUE, [sweep, "parameter"]) == "blocks ink"
+    assert page.evaluate(VALUE, [sweep, "values"]) == "down:0..1 step 0.5"
+
+
+def test_values_that_were_written_stay(graph):
+    """Only an example is replaced."""
+    page, _, sweep = graph
+    page.evaluate(
+        "(id) => { app.graph.nodes.find((n) => String(n.id) === id).widgets[1].value = '0.3, 0.7' }", sweep
+    )
+    press(page, sweep, "What can vary")
+    page.keyboard.type("clip mia")
+    page.keyboard.press("Enter")
+    assert page.evaluate(VALUE, [sweep, "parameter"]) == "clip mia"
+    assert page.evaluate(VALUE, [sweep, "values"]) == "0.3, 0.7"
+
+
+def test_the_seed_is_shown_where_it_counts(graph):
+    """With a random method, or a sweep that may choose one; its place among the saved values stays."""
+    page, merge, sweep = graph
+    assert page.evaluate(SEED, merge)[0]  # a sweep is connected
+    page.evaluate("(id) => app.graph.remove(app.graph.nodes.find((n) => String(n.id) === id))", sweep)
+    seen = {}
+    for method in ("linear", "mean", "dare_linear", "linear", "peft"):
+        page.evaluate(SET_METHOD, [merge, method])
+        seen[method], saved = page.evaluate(SEED, merge)
+        if method in ("linear", "mean"):
+            assert saved[1:7] == [method, "delta", 0, 0, "fixed", 1]
+    assert seen == {"linear": False, "mean": False, "dare_linear": True, "peft": True}
