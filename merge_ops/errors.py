@@ -5,11 +5,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+PUBLIC = "merge_ops"  # where the errors are imported from; ComfyUI shows it, for a pack with its folder
 _LISTED = 30  # names that a message lists at most
 
 
 class MergeError(ValueError):
     """Base of every error that merge_ops raises on purpose; its message is ``escaped``."""
+
+    __module__ = PUBLIC
 
     def __init__(self, message: str) -> None:
         super().__init__(escaped(message))
@@ -18,18 +21,25 @@ class MergeError(ValueError):
 class UnknownMethodError(MergeError):
     """No merge method or combination type has the given name."""
 
+    __module__ = PUBLIC
+
 
 class ParameterError(MergeError):
     """A parameter is unknown, missing or out of range."""
+
+    __module__ = PUBLIC
 
 
 class IncompatibleLoraError(MergeError):
     """LoRAs cannot be merged with each other, or do not fit the model."""
 
+    __module__ = PUBLIC
+
 
 class LoraFormatError(MergeError):
     """A file is not a LoRA that can be read."""
 
+    __module__ = PUBLIC
     file: str = ""  # the name of the file, once the message begins with it
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import ParameterError, escaped
+from ..merge_ops.errors import ParameterError
 from .inputs import CATEGORY, LORA_MODEL
 from .model.clones import fit_and_patch_clones
 from .model.lora_model import read_lora_model
-from .model.summary import describe_merge, list_left_out, list_not_applied
-from .status import StatusLine
+from .model.summary import describe_merge, list_blocks, list_left_out, list_not_applied
+from .status import SAYS, Said, StatusLine
 
 
 class LoraAlloyApply(io.ComfyNode):
@@ -62,6 +62,7 @@ class LoraAlloyApply(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="The patched text encoder."),
             ],
             hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
@@ -79,12 +80,12 @@ class LoraAlloyApply(io.ComfyNode):
         status = StatusLine(cls)
         merged = read_lora_model(lora).merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
-            return io.NodeOutput(model, clip)
+            why = "No LoRA was merged" if merged is None else "Both strengths are 0"
+            return io.NodeOutput(model, clip, ui=Said(f"{why}: model and CLIP are unchanged."))
         patched = fit_and_patch_clones(merged, model, clip, strength_model, strength_clip)
         fitted = patched.fitted
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
         text = f"{describe_merge(merged)}, on {text}, {status.seconds:.1f} s"
         lines = [*list_left_out(merged, fitted), *list_not_applied(merged, model, clip), *patched.lines]
-        text = "\n".join([text, *lines])
-        status.show(text)
-        return io.NodeOutput(patched.model, patched.clip, ui=ui.PreviewText(escaped(text)))
+        text = "\n".join([text, *list_blocks(merged)])
+        return io.NodeOutput(patched.model, patched.clip, ui=Said(text, lines))

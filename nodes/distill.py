@@ -6,9 +6,9 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import ParameterError, did_you_mean, escaped
+from ..merge_ops.errors import ParameterError, did_you_mean
 from ..merge_ops.learning import DistillProgress, Retention, distill
 from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
@@ -17,7 +17,7 @@ from .model.clones import patch_clones
 from .model.lora_model import MergedLoraModel
 from .model.recorded import RecordedLoras
 from .model.stopping import stoppable
-from .status import StatusLine
+from .status import SAYS, Said, StatusLine
 from .values.learning_pictures import draw_curve, percent
 
 _KNOWN = ("recording", "steps", "rank", "seed", "start", "learning_rate", "batch")
@@ -78,6 +78,7 @@ class LoraAlloyDistill(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
+            **SAYS,
         )  # fmt: skip
 
     @classmethod
@@ -101,11 +102,11 @@ class LoraAlloyDistill(io.ComfyNode):
         linear = recording.measure(recording.merge("linear", 1.0, None))
         lines = [_heading(merged, watch, stopped, status.seconds)]
         lines += compare(recording.measure(merged), linear)
-        lines += [*watch.notes, *patched.lines]
-        text = "\n".join(lines)
-        status.show(text)
+        notes = [*watch.notes, *patched.lines]
+        report = "\n".join([*lines, *notes])
+        said = Said("\n".join(lines), notes)
         lora = MergedLoraModel(merged, recording.fitted.stems)
-        return io.NodeOutput(lora, patched.model, patched.clip, text, ui=ui.PreviewText(escaped(text)))
+        return io.NodeOutput(lora, patched.model, patched.clip, report, ui=said)
 
 
 class _Watch:

@@ -12,6 +12,7 @@ from .loader import LoraAlloyLoader
 from .measure import LoraAlloyMeasure
 from .merge import LoraAlloyMerge
 from .method import LoraAlloyMethod
+from .model.queued import watch_queue
 from .recipe import LoraAlloyRecipe
 from .record import LoraAlloyRecord
 from .routes import add_routes
@@ -24,8 +25,9 @@ class LoraAlloyExtension(ComfyExtension):
     """All nodes of the pack."""
 
     async def on_load(self) -> None:
-        """Add the requests of the pack to the server."""
+        """Add the requests of the pack to the server, and see what is queued."""
         add_routes()
+        watch_queue()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """What ComfyUI registers."""

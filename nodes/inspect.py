@@ -11,9 +11,10 @@ from comfy_api.latest import io, ui
 
 from ..merge_ops.analysis.plots import draw
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
-from ..merge_ops.errors import MergeError, ParameterError, did_you_mean, escaped
+from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, STACK, theme_input
 from .model.stacks import read_stack
+from .status import Said
 
 _ENERGY = 0.95
 _TOOLTIPS = (
@@ -77,11 +78,8 @@ class LoraAlloyInspect(io.ComfyNode):
         found = study(loras)
         pixels = np.asarray(draw(found, name, energy, theme or "light"), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]  # (1, height, width, 3)
-        shown = (
-            ui.PreviewImage(image, cls=cls).as_dict()
-            | ui.PreviewText(escaped("\n".join(found.advice))).as_dict()
-        )
-        return io.NodeOutput(_report(found), json.dumps(found.to_dict(), indent=2), image, ui=shown)
+        said = ui.PreviewImage(image, cls=cls).as_dict() | Said("\n".join(found.advice)).as_dict()
+        return io.NodeOutput(_report(found), json.dumps(found.to_dict(), indent=2), image, ui=said)
 
 
 def _view_input() -> io.DynamicCombo.Input:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import MergeError, escaped
+from ..merge_ops.errors import MergeError
 from .inputs import (
     CATEGORY,
     COMMUNITY_STACK,
@@ -28,11 +28,12 @@ from .model.fitting import fit_to_model
 from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
+from .model.queued import known_inputs, sent_inputs
 from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
 from .model.stacks import check_list, read_file_states, read_list, read_stack
-from .model.summary import list_not_applied, summarize
-from .status import StatusLine
-from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
+from .model.summary import describe_merge, describe_nothing, list_blocks, list_not_applied, list_notes
+from .status import SAYS, Said, StatusLine
+from .values.keywords import MethodChoice, check_sent, refuse_unknown
 from .values.stack_entries import change_entries
 
 # what people type who look for what this node does; the helper nodes have words of their own
@@ -116,13 +117,18 @@ class LoraAlloyLoader(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
+            **SAYS,
         )
 
     @classmethod
-    def validate_inputs(cls, method: Any = None, loras: str | None = None) -> bool | str:
-        """Refuse at queue time what cannot work: a misspelled method or parameter, a missing file."""
+    def validate_inputs(cls, loras: str | None = None, *, method: Any = None) -> bool | str:
+        """Refuse at queue time what cannot work: a misspelled method or parameter, a missing file.
+
+        ComfyUI passes the dynamic input ``method`` to every validation, without values if it is not asked
+        for.
+        """
         try:
-            build_merge_keywords(method)
+            check_sent(sent_inputs(cls), known_inputs(cls))
         except MergeError as error:
             return str(error)
         return check_list(loras)
@@ -152,16 +158,14 @@ class LoraAlloyLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         """Read, merge, patch."""
         status = StatusLine(cls)
-        refuse_unknown(unknown, ("space", "rank", "seed", "strength", "auto_strength"), method)
+        refuse_unknown(unknown, known_inputs(cls), method)
         chosen = sweep or MethodChoice()
         asked = chosen.override(method, strength, space=space, rank=rank, seed=seed)
         entries = change_entries(read_stack(stack) + read_list(loras or ""), asked.settings)
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
-            text = summarize(None, label=chosen.label)
-            empty = MergedLoraModel(None)
-            shown = ui.PreviewText(escaped(text))
-            return io.NodeOutput(model, clip, empty, tuple(entries), words, ui=shown)
+            empty, said = MergedLoraModel(None), Said(describe_nothing(chosen.label))
+            return io.NodeOutput(model, clip, empty, tuple(entries), words, ui=said)
         refuse_without_recording(recording, asked, bool(auto_strength))
         show = status.show_progress
         if recording is not None:
@@ -174,14 +178,14 @@ class LoraAlloyLoader(io.ComfyNode):
                 fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
             )
         patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries))
-        text = summarize(merged, fitted, note, status.seconds, chosen.label)
-        text = "\n".join([text, *list_not_applied(merged, model, clip), *patched.lines])
-        status.show(text)
+        lines = [describe_merge(merged, status.seconds, chosen.label), *list_blocks(merged)]
+        text = "\n".join(lines)
+        warnings = [*list_notes(merged, fitted, note), *list_not_applied(merged, model, clip), *patched.lines]
         return io.NodeOutput(
             patched.model,
             patched.clip,
             MergedLoraModel(merged, fitted.stems),
             tuple(entries),
             words,
-            ui=ui.PreviewText(escaped(text)),
+            ui=Said(text, warnings),
         )

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..merge_ops.errors import MergeError, ParameterError, escaped
+from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
 from .inputs import CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
 from .model.clones import fit_and_patch_clones
 from .model.learning_host import Applied
 from .model.lora_model import read_lora_model
+from .model.queued import sent_inputs
 from .model.recorded import RecordedLoras
-from .status import StatusLine
+from .status import Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.learning_pictures import Kept, draw_bars, percent
 from .values.sweep_values import read_sweep
@@ -86,10 +87,10 @@ class LoraAlloyMeasure(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, methods: str | None = None, strengths: str | None = None) -> bool | str:
+    def validate_inputs(cls, methods: str | None = None) -> bool | str:
         """Refuse a method that there is not, and a list that cannot be read."""
         try:
-            _read_lists(methods, strengths)
+            _read_lists(methods, sent_inputs(cls).get("strengths"))
         except MergeError as error:
             return str(error)
         return True
@@ -120,9 +121,8 @@ class LoraAlloyMeasure(io.ComfyNode):
         data = {row.title: _as_json(row.retention) for row in rows}
         picture = draw_bars([Kept(row.title, row.retention.loras) for row in rows], theme or "light")
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
-        status.show(text)
-        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(escaped(text)).as_dict()
-        return io.NodeOutput(text, json.dumps(data, indent=2), image, best.choice, ui=shown)
+        said = ui.PreviewImage(image, cls=cls).as_dict() | Said(text).as_dict()
+        return io.NodeOutput(text, json.dumps(data, indent=2), image, best.choice, ui=said)
 
 
 def _read_lists(methods: str | None, strengths: str | None) -> tuple[list[str], list[float]]:

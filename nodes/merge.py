@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import ParameterError, escaped
+from ..merge_ops.errors import ParameterError
 from .inputs import (
     CATEGORY,
     COMMUNITY_STACK,
@@ -24,8 +24,8 @@ from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
 from .model.stacks import read_stack
-from .model.summary import summarize
-from .status import StatusLine
+from .model.summary import describe_merge, list_blocks, list_notes
+from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.stack_entries import change_entries
 
@@ -87,6 +87,7 @@ class LoraAlloyMerge(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="What was merged and what was left out."),
             ],
             hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
@@ -113,7 +114,7 @@ class LoraAlloyMerge(io.ComfyNode):
         entries = change_entries(entries, asked.settings)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
-            return io.NodeOutput(MergedLoraModel(None), text, ui=ui.PreviewText(escaped(text)))
+            return io.NodeOutput(MergedLoraModel(None), text, ui=Said(text))
         refuse_without_recording(recording, asked, bool(auto_strength))
         asked = replace(asked, keywords=asked.keywords | {"dtype": DTYPES[dtype or "float32"]})
         how: dict[str, Any] = {"on_cpu": device == "cpu", "show_progress": status.show_progress}
@@ -126,8 +127,9 @@ class LoraAlloyMerge(io.ComfyNode):
             merged, note = run_merge(
                 fitted.loras if fitted else loras, entries, asked.keywords, asked.strength, **how
             )
-        text = summarize(merged, fitted, note, status.seconds, chosen.label)
-        status.show(text)
-        return io.NodeOutput(
-            MergedLoraModel(merged, fitted.stems if fitted else None), text, ui=ui.PreviewText(escaped(text))
-        )
+        lines = [describe_merge(merged, status.seconds, chosen.label), *list_blocks(merged)]
+        text = "\n".join(lines)
+        warnings = list_notes(merged, fitted, note)
+        report = "\n".join([text, *warnings])
+        stems = fitted.stems if fitted else None
+        return io.NodeOutput(MergedLoraModel(merged, stems), report, ui=Said(text, warnings))

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import MergeError
 from .inputs import CATEGORY, METHOD, method_input, space_input
-from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
+from .model.queued import known_inputs, sent_inputs
+from .values.keywords import MethodChoice, build_merge_keywords, check_sent, refuse_unknown
 
 
 class LoraAlloyMethod(io.ComfyNode):
@@ -30,13 +31,15 @@ class LoraAlloyMethod(io.ComfyNode):
                 )
             ],
             accept_all_inputs=True,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, method: Any = None) -> bool | str:
+    def validate_inputs(cls, method: dict[str, Any] | str | None = None) -> bool | str:
         """Refuse a misspelled method or parameter."""
+        name = method.get("method") if isinstance(method, dict) else method
         try:
-            build_merge_keywords(method)
+            check_sent(sent_inputs(cls) or {"method": name}, known_inputs(cls))
         except MergeError as error:
             return str(error)
         return True
@@ -44,6 +47,6 @@ class LoraAlloyMethod(io.ComfyNode):
     @classmethod
     def execute(cls, method: Any = None, space: str | None = None, **unknown: Any) -> io.NodeOutput:
         """Check and pass on."""
-        refuse_unknown(unknown, ("space",), method)
+        refuse_unknown(unknown, known_inputs(cls), method)
         build_merge_keywords(method, space)
         return io.NodeOutput(MethodChoice(method, space))

@@ -7,19 +7,20 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..merge_ops.blocks import block_strengths
-from ..merge_ops.errors import MergeError, ParameterError, escaped
+from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.recipes import Recipe, find_sources, read_recipe
+from ..merge_ops.recipes.described import describe_how, describe_source
 from ..merge_ops.recipes.spelled import trimmed
 from .inputs import CATEGORY, LORA_MODEL
 from .model.files import find_path, list_lora_files, read_file_state
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
-from .model.summary import summarize
-from .status import StatusLine
+from .model.summary import describe_merge, list_notes
+from .status import Said, StatusLine
 from .values.stack_entries import StackEntry
 
 _NO_FILE = "none"
@@ -49,7 +50,7 @@ class LoraAlloyRecipe(io.ComfyNode):
                 io.String.Input(
                     "recipe_json", multiline=True, default="", optional=True,
                     tooltip=(
-                        "A recipe as text, used instead of the file: the JSON that this node shows, a"
+                        "A recipe as text, used instead of the file: the JSON from the output recipe, a"
                         " LoRAX request, or a mergekit configuration of a LoRA merge."
                     ),
                 ),
@@ -103,12 +104,13 @@ class LoraAlloyRecipe(io.ComfyNode):
         text = recipe.to_json(indent=2)
         status = StatusLine(cls)
         if replay is False:
-            status.show(text)
+            said = Said("\n".join(_describe(recipe)), [*recipe.warnings, *_missing(recipe)])
             blocked = ExecutionBlocker("LoRA Recipe merged nothing because replay is off; switch it on")
-            return io.NodeOutput(blocked, text, ui=ui.PreviewText(escaped(text)))
+            return io.NodeOutput(blocked, text, ui=said)
 
-        def progress(_done: int, _total: int, _name: str) -> None:
+        def progress(done: int, total: int, name: str) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
+            status.show_progress(f"looking for the sources: {name}, {done + 1} of {total} files")
 
         folders = [folder for folder in folder_paths.get_folder_paths("loras") if Path(folder).is_dir()]
         loras = find_sources(recipe, folders, progress=progress)
@@ -120,9 +122,20 @@ class LoraAlloyRecipe(io.ComfyNode):
         ]
         merged, note = run_merge(loras, entries, recipe.keywords(), recipe.scale)
         merged = recipe.cut(merged)
-        report = "\n".join([summarize(merged, None, note), *recipe.warnings, text])
-        status.show(report)
-        return io.NodeOutput(MergedLoraModel(merged), text, ui=ui.PreviewText(escaped(report)))
+        lines = [*_describe(recipe), f"merged again: {describe_merge(merged, status.seconds)}"]
+        said = Said("\n".join(lines), [*recipe.warnings, *list_notes(merged, None, note)])
+        return io.NodeOutput(MergedLoraModel(merged), text, ui=said)
+
+
+def _describe(recipe: Recipe) -> list[str]:
+    return [describe_how(recipe), *map(describe_source, recipe.sources)]
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    """A line if no file has the name of a source; it may be there under another one."""
+    known = set().union(*map(_spellings, list_lora_files()))
+    lost = [source.name for source in recipe.sources if trimmed(PurePosixPath(source.name).name) not in known]
+    return [f"no file in the loras folders is called {name}" for name in dict.fromkeys(lost)]
 
 
 def _recipe(lora_name: str | None, recipe_json: str | None) -> Recipe:

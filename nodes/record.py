@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import ParameterError, did_you_mean, escaped
+from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
 from .model.recorded import RecordedLoras, record_loras, refuse_empty
 from .model.sampling import Sampling
 from .model.stacks import check_list, read_file_states, read_list, read_stack
-from .status import StatusLine
+from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
 
 _SAMPLING = ("width", "height", "steps", "cfg", "sampler_name", "scheduler", "seed")
@@ -57,6 +57,7 @@ class LoraAlloyRecord(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
+            **SAYS,
         )  # fmt: skip
 
     @classmethod
@@ -103,8 +104,8 @@ class LoraAlloyRecord(io.ComfyNode):
             status.show_progress,
         )
         text = _report(recorded, status.seconds)
-        status.show(text)
-        return io.NodeOutput(recorded, text, ui=ui.PreviewText(escaped(text)))
+        warnings = [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
+        return io.NodeOutput(recorded, "\n".join([text, *warnings]), ui=Said(text, warnings))
 
 
 def _report(recorded: RecordedLoras, seconds: float) -> str:
@@ -116,7 +117,6 @@ def _report(recorded: RecordedLoras, seconds: float) -> str:
     lines.append(f"to keep: {' | '.join(prompt or '(empty)' for prompt in recording.keep_prompts)}")
     if recording.together_prompts:
         lines.append(f"together: {' | '.join(recording.together_prompts)}")
-    lines += [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
     return "\n".join(lines)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import ParameterError, escaped
+from ..merge_ops.errors import ParameterError
 from ..merge_ops.merging.common_metadata import facts_of_use
 from ..merge_ops.names.parts import is_language_model
 from ..merge_ops.saving import save
@@ -18,7 +18,7 @@ from ..merge_ops.saving.file_names import check_name
 from .inputs import CATEGORY, DTYPES, LORA_MODEL
 from .model.lora_model import read_lora_model
 from .model.summary import list_left_out
-from .status import StatusLine
+from .status import Said
 
 _OUTSIDE = "filename_prefix must stay inside the output folder"
 _NUMBER = "_{:05}_"  # what ComfyUI adds to the name of a file
@@ -118,14 +118,11 @@ class LoraAlloySave(io.ComfyNode):
             whole.merged, path, rank or None, dtype=DTYPES[dtype or "float16"], progress=progress, **names
         )
         relative = (Path(subfolder) / path.name).as_posix()
-        text = (
-            f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared; relative "
-            f"error {report.total_error:.1e} in total, {report.largest_error:.1e} in the worst layer"
-        )
+        text = f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared"
+        kept = [report.kept.sentence()]
         lines = [*list_left_out(whole.merged), *facts_of_use(whole.merged.loras).contradictions]
-        text = "\n".join([text, *lines])
-        StatusLine(cls).show(text)
-        return io.NodeOutput(relative, ui=ui.PreviewText(escaped(text)))
+        said = Said(text, kept + lines) if report.kept.is_low else Said("\n".join([text, *kept]), lines)
+        return io.NodeOutput(relative, ui=said)
 
 
 def _check_prefix(filename_prefix: str) -> str:

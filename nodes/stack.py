@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import ParameterError, escaped
+from ..merge_ops.errors import ParameterError
 from .inputs import CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
 from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import as_lora
 from .model.stacks import check_list, read_file_states, read_list, read_stack
-from .status import StatusLine
+from .model.summary import count_loras
+from .status import SAYS, Said
 from .values.stack_entries import StackEntry
 
 
@@ -64,10 +65,11 @@ class LoraAlloyStack(io.ComfyNode):
             ],
             accept_all_inputs=True,
             hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
-    def validate_inputs(cls, loras: str | None = None, lora: Any = None) -> bool | str:
+    def validate_inputs(cls, loras: str | None = None, *, lora: Any = None) -> bool | str:
         """Refuse a list that cannot be read, or a file that is not there.
 
         ComfyUI passes the dynamic input ``lora`` to every validation.
@@ -94,17 +96,19 @@ class LoraAlloyStack(io.ComfyNode):
             if tensors is not None:
                 entries.append(StackEntry(as_lora(name, tensors), 1.0, 1.0))
         named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
-        words = trigger_words_of(entries)
-        note = _note(entries)
-        if note is None:
-            return io.NodeOutput(tuple(entries), named, words)
-        StatusLine(cls).show(note)
-        return io.NodeOutput(tuple(entries), named, words, ui=ui.PreviewText(escaped(note)))
+        said = Said(_describe(entries), _warnings(entries))
+        return io.NodeOutput(tuple(entries), named, trigger_words_of(entries), ui=said)
 
 
-def _note(entries: list[StackEntry]) -> str | None:
-    """A line on the node if other packs cannot be told all."""
+def _describe(entries: list[StackEntry]) -> str:
+    if not entries:
+        return "No LoRA is on: the stack is empty."
+    return f"{count_loras(len(entries))}: {', '.join(entry.lora.name for entry in entries)}"
+
+
+def _warnings(entries: list[StackEntry]) -> list[str]:
+    """A line if other packs cannot be told all."""
     names = [entry.lora.name for entry in entries if entry.blocks is not None and entry.lora_name is not None]
     if not names:
-        return None
-    return f"lora_stack cannot carry block strengths: other packs get {', '.join(names)} without them"
+        return []
+    return [f"lora_stack cannot carry block strengths: other packs get {', '.join(names)} without them"]

@@ -1,14 +1,27 @@
-"""The line of text on a running node: what it is doing, and at the end what came out."""
+"""What a node says: what it is doing while it runs, and at the end what came out.
+
+``web/js/node/report.js`` draws both on the node. The result is also in the history, under ``text``.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
+
+from comfy_api.latest import io
 
 from ..merge_ops.errors import escaped
 from .model.core import running_server
 
 _EVERY = 0.2  # least seconds between two lines
+_PROGRESS = "lora_alloy.progress"  # the message to the editor
+
+# For the schema of a node that says something: what a cached run said is sent again, for example to a page
+# that was loaded anew. Output nodes do so anyway; ComfyUI before 0.19 does not know it.
+_RESENT = "has_intermediate_output"
+SAYS: dict[str, Any] = {_RESENT: True} if _RESENT in {field.name for field in fields(io.Schema)} else {}
 
 
 class StatusLine:
@@ -30,12 +43,22 @@ class StatusLine:
 
     def show_progress(self, text: str) -> None:
         """Show what is being done and for how long, unless the last line is too recent."""
-        if self.is_due:
-            self._sent = time.monotonic()
-            self.show(f"{text}, {self.seconds:.0f} s")
-
-    def show(self, text: str) -> None:
-        """Show the text now."""
+        if not self.is_due:
+            return
+        self._sent = time.monotonic()
         server = running_server()
         if server is not None and self._node_id is not None:
-            server.send_progress_text(escaped(text), self._node_id)
+            line = {"node": self._node_id, "text": escaped(f"{text}, {self.seconds:.0f} s")}
+            server.send_sync(_PROGRESS, line, server.client_id)
+
+
+class Said:
+    """The ``ui`` of a node: its result, and below it what the user should know."""
+
+    def __init__(self, text: str, warnings: Iterable[str] = ()) -> None:
+        self.warnings = [escaped(line) for line in warnings]
+        self.text = "\n".join([escaped(text), *self.warnings])
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """``text`` holds all of it; ``warnings`` names the lines of it that the editor sets apart."""
+        return {"text": [self.text], "warnings": self.warnings}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..merge_ops.errors import MergeError, ParameterError, escaped
+from ..merge_ops.errors import MergeError, ParameterError
 from .inputs import CATEGORY, METHOD
+from .model.queued import sent_inputs
+from .status import SAYS, Said
 from .values.keywords import MethodChoice, refuse_unknown
 from .values.sweep_values import read_sweep
 
@@ -72,14 +74,17 @@ class LoraAlloySweep(io.ComfyNode):
                 ),
             ],
             accept_all_inputs=True,
+            hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
-    def validate_inputs(cls, parameter: str | None = None, values: str | None = None) -> bool | str:
+    def validate_inputs(cls, values: str | None = None) -> bool | str:
         """Refuse a parameter that there is not, and values that cannot be read or are out of range."""
+        parameter = sent_inputs(cls).get("parameter")
         try:
             if parameter is not None and values is not None:  # None: linked
-                read_sweep(parameter, values)
+                read_sweep(str(parameter), values)
         except MergeError as error:
             return str(error)
         return True
@@ -99,4 +104,4 @@ class LoraAlloySweep(io.ComfyNode):
             for choice in choices:
                 choice.override()
         labels = [choice.label for choice in choices]
-        return io.NodeOutput(choices, labels, ui=ui.PreviewText(escaped("\n".join(labels))))
+        return io.NodeOutput(choices, labels, ui=Said("\n".join(labels)))

@@ -162,10 +162,8 @@ def print_json(value: Any) -> None:
 def print_saved(report: SaveReport) -> None:
     """Print where the file is, and how exact it is."""
     say(f"wrote {report.path} ({report.format}, {report.size / 1e6:.2f} MB), read back and compared")
-    kept = [layer.energy_kept for layer in report.layers]
+    say(f"  {'warning: ' if report.kept.is_low else ''}{report.kept.sentence()}")
     say(f"  relative error: total {report.total_error:.2e}, worst layer {report.largest_error:.2e}")
-    if min(kept) < 0.99995:
-        say(f"  energy kept after truncation: mean {sum(kept) / len(kept):.1%}, worst layer {min(kept):.1%}")
 
 
 def require_output(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..recipes import recipe_of
 from .experts import at_one_rank
 from .file_names import check_destination
 from .ia3 import check_alone, ia3_errors, ia3_tensors
+from .kept import Kept, suggest_rank
 from .metadata import file_metadata, peft_config
 from .stems import module_names
 from .stored import Progress, StoredLayer, relative, store_layers
@@ -44,6 +45,7 @@ class SaveReport:
     """What was written, and how far the file is from the merge, by truncation and rounding together.
 
     Errors are relative Frobenius norms: ``largest_error`` of the worst layer, ``total_error`` of all layers.
+    ``kept`` is the share of the whole merge, as it was before any truncation, that the file keeps.
     """
 
     path: str
@@ -52,6 +54,7 @@ class SaveReport:
     largest_error: float
     total_error: float
     size: int  # bytes
+    kept: Kept
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -100,11 +103,12 @@ def save(
     check_alone(merged.ia3, len(merged.layers), form)
     stems = stems or module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
     stored = store_layers(merged, form, rank, dtype, progress)
+    kept = _kept(merged, stored)
     content, lines = _lay_out(merged, stored, stems, target.stem, form, dtype, rank)
     size = write_verified(target, content, overwrite)
     if progress is not None:
         progress(len(merged.layers), len(merged.layers), "")
-    return _report(target, form, lines, size)
+    return _report(target, form, lines, size, kept)
 
 
 def check_output(
@@ -166,6 +170,17 @@ def _lay_out(
     return Content(tensors, metadata, config, layers, stems, merged.whole_weights), lines
 
 
+def _kept(merged: Merged, stored: dict[str, StoredLayer]) -> Kept:
+    whole = sum(part.whole for part in stored.values())
+    left = sum(max(part.norm - part.error, 0.0) for part in stored.values())
+    ranks = [part.layer.rank for part in stored.values() if part.energy_kept < 1]
+    kept = Kept(left / whole if whole else 1.0, max(ranks, default=0))
+    if not kept.is_low or not kept.rank:
+        return kept
+    wider, estimated = suggest_rank(merged, kept.rank)
+    return replace(kept, wider=wider, estimated=estimated)
+
+
 def _layer_lines(stored: dict[str, StoredLayer]) -> Iterator[_Line]:
     for name, part in stored.items():
         error = relative(part.error, part.norm)
@@ -177,10 +192,10 @@ def _ia3_lines(errors: Iterator[tuple[str, float, float]]) -> Iterator[_Line]:
         yield SavedLayer(name, 0, 1.0, relative(error, norm)), error, norm
 
 
-def _report(target: Path, form: str, lines: list[_Line], size: int) -> SaveReport:
+def _report(target: Path, form: str, lines: list[_Line], size: int, kept: Kept) -> SaveReport:
     saved = tuple(line for line, _, _ in lines)
     error = norm = 0.0
     for _, own_error, own_norm in lines:
         error, norm = error + own_error, norm + own_norm
     largest = max((line.error for line in saved), default=0.0)
-    return SaveReport(str(target), form, saved, largest, relative(error, norm), size)
+    return SaveReport(str(target), form, saved, largest, relative(error, norm), size, kept)

@@ -25,13 +25,20 @@ Progress = Callable[[int, int, str], None]
 class StoredLayer:
     """A layer as the file holds it, and how far it is from the merge.
 
-    ``error`` and ``norm`` are the squared Frobenius norms of (stored - merged) and of merged.
+    ``error`` and ``norm`` are the squared Frobenius norms of (stored - merged) and of merged. ``before`` is
+    the share of its energy that an earlier truncation of the merge kept.
     """
 
     layer: LowRank
     energy_kept: float
     error: float
     norm: float
+    before: float = 1.0
+
+    @property
+    def whole(self) -> float:
+        """The squared norm of the layer before any truncation."""
+        return self.norm / self.before if self.before else 0.0
 
 
 def store_layers(
@@ -106,7 +113,7 @@ def _store(
         error, norm = error * scale**2, norm * scale**2
     else:
         error, norm = truncation_error(exact, stored)
-    return StoredLayer(stored, layer.energy_kept * kept, error, norm)
+    return StoredLayer(stored, layer.energy_kept * kept, error, norm, layer.energy_kept)
 
 
 def _store_vector(name: str, layer: MergedLayer, dtype: torch.dtype) -> StoredLayer:

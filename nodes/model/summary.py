@@ -13,19 +13,17 @@ from ...merge_ops.names.recognise import across_experts
 from .fitting import FittedLoras
 from .lora_model import list_unnamed_weights
 
+_NOTHING = "No LoRA is on: model and CLIP are unchanged."
 
-def summarize(
-    merged: Merged | None,
-    fitted: FittedLoras | None = None,
-    note: str = "",
-    seconds: float | None = None,
-    label: str = "",
-) -> str:
-    """Return a few lines: the label of a sweep, what was merged and how, and what was left out."""
-    swept = f"{label}: " if label else ""
-    if merged is None:
-        return f"{swept}No LoRA is on: model and CLIP are unchanged."
-    lines = [swept + describe_merge(merged, seconds), *advice_on_sum(merged), *list_left_out(merged, fitted)]
+
+def describe_nothing(label: str = "") -> str:
+    """Return what a node says that has nothing to merge, after the label of a sweep."""
+    return f"{label}: {_NOTHING}" if label else _NOTHING
+
+
+def list_notes(merged: Merged, fitted: FittedLoras | None = None, note: str = "") -> list[str]:
+    """Return a line for each thing that a user should know of a merge: advice, and what was left out."""
+    lines = [*advice_on_sum(merged), *list_left_out(merged, fitted)]
     if note:
         lines.append(note)
     if fitted and fitted.apart:
@@ -33,11 +31,14 @@ def summarize(
             f"{len(fitted.apart)} weights, such as {fitted.apart[0]}, are changed as a whole by one LoRA and "
             "in slices by another; the two are merged separately"
         )
-    return "\n".join(lines)
+    return lines
 
 
-def describe_merge(merged: Merged, seconds: float | None = None) -> str:
-    """Return method, LoRAs, layers, rank, energy kept, layers skipped and seconds in one line."""
+def describe_merge(merged: Merged, seconds: float | None = None, label: str = "") -> str:
+    """Return method, LoRAs, layers, rank, energy kept, layers skipped and seconds in one line.
+
+    The label of a sweep comes before it.
+    """
     how = merged.request.method_name
     skipped = sum(len(lora.unmerged) for lora in merged.loras)
     parts = [f"{how} of {count_loras(len(merged.loras))}", f"{len(merged.layers)} layers"]
@@ -50,7 +51,12 @@ def describe_merge(merged: Merged, seconds: float | None = None) -> str:
         parts.append(f"{skipped} skipped")
     if seconds is not None:
         parts.append(f"{seconds:.1f} s")
-    return ", ".join(parts)
+    return (f"{label}: " if label else "") + ", ".join(parts)
+
+
+def list_blocks(merged: Merged) -> list[str]:
+    """Return a line for each LoRA with block strengths: how many layers each strength applies to."""
+    return block_lines(merged.loras, merged.request.blocks)
 
 
 def list_left_out(merged: Merged, fitted: FittedLoras | None = None) -> list[str]:
@@ -65,9 +71,7 @@ def list_left_out(merged: Merged, fitted: FittedLoras | None = None) -> list[str
     for lora in fitted.loras if fitted else ():  # others than those of the merge, if it was made before
         lines += [line for each in lora.warnings if (line := f"{lora.name}: {each}") not in lines]
     lines += across_experts(merged.loras) + dora_beside_plain(merged.loras)
-    lines += block_lines(merged.loras, merged.request.blocks) + block_warnings(
-        merged.loras, merged.request.blocks
-    )
+    lines += block_warnings(merged.loras, merged.request.blocks)
     if unnamed := list_unnamed_weights(merged):
         lines.append(
             f"{len(unnamed)} whole weights, such as {unnamed[0]}, work with the nodes of this pack only: "

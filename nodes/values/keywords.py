@@ -134,6 +134,29 @@ def refuse_unknown(unknown: dict[str, Any], known: tuple[str, ...], method: Any 
         raise ParameterError(f"unknown input {name!r}{did_you_mean(plain, sorted(params | set(known)))}")
 
 
+def check_sent(sent: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse a misspelled method, parameter or input of a node when it is queued, from its inputs as sent.
+
+    ComfyUI checks the values of the parameters itself.
+
+    Raises:
+        MergeError: as the user sees it on the node.
+    """
+    method = sent.get("method")
+    if method is None:  # left out, or linked
+        return
+    build_merge_keywords(str(method))  # without its parameters, whose values are not checked twice
+    allowed = {"method", *known, *(f"method.{name}" for name in _parameters(str(method)))}
+    refuse_unknown({name: value for name, value in sent.items() if name not in allowed}, known, method)
+
+
+def _parameters(method: str) -> set[str]:
+    """The parameters of a method, or of PEFT's combination types."""
+    if method == PEFT_OPTION:
+        return {"combination_type", *(p.name for p in PEFT_PARAMS)}
+    return {p.name for p in METHODS[method].params} if method in METHODS else set()
+
+
 def _as_dict(method: dict[str, Any] | str | None) -> dict[str, Any]:
     return {"method": method} if isinstance(method, str) else dict(method or {"method": "linear"})
 
@@ -141,10 +164,7 @@ def _as_dict(method: dict[str, Any] | str | None) -> dict[str, Any]:
 def _with_params(given: dict[str, Any], params: dict[str, Any], swept: str | None) -> dict[str, Any]:
     """Add swept parameters to a method; if the method is swept too, each takes only those that it has."""
     name = swept or given["method"]
-    if name == PEFT_OPTION:
-        known = {"combination_type", *(p.name for p in PEFT_PARAMS)}
-    else:
-        known = {p.name for p in METHODS[name].params} if name in METHODS else set(params)
+    known = _parameters(name) if name == PEFT_OPTION or name in METHODS else set(params)
     lacking = sorted(params.keys() - known)
     if lacking and swept is None:
         raise ParameterError(

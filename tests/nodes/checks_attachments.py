@@ -44,7 +44,7 @@ def found(model, clip):
 def text_on(node, **inputs):
     """The text that a node shows."""
     with torch.inference_mode():
-        return NODES[node].execute(**inputs).ui.value
+        return NODES[node].execute(**inputs).ui.as_dict()["text"][0]
 
 
 def lines(rows):

@@ -122,7 +122,6 @@ def test_refused_at_the_door(server, inputs, says):
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"method.densty": 0.5}, "did you mean 'density'"),
         ({"loras": "<lora:flux_only:1>"}, "another base model"),
         ({"loras": "<lora:nan:1>"}, "NaN"),
         ({"loras": "<lora:wide:1>"}, "another base model"),

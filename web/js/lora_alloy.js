@@ -10,6 +10,7 @@ import { addMethodChoice } from "./node/method_choice.js";
 import { keepMethodValues } from "./node/method_values.js";
 import { translateTooltips } from "./node/parameter_tooltips.js";
 import { showPictures } from "./node/pictures.js";
+import { addReport } from "./node/report.js";
 import { rankByAliases } from "./node/search_words.js";
 import { addStopButton } from "./node/stop_button.js";
 import { addSweepChoice } from "./node/sweep_choice.js";
@@ -34,6 +35,7 @@ app.registerExtension({
     addMethodChoice(node);
     addSweepChoice(node);
     hideUnusedSeed(node);
+    addReport(node);
     stayLow(node);
     showPictures(node);
   },

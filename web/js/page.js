@@ -15,7 +15,7 @@ export function undoable(change) {
 export const mainCanvas = () => app.canvas.canvas;
 
 /** On the canvas, a node that was as low as it could be stays so; one that was made larger only grows. */
-export function fit(node) {
+export function fitHeight(node) {
   if (LiteGraph.vueNodesMode || !node.graph || node.flags?.collapsed) return;
   const needed = node.computeSize()[1];
   const wasTight = node.size[1] <= (node.loraAlloyHeight ?? 0) + 1;
@@ -50,4 +50,20 @@ export function forwardToCanvas({ root, list = null }) {
   root.addEventListener("pointerdown", (event) => isMiddle(event) && app.canvas.processMouseDown(event));
   root.addEventListener("pointermove", (event) => isMiddle(event) && app.canvas.processMouseMove(event));
   root.addEventListener("pointerup", (event) => isMiddle(event) && app.canvas.processMouseUp(event));
+}
+
+/** The marks of a refused input go with its next edit, as those that ComfyUI's own checks set. */
+export function forgetErrors(node, widget, value) {
+  const input = node.inputs?.find(({ name }) => name === widget.name);
+  for (const { errors } of Object.values(app.lastNodeErrors ?? {})) {
+    for (const error of errors.filter(({ type }) => type === "custom_validation_failed")) {
+      // the editor itself drops an error of this kind when the widget changes
+      if (error.extra_info?.input_name === widget.name) error.type = "value_not_in_list";
+    }
+  }
+  node.onWidgetChanged?.(widget.name, value, value, widget);
+  if (!input?.hasErrors && !node.has_errors) return;
+  if (input) input.hasErrors = false;
+  node.has_errors = false;
+  node.setDirtyCanvas(true, true);
 }

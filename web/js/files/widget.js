@@ -3,7 +3,7 @@
 import { drawEverywhere } from "../list/hosting.js";
 import { watchPromotion } from "../list/promoted.js";
 import { after } from "../node/method_values.js";
-import { forwardToCanvas, mainCanvas, replaceStale, undoable } from "../page.js";
+import { forgetErrors, forwardToCanvas, mainCanvas, replaceStale, undoable } from "../page.js";
 import { baseOfConnected } from "./connected.js";
 import { FileField } from "./field.js";
 import { knownFiles, whenFilesChange } from "./known.js";
@@ -34,14 +34,18 @@ function addPromoted(host, name, type, read, write) {
 
 function addField(node, name, type, write, options) {
   const asked = { label: () => labelOf(node, name), files: knownFiles, askModel: () => baseOfConnected(node) };
-  const view = new FileField({ ...asked, onEdit: (text) => undoable(() => write(text)) });
+  const store = (text) => undoable(() => {
+    write(text);
+    forgetErrors(node, widget, text);
+  });
+  const view = new FileField({ ...asked, onEdit: store });
   view.root.dataset.widget = name;
   const height = () => view.height + 2 * MARGIN;
   const widget = node.addDOMWidget(name, type, view.root, {
     getMinHeight: height, getMaxHeight: height, margin: MARGIN, hideOnZoom: false, ...options(view),
   });
   const drawn = drawEverywhere(widget, view, mainCanvas, () => new FileField({
-    ...asked, onEdit: (text) => { undoable(() => write(text)); view.setText(text); },
+    ...asked, onEdit: (text) => { store(text); view.setText(text); },
   }));
   after(widget, "onRemove", whenFilesChange(() => drawn.views().forEach((each) => each.render())));
   requestAnimationFrame(() => view.render()); // by then the node has its labels

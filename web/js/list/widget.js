@@ -3,7 +3,7 @@
 import { baseOfConnected } from "../files/connected.js";
 import { knownFiles, whenFilesChange } from "../files/known.js";
 import { after } from "../node/method_values.js";
-import { fit, forwardToCanvas, mainCanvas, replaceStale, undoable } from "../page.js";
+import { fitHeight, forgetErrors, forwardToCanvas, mainCanvas, replaceStale, undoable } from "../page.js";
 import { loadSources, openSets } from "../sets/menu.js";
 import { takeDropped } from "../sets/taken.js";
 import { rememberFocus, takeFocus } from "./focus_over.js";
@@ -44,6 +44,10 @@ function addPromoted(host, name, type, read, write) {
 
 function addList(node, name, type, write, options) {
   const key = () => `${node.id} ${name}`;
+  const store = (text) => undoable(() => {
+    write(text);
+    forgetErrors(node, widget, text);
+  });
   const makeView = (more) => {
     const made = new ListView({
       files: knownFiles,
@@ -56,12 +60,12 @@ function addList(node, name, type, write, options) {
     return made;
   };
   const view = makeView({
-    onEdit: (text) => undoable(() => write(text)),
+    onEdit: store,
     onText: (text) => {
       takeFocus(view, key);
       drawn?.views().forEach((other) => other.setText(text));
     },
-    onResize: () => requestAnimationFrame(() => fit(node)),
+    onResize: () => requestAnimationFrame(() => fitHeight(node)),
     onShown: () => {
       followLink(node, name, view);
       takeFocus(view, key);
@@ -72,7 +76,7 @@ function addList(node, name, type, write, options) {
     getMinHeight: () => view.height + 2 * MARGIN, margin: MARGIN, hideOnZoom: false, ...options(view),
   });
   const drawn = drawEverywhere(widget, view, mainCanvas, () => makeView({
-    onEdit: (text) => { undoable(() => write(text)); view.setText(text); },
+    onEdit: (text) => { store(text); view.setText(text); },
   }));
   const stopHearing = whenFilesChange(() => drawn.views().forEach((each) => each.render()));
   after(widget, "onRemove", stopHearing);
