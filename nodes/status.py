@@ -29,7 +29,8 @@ class StatusLine:
 
     def __init__(self, node: type[Any]) -> None:
         self._node_id = getattr(node.hidden, "unique_id", None)
-        self._started = self._sent = time.monotonic()
+        self._started = time.monotonic()
+        self._sent = self._started - _EVERY  # the first line is shown at once
 
     @property
     def seconds(self) -> float:

@@ -158,7 +158,8 @@ def test_one_file_twice_and_weights_that_sum_to_zero(write):
     (name,) = lora.layers
     twice = merge_ops.merge([lora, lora], [0.25, 0.75])
     assert torch.allclose(twice.delta(name), lora.layers[name].delta())
-    assert not merge_ops.merge([lora, lora], [1.0, -1.0]).delta(name).any()
+    nothing = merge_ops.merge([lora, lora], [1.0, -1.0]).delta(name)  # but for the processor's rounding
+    assert nothing.abs().max() < 1e-6 * lora.layers[name].delta().abs().max()
     assert torch.allclose(merge_ops.merge([lora], [1.0]).delta(name), lora.layers[name].delta())
 
 

@@ -98,7 +98,7 @@ def slices_meet_the_whole():
     text = "<lora:whole:0.5>\n<lora:parts:-0.8>"
     for loras in (text, "\n".join(reversed(text.splitlines()))):
         chosen = {"method": "ties", "density": 0.4}
-        ours, _, lora = run("LoraAlloyLoader", model=model, loras=loras, method=chosen)
+        ours, _, lora, *_ = run("LoraAlloyLoader", model=model, loras=loras, method=chosen)
         change = patched(ours)[key] - model.model.state_dict()[key]
         assert torch.allclose(change, expected, atol=1e-4), (change - expected).abs().max()
         assert {layer.split(".")[-1] for layer in lora.merged.layers} == {"to_q", "to_k", "to_v"}

@@ -107,7 +107,7 @@ LAYOUTS = {
         "need layers for the text encoder.\n2. Press Run.",
     ),
     "Merge LoRAs into a file": Layout(
-        [["note"], ["11", "12"], ["16", "13"], ["15 level 13"]],
+        [["note"], ["11", "12 level 13+90"], ["16", "13"], ["15 level 13"]],
         (),
         "Several LoRAs become one file",
         "Needs no checkpoint.\n\n1. Choose your LoRAs: click their names in the list.\n2. Press Run: "

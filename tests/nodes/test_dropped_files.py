@@ -215,3 +215,16 @@ def test_a_bad_recipe(editor, tmp_path):
     drop(editor, rows.root, tmp_path / "bad.json")
     toast(editor, "bad.json cannot be loaded.")
     rows.becomes(A)
+
+
+def test_sources_from_the_card(editor, loras):
+    """The card of a merge loads what it was made from, in place of the row."""
+    save_merge(loras, loras / "combined.safetensors")
+    editor.page.evaluate("() => app.refreshComboInNodes()")
+    rows = add_list(editor, "<lora:combined:1>", "LoraAlloyLoader")
+    rows.root.locator('.row:not(.missing) [data-part="menu:0"]').click()
+    editor.page.locator('.lora-alloy-menu [data-action="info"]').click()
+    editor.page.locator(".lora-alloy-card").get_by_role("button", name="Load its sources…").click()
+    choose(editor, "Replace the list with its 2 sources")
+    rows.becomes(*SOURCES)
+    assert editor.page.evaluate(WIDGETS)["method.density"] == 0.4

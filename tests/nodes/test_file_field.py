@@ -54,6 +54,12 @@ class FileWidget:
         self.page.keyboard.press("Enter")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh(editor):
+    """A page of its own: many workflows that were opened before lie in tabs over it."""
+    editor.start()
+
+
 @pytest.fixture(autouse=True)
 def quiet(editor):
     """No error of ours in the console, whatever is done."""

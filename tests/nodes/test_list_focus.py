@@ -79,6 +79,8 @@ def test_columns_and_fields(editor):
     editor.page.keyboard.type("x")
     assert rows.part("blocks:0").input_value() == "down:0.5 xmid:1", "the caret stays"
     rows.press("Backspace", "Tab")
+    rows.has_focus("sliders:0")
+    rows.press("Tab")
     rows.has_focus("prompt:0")
     editor.page.keyboard.type("a cat")
     rows.press("Tab")

@@ -45,8 +45,31 @@ def test_each_action(editor, at, action, lines):
     expect(editor.page.locator(MENU)).to_have_count(0)
     to = {"up": 0, "down": 2, "top": 0, "bottom": 2}.get(action, at)
     rows.has_focus(f"menu:{to}")
-    editor.page.keyboard.press("Control+z")
+    with editor.reloading():
+        editor.page.keyboard.press("Control+z")
     rows.becomes(A, B, C)
+
+
+@pytest.mark.parametrize(
+    ("action", "popup"), [("info", ".lora-alloy-card"), ("blocks", ".lora-alloy-sliders")]
+)
+def test_what_opens_from_it(editor, action, popup):
+    """The card and the block sliders of the row's file; closing them gives the focus back."""
+    rows = add_list(editor, f"{A}\n{B}")
+    choose(rows, 1, action)
+    opened = editor.page.locator(popup)
+    expect(opened).to_contain_text("sd15_b")
+    editor.page.keyboard.press("Escape")
+    expect(opened).to_have_count(0)
+    rows.has_focus("menu:1")
+
+
+def test_a_file_that_is_not_there_has_no_card(editor):
+    """Nothing is known of it."""
+    rows = add_list(editor, C)
+    rows.part("menu:0").click()
+    items = editor.page.locator(f"{MENU} [role=menuitem]")
+    assert "info" not in items.evaluate_all("(items) => items.map((item) => item.dataset.action)")
 
 
 def test_what_cannot_be_done_is_not_offered(editor):
@@ -55,7 +78,7 @@ def test_what_cannot_be_done_is_not_offered(editor):
     rows.part("menu:0").click()
     items = editor.page.locator(f"{MENU} [role=menuitem]")
     shown = items.evaluate_all("(items) => items.map((item) => item.dataset.action)")
-    assert shown == ["on", "duplicate", "remove"]
+    assert shown == ["info", "on", "blocks", "duplicate", "remove"]
     choose_on = editor.page.locator(f'{MENU} [data-action="on"]')
     choose_on.click()
     rows.becomes(A)
@@ -74,7 +97,7 @@ def test_by_keyboard(editor, key):
     for press in ("ArrowDown", "ArrowUp", "ArrowUp", "Home", "m", "m", "r", "End"):
         rows.press(press)
         seen.append(page.evaluate(active))
-    assert seen == ["off", "only", "off", "remove", "off", "up", "down", "remove", "remove"]
+    assert seen == ["info", "off", "info", "remove", "info", "up", "down", "remove", "remove"]
     rows.press("Escape")
     expect(page.locator(MENU)).to_have_count(0)
     rows.has_focus("strength:1")

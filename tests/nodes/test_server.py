@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -46,7 +47,7 @@ def test_templates_have_thumbnails(server):
     listed = server.get("/workflow_templates")["any_folder-name"]
     assert sorted(listed) == sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
     for name in listed:
-        with server.open(f"/api/workflow_templates/any_folder-name/{name}.jpg") as answer:
+        with server.open(f"/api/workflow_templates/any_folder-name/{quote(name)}.jpg") as answer:
             assert Image.open(answer).size == (800, 450)
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from tests.nodes.list_widget import add_list
 from tests.nodes.pack import ROOT, pack_module
-from tests.nodes.test_list_cases import scripts  # noqa: F401
 
 A, B = "<lora:sd15_a.safetensors:0.7>", "# <lora:sd15_b.safetensors:-0.5:1:blocks=mid:0.5>"
 NAMES = json.loads((ROOT / "tests" / "nodes" / "set_names.json").read_text(encoding="utf-8"))
@@ -198,7 +197,7 @@ def test_refused_names_and_errors(editor, folder):
     editor.page.keyboard.press("Escape")
 
 
-def test_names(scripts):  # noqa: F811
+def test_names(scripts):
     """What the menu allows, Python allows as a name of a file; what Python refuses, the menu refuses."""
     file_names = pack_module("merge_ops.saving.file_names")
     for name in NAMES["good"]:

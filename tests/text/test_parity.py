@@ -71,7 +71,8 @@ def test_all_combination_types_give_the_same_logits(kind, theirs, loras, combina
         assert not patch.unmatched
     spread = (wanted - base).abs().max()
     assert spread > 0.05, "the merge is too weak to be tested by logits"
-    assert (found - wanted).abs().max() < 2e-4 * spread
+    # PEFT decomposes in single precision, which errs by 5e-4 on some processors
+    assert (found - wanted).abs().max() < 1e-3 * spread
     assert torch.equal(logits(model), base)
 
 

@@ -4,6 +4,7 @@
 
 import { api } from "../../../../scripts/api.js";
 import { claim, loadStyle, make } from "../dom.js";
+import { partsOf } from "../files/names.js";
 import { openPopup } from "../popup.js";
 import { say } from "../texts.js";
 import { writeStrengths } from "./block_text.js";
@@ -43,7 +44,7 @@ export function openSliders({ anchor, name, text, onCommit, onClose }) {
 
   ask(name, text).then((found) => {
     if (!popup.element.isConnected) return;
-    sliders = new Sliders(found, text, onCommit);
+    sliders = new Sliders(partsOf(name).stem, found, text, onCommit);
     const hasFocus = popup.element.contains(document.activeElement);
     body.replaceWith(...sliders.elements);
     if (hasFocus) popup.element.querySelector("[role=slider]")?.focus();
@@ -59,8 +60,8 @@ async function ask(name, text) {
 }
 
 class Sliders {
-  constructor(found, text, onCommit) {
-    Object.assign(this, { found, text, onCommit, values: { ...found.values }, isMoved: false, drawn: [] });
+  constructor(name, found, text, onCommit) {
+    Object.assign(this, { name, found, text, onCommit, values: { ...found.values }, isMoved: false, drawn: [] });
     this.committed = text;
     this.top = Math.max(TOP, Math.ceil(Math.max(...Object.values(found.values))));
     this.low = Math.min(0, Math.floor(Math.min(...Object.values(found.values))));
@@ -71,7 +72,7 @@ class Sliders {
   }
 
   head() {
-    return make("div", { class: "head" }, make("b", {}, say("Block strengths")),
+    return make("div", { class: "head" }, make("b", {}, say("Block strengths of {name}", { name: this.name })),
       make("span", { class: "key" }, say("The stronger the colour, the more of the LoRA's change is there")),
       make("button", {
         type: "button", "data-part": "reset", onclick: () => { this.set(Object.keys(this.values), 1); this.commit(); },
@@ -206,7 +207,7 @@ function hint({ name, layers, norm }, total) {
 export function openRowSliders(view, entry, anchor) {
   const at = view.rows.indexOf(entry);
   openSliders({
-    anchor, name: entry.typed ?? entry.name, text: entry.blocks, onClose: () => view.focus(`sliders:${at}`),
+    anchor, name: entry.typed ?? entry.name, text: entry.blocks, onClose: () => view.focus(anchor.dataset.part),
     onCommit: (text) => view.rows[at] && view.edit(() => { view.rows[at].blocks = text; }),
   });
 }

@@ -44,7 +44,7 @@ export class ListView {
       say("One <lora:name:strength> per line; # switches a line off"));
     this.foot = make("div", { class: "foot" });
     this.root = make("div", {
-      class: "lora-alloy", role: "group", "aria-label": say("LoRAs"), tabindex: "-1",
+      class: "lora-alloy lora-alloy-list", role: "group", "aria-label": say("LoRAs"), tabindex: "-1",
       title: "", // instead of that of the whole input, which would lie over the rows
       onkeydown: (event) => this.onKey(event), onpaste: (event) => this.onPaste(event),
     }, this.head.element, this.list, this.foot);

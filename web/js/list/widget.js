@@ -47,6 +47,7 @@ function addList(node, name, type, write, options) {
   const store = (text) => undoable(() => {
     write(text);
     forgetErrors(node, widget, text);
+    fitHeight(node); // now, or the height would be a step of its own
   });
   const makeView = (more) => {
     const made = new ListView({

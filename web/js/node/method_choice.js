@@ -2,6 +2,7 @@
 // needs. ComfyUI's own list of the widget has the names alone, and goes on working.
 
 import { app } from "../../../../scripts/app.js";
+import { undoable } from "../page.js";
 import { say } from "../texts.js";
 import { addChoiceButton } from "./choices.js";
 
@@ -33,13 +34,9 @@ function tagsOf({ recommended, recording, random }) {
 /** As if it had been chosen in ComfyUI's own list, so that one undo takes it back. */
 function choose(node, method, value) {
   if (value === method.value) return;
-  const { canvas } = app;
-  canvas.emitBeforeChange();
-  try {
+  undoable(() => {
     method.value = value;
-    method.callback?.(value, canvas, node);
-  } finally {
-    canvas.emitAfterChange();
-  }
+    method.callback?.(value, app.canvas, node);
+  });
   node.setDirtyCanvas?.(true, true);
 }

@@ -2,6 +2,7 @@
 // for each LoRA of its list the strengths. The value stays text; anything may still be typed.
 
 import { parseList, isRow, plainName } from "../list/text.js";
+import { undoable } from "../page.js";
 import { say } from "../texts.js";
 import { addChoiceButton } from "./choices.js";
 import { notesOf } from "./method_choice.js";
@@ -25,8 +26,10 @@ export function addSweepChoice(node) {
     items: suggestions(node),
     onPick: ({ value, values }) => {
       const wasExample = knownExamples().has(widget("values").value.trim());
-      set(node, widget("parameter"), value);
-      if (wasExample) set(node, widget("values"), values);
+      undoable(() => {
+        set(node, widget("parameter"), value);
+        if (wasExample) set(node, widget("values"), values);
+      });
     },
   }));
 }

@@ -4,14 +4,14 @@
 import { notesOf } from "./method_choice.js";
 import { after } from "./method_values.js";
 
-const SEED = ["seed", "control_after_generate"];
 const OFTEN_RANDOM = "peft"; // its dare types draw at random
 
 export function hideUnusedSeed(node) {
   const method = node.widgets?.find(({ name }) => name === "method");
   const notes = notesOf(node);
-  const seeds = node.widgets?.filter(({ name }) => SEED.includes(name)) ?? [];
-  if (!method || !notes || !seeds.length) return;
+  const seed = node.widgets?.find(({ name }) => name === "seed");
+  if (!method || !notes || !seed) return;
+  const seeds = [seed, ...(seed.linkedWidgets ?? [])]; // what changes it after a run
   const random = new Set(notes.filter((note) => note.random).map(({ name }) => name)).add(OFTEN_RANDOM);
   const isLinked = () => node.inputs?.some(({ name, link }) => (name === "sweep" || name === "seed") && link != null);
 

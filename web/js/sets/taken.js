@@ -96,10 +96,11 @@ async function find(file, { keys }) {
 }
 
 function whereToPut(names, folder) {
+  const all = names.join(", ");
   return names.length === 1
     ? say("{name} is not in the loras folders. Put it into {folder} and drop it again.", { name: names[0], folder })
     : say("{count} files are not in the loras folders. Put them into {folder} and drop them again: {names}",
-      { count: names.length, folder, names: names.join(", ") });
+      { count: names.length, folder, names: all });
 }
 
 async function takeText(list, file) {
