@@ -6,11 +6,11 @@ Where it is unknown they are null and empty. The kind is the folder, ``checkpoin
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from ..model.checkpoint_bases import FOLDERS, architecture_of_file
 from ..values.base_models import label_of, labels_of
+from .bodies import in_thread
 
 PATH = "/lora_alloy/base_of_model"
 
@@ -25,7 +25,7 @@ def add(routes: Any) -> None:
         if kind not in FOLDERS or not name:
             error = f"kind is one of {', '.join(FOLDERS)}, and name is that of a file"
             return web.json_response({"error": error}, status=400)
-        found = await asyncio.get_running_loop().run_in_executor(None, architecture_of_file, kind, name)
+        found = await in_thread(architecture_of_file, kind, name)
         if found is None:
             return web.json_response({"base": None, "fits": []})
         return web.json_response({"base": label_of(found), "fits": labels_of(found)})

@@ -8,11 +8,11 @@ and sort to; ``exact`` is false where it says more than these can. ``problem`` s
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from ...merge_ops.errors import MergeError
 from ..model.block_norms import describe_blocks
+from .bodies import in_thread
 
 PATH = "/lora_alloy/blocks"
 
@@ -26,8 +26,7 @@ def add(routes: Any) -> None:
         name, text = request.query.get("name", ""), request.query.get("text", "")
         if not name:
             return web.json_response({"error": "the request has no name of a LoRA file"}, status=400)
-        loop = asyncio.get_running_loop()
         try:
-            return web.json_response(await loop.run_in_executor(None, describe_blocks, name, text))
+            return web.json_response(await in_thread(describe_blocks, name, text))
         except (MergeError, OSError) as error:
             return web.json_response({"error": str(error)}, status=400)

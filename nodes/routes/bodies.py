@@ -1,13 +1,15 @@
-"""What requests send: a JSON object, of a size that is checked, and errors that become answers."""
+"""What requests have in common: a checked JSON object, work in a thread, and errors that become answers."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ...merge_ops.errors import MergeError, ParameterError
 
+T = TypeVar("T")
 _MAX_BODY = 8 << 20  # bytes: a text of a recipe has at most 4 MiB
 
 
@@ -26,6 +28,11 @@ async def read_body(request: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ParameterError("the body of the request is not a JSON object")
     return body
+
+
+async def in_thread(function: Callable[..., T], *given: Any) -> T:
+    """Call a function that reads files, while the server goes on answering."""
+    return await asyncio.get_running_loop().run_in_executor(None, function, *given)
 
 
 def refusing(answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:

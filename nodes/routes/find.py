@@ -9,7 +9,6 @@ otherwise, and what it is if it is no LoRA. With ``"sha256"`` of the whole file 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from pathlib import PurePosixPath
@@ -18,7 +17,7 @@ from typing import Any
 from ...merge_ops.errors import LoraFormatError, ParameterError
 from ...merge_ops.formats.lookalike import refuse_by_keys
 from ..model.contents import SAMPLE, find_content, list_alike, name_of_folder
-from .bodies import read_body, refusing
+from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy/find"
 _MAX_KEYS = 20_000
@@ -32,8 +31,7 @@ def add(routes: Any) -> None:
     @refusing
     async def post(request: web.Request) -> web.Response:
         asked = await read_body(request)
-        loop = asyncio.get_running_loop()
-        return web.json_response(await loop.run_in_executor(None, _answer, asked))
+        return web.json_response(await in_thread(_answer, asked))
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:

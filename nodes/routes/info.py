@@ -8,16 +8,16 @@ lists, so that one that leads out of the loras folders is as unknown as any othe
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ...merge_ops.errors import MergeError
+from ...merge_ops.errors import MergeError, ParameterError
 from ..model.companions import MAX_PICTURE, PICTURES, find_picture, find_video
 from ..model.files import find_path
 from ..model.lora_info import describe_lora, name_bases
+from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy"
 _MAX_NAMES = 500  # of one request
@@ -53,9 +53,6 @@ def add(routes: Any) -> None:
         name = request.query.get("name", "")
         return name if name and len(name) <= _MAX_NAME and "\0" not in name else None
 
-    async def in_thread(function: Any, *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(None, function, *given)
-
     @routes.get(f"{PATH}/info")
     async def info(request: web.Request) -> web.Response:
         name = asked(request)
@@ -90,14 +87,11 @@ def add(routes: Any) -> None:
         return answer
 
     @routes.post(f"{PATH}/bases")
+    @refusing
     async def bases(request: web.Request) -> web.Response:
-        try:
-            given = await request.json()
-        except ValueError:  # no JSON, or no text
-            given = None
-        names = given.get("names") if isinstance(given, dict) else None
+        names = (await read_body(request)).get("names")
         if not isinstance(names, list) or not all(isinstance(n, str) and len(n) <= _MAX_NAME for n in names):
-            return refuse("the body must be a JSON object with a list of names", 400)
+            raise ParameterError("the body must be a JSON object with a list of names")
         if len(names) > _MAX_NAMES:
-            return refuse(f"{len(names)} names at once; ask for at most {_MAX_NAMES}", 400)
+            raise ParameterError(f"{len(names)} names at once; ask for at most {_MAX_NAMES}")
         return web.json_response({"bases": await in_thread(name_bases, names)})

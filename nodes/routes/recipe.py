@@ -9,7 +9,6 @@ them, and reads every LoRA.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from ...merge_ops.recipes import Recipe, read_recipe
 from ..model.contents import find_names
 from ..model.files import find_path
 from ..values.recipe_rows import list_lost, rows_of, widgets_of
-from .bodies import read_body, refusing
+from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy/recipe"
 _MAX_YAML = 100_000  # characters: about a second of reading; as much JSON takes a thousandth of that
@@ -36,8 +35,7 @@ def add(routes: Any) -> None:
         def is_gone() -> bool:
             return request.transport is None or request.transport.is_closing()
 
-        loop = asyncio.get_running_loop()
-        return web.json_response(await loop.run_in_executor(None, _answer, asked, is_gone))
+        return web.json_response(await in_thread(_answer, asked, is_gone))
 
 
 def _answer(asked: dict[str, Any], is_gone: Callable[[], bool]) -> dict[str, Any]:

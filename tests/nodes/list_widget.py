@@ -2,6 +2,7 @@
 
 from tests.nodes.editor import LIMIT
 
+IDS = "() => app.canvas.graph.nodes.map((node) => String(node.id))"
 ADD = """([type, text, at]) => {
     const node = LiteGraph.createNode(type)
     node.pos = at
@@ -115,3 +116,14 @@ def add_list(editor, text="", kind="LoraAlloyStack", at=(60, 80)):
     widget = ListWidget(editor, editor.page.evaluate(ADD, [kind, text, list(at)]))
     widget.becomes(*text.splitlines())
     return widget
+
+
+def only(editor):
+    """The list of the one node."""
+    (node,) = editor.page.evaluate(IDS)
+    return ListWidget(editor, node)
+
+
+def queued(editor):
+    """The lists that a prompt would have."""
+    return [node["inputs"]["loras"] for node in editor.prompt().values() if "loras" in node["inputs"]]

@@ -2,12 +2,11 @@
 
 import pytest
 
-from tests.nodes.list_widget import ListWidget, add_list
+from tests.nodes.list_widget import IDS, ListWidget, add_list, only, queued
 from tests.nodes.pack import one_node
 
 A, B, C = "<lora:sd15_a.safetensors:0.7>", "<lora:sd15_b.safetensors:-0.5>", "<lora:gone:1>"
 TEXT = f"{A}\n# {B}\n# a remark\n{C}"
-IDS = "() => app.canvas.graph.nodes.map((node) => String(node.id))"
 LISTS = """() => app.canvas.graph.nodes.map((node) => node.widgets?.find((w) => w.name === 'loras')?.value)"""
 
 
@@ -17,17 +16,6 @@ def quiet(editor):
     editor.problems.clear()
     yield
     assert not editor.ours()
-
-
-def only(editor):
-    """The list of the one node."""
-    (node,) = editor.page.evaluate(IDS)
-    return ListWidget(editor, node)
-
-
-def queued(editor):
-    """The lists that a prompt would have."""
-    return [node["inputs"]["loras"] for node in editor.prompt().values() if "loras" in node["inputs"]]
 
 
 def test_undo_and_redo_row_by_row(editor):

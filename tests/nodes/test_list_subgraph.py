@@ -3,11 +3,10 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.nodes.list_widget import ADD, ListWidget, add_list
+from tests.nodes.list_widget import ADD, ListWidget, add_list, only, queued
 
 A, B, C = "<lora:sd15_a.safetensors:0.7>", "<lora:sd15_b.safetensors:-0.5>", "<lora:gone:1>"
 TEXT = f"{A}\n# {B}\n# a remark\n{C}"
-IDS = "() => app.canvas.graph.nodes.map((node) => String(node.id))"
 CONVERT = """() => {
     app.canvas.emitBeforeChange() // as the menu does, so that it can be undone
     app.canvas.graph.convertToSubgraph(new Set(app.canvas.graph.nodes))
@@ -24,17 +23,6 @@ def quiet(editor):
     editor.problems.clear()
     yield
     assert not editor.ours()
-
-
-def only(editor):
-    """The list of the one node."""
-    (node,) = editor.page.evaluate(IDS)
-    return ListWidget(editor, node)
-
-
-def queued(editor):
-    """The lists that a prompt would have."""
-    return [node["inputs"]["loras"] for node in editor.prompt().values() if "loras" in node["inputs"]]
 
 
 def convert(editor, name="loras rows"):
