@@ -11,6 +11,7 @@ from ..merge_ops.analysis.plots import THEMES
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Method, Param
 from .values.keywords import PEFT_OPTION, PEFT_PARAMS
+from .values.recommended import ADVICE, RECOMMENDED
 
 CATEGORY = "model/merging/lora"
 STACK = io.Custom("LORA_ALLOY_STACK")
@@ -20,12 +21,6 @@ LORA_MODEL = io.Custom("LORA_MODEL")
 RECORDING = io.Custom("LORA_RECORDING")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PEFT_SUMMARY = "the combination types of the PEFT library, under PEFT's own names."
-# what docs/quality.md measured; the start of the tooltip of the methods says the same
-RECOMMENDED = {
-    "linear": "for a quick look",
-    "mean": "for LoRAs of one subject",
-    "even": "for LoRAs of one subject",
-}
 
 
 def lora_list(names: list[str] | None = None) -> io.String.Input:
@@ -63,11 +58,7 @@ def method_input() -> io.DynamicCombo.Input:
     )
     options.append(io.DynamicCombo.Option(PEFT_OPTION, [names, *(to_input(p) for p in PEFT_PARAMS)]))
     summaries = "\n".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    start = (
-        "How to merge the LoRAs. For a quick look: linear. For LoRAs of one subject: even or mean. For a "
-        "merge to keep, and for three LoRAs or more: record the LoRAs and distill them."
-    )
-    tooltip = f"{start}\n\n{summaries}\n{PEFT_OPTION}: {PEFT_SUMMARY}\n\n{_broken_laws()}"
+    tooltip = f"{ADVICE}\n\n{summaries}\n{PEFT_OPTION}: {PEFT_SUMMARY}\n\n{_broken_laws()}"
     notes = [_note(m) for m in METHODS.values()] + [{"name": PEFT_OPTION, "summary": PEFT_SUMMARY}]
     return io.DynamicCombo.Input(
         "method", options=options, tooltip=tooltip, extra_dict={"lora_alloy_methods": notes}
@@ -83,6 +74,8 @@ def _note(method: Method) -> dict[str, Any]:
         note["recording"] = True
     if "generator" in method.supplied:
         note["random"] = True
+    if method.kind == "entrywise":
+        note["factors"] = True
     return note
 
 

@@ -1,4 +1,4 @@
-"""The lists that help to choose: of methods, and of what a sweep can vary; and the seed where it counts."""
+"""The lists that help to choose: of methods, and of what a sweep can vary; settings where they count."""
 
 import pytest
 
@@ -27,15 +27,33 @@ PRESS = """([id, label]) => {
 }"""
 VALUE = """([id, name]) => app.graph.nodes.find((node) => String(node.id) === id)
     .widgets.find((widget) => widget.name === name).value"""
-SET_METHOD = """([id, value]) => {
-    const widget = app.graph.nodes.find((n) => String(n.id) === id).widgets.find((w) => w.name === 'method')
+SHOWN = """(id) => {
+    const node = app.graph.nodes.find((each) => String(each.id) === id)
+    const names = ['seed', 'space', 'rank', 'auto_strength']
+    const isShown = ({ name, hidden, options }) => names.includes(name) && !hidden && !options?.hidden
+    return [node.widgets.filter(isShown).map(({ name }) => name), node.serialize().widgets_values]
+}"""
+REMOVE = "(id) => app.graph.remove(app.graph.nodes.find((n) => String(n.id) === id))"
+RECORDED = """(type) => {
+    const [node, record] = [type, 'LoraAlloyRecord'].map((each) => {
+        const made = LiteGraph.createNode(each)
+        app.graph.add(made)
+        return made
+    })
+    const strength = node.widgets.find(({ name }) => name === 'auto_strength')
+    const input = node.inputs.findIndex(({ name }) => name === 'recording')
+    const seen = [!strength.hidden]
+    record.connect(record.outputs.findIndex(({ type }) => type === 'LORA_RECORDING'), node, input)
+    seen.push(!strength.hidden)
+    node.disconnectInput(input)
+    return [...seen, !strength.hidden]
+}"""
+HEIGHT = """(id) => document.querySelector(`[data-node-id="${id}"]`)?.getBoundingClientRect().height
+    ?? app.graph.nodes.find((each) => String(each.id) === id).size[1]"""
+SET = """([id, name, value]) => {
+    const widget = app.graph.nodes.find((n) => String(n.id) === id).widgets.find((w) => w.name === name)
     widget.value = value
     widget.callback?.(value)
-}"""
-SEED = """(id) => {
-    const node = app.graph.nodes.find((each) => String(each.id) === id)
-    const seed = node.widgets.find((widget) => widget.name === 'seed')
-    return [!seed.hidden && !seed.options?.hidden, node.serialize().widgets_values]
 }"""
 
 
@@ -95,7 +113,7 @@ def test_escape_changes_nothing(graph):
 def test_what_a_sweep_can_vary(graph):
     """The parameters of the merge behind it, and its LoRAs that are on; an example of values comes along."""
     page, merge, sweep = graph
-    page.evaluate(SET_METHOD, [merge, "breadcrumbs"])
+    page.evaluate(SET, [merge, "method", "breadcrumbs"])
     press(page, sweep, "What can vary")
     wanted = ["strength", "method", "rank", "seed", "density", "outliers"]
     wanted += [f"{setting} {lora}" for lora in ("mia", "ink") for setting in ("strength", "clip", "blocks")]
@@ -119,15 +137,49 @@ def test_values_that_were_written_stay(graph):
     assert page.evaluate(VALUE, [sweep, "values"]) == "0.3, 0.7"
 
 
-def test_the_seed_is_shown_where_it_counts(graph):
-    """With a random method, or a sweep that may choose one; its place among the saved values stays."""
+def test_settings_are_shown_where_they_count(graph):
+    """By the method, unless a sweep may choose another; their places among the saved values stay."""
     page, merge, sweep = graph
-    assert page.evaluate(SEED, merge)[0]  # a sweep is connected
-    page.evaluate("(id) => app.graph.remove(app.graph.nodes.find((n) => String(n.id) === id))", sweep)
+    assert page.evaluate(SHOWN, merge)[0] == ["space", "rank", "seed"]  # a sweep is connected
+    page.evaluate(REMOVE, sweep)
     seen = {}
-    for method in ("linear", "mean", "dare_linear", "linear", "peft"):
-        page.evaluate(SET_METHOD, [merge, method])
-        seen[method], saved = page.evaluate(SEED, merge)
-        if method in ("linear", "mean"):
-            assert saved[1:7] == [method, "delta", 0, 0, "fixed", 1]
-    assert seen == {"linear": False, "mean": False, "dare_linear": True, "peft": True}
+    for method in ("linear", "mean", "even", "dare_linear", "linear", "peft"):
+        page.evaluate(SET, [merge, "method", method])
+        seen[method], saved = page.evaluate(SHOWN, merge)
+        place = saved.index("delta")  # after the method and its parameters
+        assert saved[1] == method
+        assert saved[place : place + 6] == ["delta", 0, 0, "fixed", 1, False]
+    assert seen == {
+        "linear": ["space", "rank"], "mean": ["rank"], "even": ["rank"],
+        "dare_linear": ["space", "rank", "seed"], "peft": ["seed"],
+    }  # fmt: skip
+
+
+def test_a_setting_that_would_be_refused_is_shown(graph):
+    """A method that has no factors space says so when it runs: what to put back can be seen."""
+    page, merge, sweep = graph
+    page.evaluate(REMOVE, sweep)
+    for name, value in (("space", "factors"), ("rank", 8), ("method", "even"), ("auto_strength", True)):
+        page.evaluate(SET, [merge, name, value])
+    page.evaluate(SET, [merge, "method", "peft"])
+    assert page.evaluate(SHOWN, merge)[0] == ["space", "rank", "seed", "auto_strength"]
+
+
+def test_the_strength_by_measuring_comes_with_a_recording(graph):
+    """Also on the node that takes its method from another."""
+    page, *_ = graph
+    for kind in ("LoraAlloyLoader", "LoraAlloyMerge"):
+        seen = page.evaluate(RECORDED, kind)
+        assert seen == [False, True, False]
+
+
+def test_hidden_settings_leave_no_gap(graph, editor):
+    """The node is as high as it was, after it was set to another method and back."""
+    page, merge, sweep = graph
+    page.evaluate(REMOVE, sweep)
+    heights = []
+    for method in ("linear", "even", "linear", "peft", "linear"):
+        page.evaluate(SET, [merge, "method", method])
+        editor.drawn()
+        heights.append(page.evaluate(HEIGHT, merge))
+    assert heights[0] == heights[2] == heights[4]

@@ -14,7 +14,7 @@ import { addReport } from "./node/report.js";
 import { rankByAliases } from "./node/search_words.js";
 import { addStopButton } from "./node/stop_button.js";
 import { addSweepChoice } from "./node/sweep_choice.js";
-import { hideUnusedSeed } from "./node/unused_seed.js";
+import { hideUnusedSettings } from "./node/unused_settings.js";
 import { speak } from "./texts.js";
 
 speak(() => app.extensionManager?.setting?.get("Comfy.Locale"));
@@ -34,7 +34,7 @@ app.registerExtension({
     addStopButton(node);
     addMethodChoice(node);
     addSweepChoice(node);
-    hideUnusedSeed(node);
+    hideUnusedSettings(node);
     addReport(node);
     stayLow(node);
     showPictures(node);

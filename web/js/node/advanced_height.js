@@ -5,12 +5,12 @@ const LINE = 24; // of a widget, as ComfyUI counts it
 
 export function stayLow(node) {
   const { computeSize } = node;
-  const isHidden = ({ options }) => options?.advanced || options?.canvasOnly;
-  const hidden = () => (LiteGraph.vueNodesMode ? node.widgets?.filter(isHidden).length ?? 0 : 0);
+  const isFolded = ({ options, hidden }) => !hidden && (options?.advanced || options?.canvasOnly);
+  const count = () => (LiteGraph.vueNodesMode ? node.widgets?.filter(isFolded).length ?? 0 : 0);
   node.computeSize = function (...given) {
     const size = computeSize.apply(this, given);
-    size[1] -= hidden() * LINE;
+    size[1] -= count() * LINE;
     return size;
   };
-  if (hidden()) node.setSize([node.size[0], node.size[1] - hidden() * LINE]);
+  if (count()) node.setSize([node.size[0], node.size[1] - count() * LINE]);
 }
