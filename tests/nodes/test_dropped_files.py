@@ -167,6 +167,50 @@ def test_a_merge_that_lies_elsewhere(editor, loras, tmp_path):
     rows.becomes(*SOURCES)
 
 
+def test_files_are_opened(editor, loras, tmp_path):
+    """The menu of sets opens what could be dropped: LoRAs, the text of a set, a recipe."""
+    (tmp_path / "mine.txt").write_text(f"{A}\n# {B}\n")
+    (tmp_path / "lorax.json").write_text(json.dumps(RECIPES["lorax.json"][0]))
+    rows = add_list(editor, B, "LoraAlloyLoader")
+
+    def open_files(*paths):
+        rows.part("sets").click()
+        with editor.page.expect_file_chooser() as chosen:
+            choose(editor, "Open a file…")
+        chosen.value.set_files(paths)
+
+    open_files(loras / "sd15_a.safetensors", loras / "sd15_b.safetensors")
+    rows.becomes(B, A, B)
+    open_files(tmp_path / "mine.txt")
+    rows.becomes(B, A, B, A, f"# {B}")
+    open_files(tmp_path / "lorax.json")
+    choose(editor, "Replace the list with its 2 sources")
+    rows.becomes(*(f"<lora:sd15_{letter}.safetensors:0.3>" for letter in "ab"))
+
+
+def test_sources_of_a_merge_that_is_chosen(editor, loras):
+    """From the menu of sets, among all files; one that is no merge says so, and the list stays."""
+    save_merge(loras, loras / "mixture.safetensors")
+    editor.page.evaluate("() => app.refreshComboInNodes()")
+    rows = add_list(editor, B, "LoraAlloyLoader")
+
+    def pick(name):
+        rows.part("sets").click()
+        choose(editor, "Sources of a merge…")
+        editor.page.locator(".lora-alloy-picker input").wait_for()
+        editor.page.keyboard.type(name)
+        editor.page.locator(".lora-alloy-picker [role=option]", has_text=name).first.wait_for()
+        editor.page.keyboard.press("Enter")
+
+    pick("sd15_a")
+    toast(editor, "sd15_a cannot be loaded.")
+    rows.becomes(B)
+    pick("mixture")
+    choose(editor, "Replace the list with its 2 sources")
+    rows.becomes(*SOURCES)
+    assert editor.page.evaluate(WIDGETS)["method"] == "ties"
+
+
 PEFT = {"combination_type": "ties_svd", "svd_rank": 8, "params": {"density": 0.5}}
 RECIPES = {  # name of the file -> its text, and what the method becomes
     "ours.json": (

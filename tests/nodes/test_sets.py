@@ -84,6 +84,16 @@ def test_save_load_undo(editor, folder):
     rows.becomes(A, "# mine", A, B)
 
 
+def test_after_the_page_is_loaded_again(editor, folder):
+    """A set is in the user's folder, not in the page."""
+    rows = add_list(editor, f"{A}\n{B}")
+    save(rows, "ink")
+    editor.start()
+    rows = add_list(editor)
+    open_menu(rows).get_by_text("ink", exact=True).click()
+    rows.becomes(A, B)
+
+
 def test_by_keyboard_alone(editor, folder):
     """Find, add, rename, delete with a question; the focus is never lost; no key reaches ComfyUI."""
     for name in ("ink 10", "ink 2", "mia"):
