@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 GAP, BETWEEN, TITLE = 60, 130, 30
 LANE = 34  # between wires that run side by side below the nodes
+SAYS = 100  # below a node, for what it says after a run
 # seeds stay as they are: a picture that is queued again is the same
 FIX_SEEDS = """() => {
     for (const node of window.app.graph.nodes) {
@@ -23,7 +24,7 @@ ADD_NOTE = """([title, text]) => {
 }"""
 SIZES = """(widths) => Object.fromEntries(window.app.graph.nodes.map((node) => {
     if (node.type in widths) node.setSize([widths[node.type], Math.max(node.computeSize()[1], 100)])
-    return [String(node.id), node.size.map(Math.round)]
+    return [String(node.id), [...node.size.map(Math.round), Boolean(node.loraAlloyReport)]]
 }))"""
 WIDTHS = {
     "CLIPTextEncode": 300, "EmptyLatentImage": 300, "CheckpointLoaderSimple": 300, "LoraAlloySweep": 300,
@@ -129,7 +130,10 @@ LAYOUTS = {
 
 
 def positions(layout, sizes):
-    """``{id: (x, y)}`` of the nodes, and the two points that the wire of each lane goes through."""
+    """``{id: (x, y)}`` of the nodes, and the two points that the wire of each lane goes through.
+
+    ``sizes`` are ``{id: (width, height, whether it says something)}``.
+    """
     found, left, edges = {}, 40, {}
     places = {spec.split()[0]: (spec, before) for column in layout.columns for spec, before in _pairs(column)}
 
@@ -146,7 +150,8 @@ def positions(layout, sizes):
         return found[node]
 
     def bottom(node):
-        return top(node) + sizes[node][1]
+        _, height, speaks = sizes[node]
+        return top(node) + height + (SAYS if speaks else 0)
 
     at = {}
     for column in layout.columns:
@@ -161,7 +166,7 @@ def positions(layout, sizes):
     lanes = []
     for i, (source, output, target) in enumerate(layout.lanes):
         y = lowest + TITLE + LANE * i
-        right = edges[source][1] + 30 + 44 * (len(outputs) - 1 - outputs.index((source, output)))
+        right = edges[source][1] + 30 + 64 * (len(outputs) - 1 - outputs.index((source, output)))
         lanes.append([(right, y), (edges[target][0] - 30, y)])
     return at, lanes
 
