@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +72,8 @@ def base(tiny_models, language_models, tmp_path_factory):
         (folder / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
     shutil.copytree(ROOT, folder / "custom_nodes" / "any_folder-name", ignore=ignored)
-    shutil.copy(HERE / "tiny_language_model.py", folder / "custom_nodes")
+    for name in ("tiny_language_model.py", "demo_digits.py"):
+        shutil.copy(HERE / name, folder / "custom_nodes")
     cache.give(tiny_models, folder / "models")
     if language_models:
         cache.give(language_models, folder)
@@ -99,7 +101,7 @@ def inside(base, run_script):
 @pytest.fixture(scope="session")
 def server(base, comfyui_python, comfyui_env):
     """ComfyUI's real server on the CPU."""
-    with running(*comfyui_python, comfyui_env, base) as server:
+    with running(*comfyui_python, {**comfyui_env, "DEMO_PYTHON": sys.executable}, base) as server:
         yield server
 
 
@@ -142,6 +144,19 @@ def editor_page(browser, server):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
 def editor(request, editor_page):
-    """The page, empty, with the classic canvas and with Nodes 2.0; a message of ours in the console fails."""
+    """The page, empty, with the classic canvas and with Nodes 2.0."""
     editor_page.setting("Comfy.VueNodes.Enabled", request.param)
     return editor_page
+
+
+@pytest.fixture(autouse=True)
+def quiet(request):
+    """A test of the editor leaves no error of ours in its console, and nothing open that Escape closes."""
+    if "editor" not in request.fixturenames:
+        yield
+        return
+    editor = request.getfixturevalue("editor")
+    editor.problems.clear()
+    yield
+    editor.page.keyboard.press("Escape")
+    assert not editor.ours()

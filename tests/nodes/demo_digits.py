@@ -57,8 +57,8 @@ async def comfy_entrypoint():
 
         @classmethod
         def execute(cls, lora, noise):
-            pack = type(lora[0]).__module__.removesuffix(".nodes.lora_model")
-            save = importlib.import_module(f"{pack}.merge_ops.formats").save
+            pack = type(lora[0]).__module__.rpartition(".nodes.model.")[0]
+            save = importlib.import_module(f"{pack}.merge_ops").save
             with tempfile.TemporaryDirectory() as folder:
                 files = [Path(folder) / f"{number}.safetensors" for number in range(len(lora))]
                 for one, file in zip(lora, files, strict=True):

@@ -92,17 +92,14 @@ def build(editor, nodes, scale=1.0):
 
 
 def run(editor):
-    """Queue the graph and wait until nothing runs."""
-    editor.page.evaluate("() => app.queuePrompt(0, 1)")
-    editor.page.wait_for_timeout(1000)
-    idle = """async () => {
-        const queue = await (await fetch('/queue')).json()
-        return queue.queue_running.length + queue.queue_pending.length === 0
-    }"""
-    for _ in range(600):
-        if editor.page.evaluate(idle):
-            break
+    """Queue the graph and wait until it has run; it must succeed."""
+    with editor.page.expect_response(lambda answer: answer.url.endswith("/api/prompt")) as answer:
+        editor.page.evaluate("() => app.queuePrompt(0, 1)")
+    number = answer.value.json()["prompt_id"]
+    ended = f"async () => (await (await fetch('/history/{number}')).json())['{number}']?.status.status_str"
+    while (status := editor.page.evaluate(ended)) is None:
         editor.page.wait_for_timeout(500)
+    assert status == "success", status
     editor.page.wait_for_timeout(2500)
 
 
@@ -129,7 +126,7 @@ def merged(editor):
     editor.page.evaluate("() => app.refreshComboInNodes()")
     editor.page.wait_for_timeout(1500)
     values = {"lora_name": SAVED}
-    numbers = build(editor, [["recipe", "LoraAlloyRecipe", [120, 120], [460, 480], values, []]])
+    numbers = build(editor, [["recipe", "LoraAlloyRecipe", [120, 120], [460, 10], values, []]])
     run(editor)
     shot(editor.page, DOCS / "LoraAlloyRecipe.png", box_of(editor.page, numbers.values()))
 
@@ -149,18 +146,18 @@ def inspected(editor):
 def swept(editor):
     """Two sweeps, merged, drawn by the demo's model, in a grid."""
     nodes = [
-        ["stack", "LoraAlloyStack", [100, 120], [350, 10], {"loras": DEMO}, []],
-        ["first", "LoraAlloySweep", [100, 440], [350, 10],
+        ["stack", "LoraAlloyStack", [60, 120], [400, 10], {"loras": DEMO}, []],
+        ["first", "LoraAlloySweep", [60, 520], [400, 10],
          {"parameter": "method", "values": "magnitude_prune, ties, dare_ties"}, []],
-        ["second", "LoraAlloySweep", [100, 640], [350, 10],
+        ["second", "LoraAlloySweep", [60, 860], [400, 10],
          {"parameter": "density", "values": "0.3, 0.5, 0.8"}, [("method", "first", 0)]],
-        ["merge", "LoraAlloyMerge", [500, 120], [290, 10],
+        ["merge", "LoraAlloyMerge", [520, 120], [400, 10],
          {}, [("stack", "stack", 0), ("method", "second", 0)]],
-        ["draw", "DemoDigits", [500, 520], [290, 10], {}, [("lora", "merge", 0)]],
-        ["grid", "LoraAlloyGrid", [840, 120], [620, 760],
+        ["draw", "DemoDigits", [520, 640], [400, 10], {}, [("lora", "merge", 0)]],
+        ["grid", "LoraAlloyGrid", [980, 120], [760, 980],
          {}, [("images", "draw", 0), ("labels", "second", 1)]],
     ]  # fmt: skip
-    numbers = build(editor, nodes)
+    numbers = build(editor, nodes, 0.75)
     run(editor)
     shot(editor.page, DOCS / "LoraAlloyGrid.png", box_of(editor.page, [numbers["grid"]]), 24)
     shot(editor.page, TOUR / "sweep.png", box_of(editor.page, numbers.values()), 96)

@@ -15,14 +15,6 @@ SOURCES = ["<lora:sd15_a.safetensors:0.7>", "<lora:sd15_b.safetensors:-0.5>"]
 WIDGETS = """() => Object.fromEntries(app.graph.nodes[0].widgets.map(({ name, value }) => [name, value]))"""
 
 
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
-
-
 @pytest.fixture
 def loras(server):
     """The loras folder of the server; what a test adds is removed."""

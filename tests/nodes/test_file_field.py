@@ -60,15 +60,6 @@ def fresh(editor):
     editor.start()
 
 
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    editor.page.keyboard.press("Escape")
-    assert not editor.ours()
-
-
 @pytest.fixture
 def copied(editor, server):
     """A copy of a file, as x.safetensors in a folder, while the block runs; the list is refreshed."""

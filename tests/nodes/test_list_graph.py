@@ -1,21 +1,11 @@
 """The list widget in both renderers: the rows survive everything that is done to the graph around them."""
 
-import pytest
-
 from tests.nodes.list_widget import IDS, ListWidget, add_list, only, queued
 from tests.nodes.pack import one_node
 
 A, B, C = "<lora:sd15_a.safetensors:0.7>", "<lora:sd15_b.safetensors:-0.5>", "<lora:gone:1>"
 TEXT = f"{A}\n# {B}\n# a remark\n{C}"
 LISTS = """() => app.canvas.graph.nodes.map((node) => node.widgets?.find((w) => w.name === 'loras')?.value)"""
-
-
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
 
 
 def test_undo_and_redo_row_by_row(editor):

@@ -61,14 +61,6 @@ TIMES = """async ([id, text]) => {
 }"""
 
 
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
-
-
 @pytest.fixture
 def panel(editor):
     """The properties panel at the side, open for the test."""

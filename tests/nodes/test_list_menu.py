@@ -9,14 +9,6 @@ A, B, C = "<lora:sd15_a.safetensors:0.7>", "<lora:sd15_b.safetensors:-0.5>", "<l
 MENU = ".lora-alloy-menu"
 
 
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
-
-
 def choose(rows, at, action):
     """Open the menu of a row by its button, and click a line of it."""
     rows.part(f"menu:{at}").click()

@@ -1,6 +1,5 @@
 """The list widget and subgraphs, in both renderers: a subgraph's node shows it, and edits and undoes it."""
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.nodes.list_widget import ADD, ListWidget, add_list, only, queued
@@ -15,14 +14,6 @@ CONVERT = """() => {
 }"""
 OPEN = "() => app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])"
 CLOSE = "() => app.canvas.setGraph(app.rootGraph ?? app.graph)"
-
-
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
 
 
 def convert(editor, name="loras rows"):

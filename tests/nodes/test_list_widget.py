@@ -7,14 +7,6 @@ from tests.nodes.list_widget import add_list
 A, B, C = "<lora:sd15_a.safetensors:0.7>", "<lora:sd15_b.safetensors:-0.5>", "<lora:gone:1>"
 
 
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
-
-
 def test_add(editor):
     """The picker searches by parts of names; Escape leaves everything as it is."""
     rows = add_list(editor)

@@ -75,7 +75,7 @@ SEEN = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def many(server, editor_page):
     """5,000 files more in the loras folders, which the open page is told of."""
     folder = server.base / "models" / "loras" / "many"
@@ -89,15 +89,6 @@ def many(server, editor_page):
     yield
     shutil.rmtree(folder)
     editor_page.page.evaluate(REFRESH)
-
-
-@pytest.fixture(autouse=True)
-def quiet(editor, many):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    editor.page.keyboard.press("Escape")
-    assert not editor.ours()
 
 
 def opened(editor, text="", part="add"):

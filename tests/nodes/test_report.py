@@ -1,7 +1,5 @@
 """What a node says, on the node, in both renderers: after every outcome of a run, and nothing stale."""
 
-import pytest
-
 from tests.nodes.list_widget import EMPTY, ListWidget
 from tests.nodes.pack import LIST, one_node
 
@@ -14,15 +12,6 @@ NOTHING = "No LoRA is on: model and CLIP are unchanged."
 ONLY_TEXT_PREVIEWS = (
     "() => app.graph.nodes.flatMap((n) => n.widgets ?? []).filter((w) => w.name.startsWith('$$'))"
 )
-
-
-@pytest.fixture(autouse=True)
-def quiet(editor):
-    """No error of ours in the console, whatever is done."""
-    editor.problems.clear()
-    yield
-    editor.page.keyboard.press("Escape")
-    assert not editor.ours()
 
 
 def says(editor, pattern, node="10"):

@@ -13,18 +13,6 @@ MENU = ".lora-alloy-sets"
 PROBLEM = "async (name) => (await import('/js/sets/names.js')).problemOf(name)"
 
 
-@pytest.fixture(autouse=True)
-def quiet(request):
-    """No error of ours in the console, whatever is done."""
-    if "editor" not in request.fixturenames:
-        yield
-        return
-    editor = request.getfixturevalue("editor")
-    editor.problems.clear()
-    yield
-    assert not editor.ours()
-
-
 @pytest.fixture
 def folder(server):
     """Where the sets of the only user are; empty."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -125,3 +126,23 @@ def test_the_blueprint_is_listed(server):
     assert [output["type"] for output in made["outputs"]] == ["IMAGE"]
     known = server.get("/object_info")
     assert all(node["type"] in known for node in definition["nodes"])
+
+
+def test_the_model_of_the_pictures(server):
+    """The demo's model, as the pictures of the README show it, draws each merge of a sweep."""
+    pytest.importorskip("diffusers")
+    folder = server.base / "models" / "loras" / "demo"
+    shutil.copytree(ROOT / "merge_ops" / "demo" / "assets" / "loras", folder, dirs_exist_ok=True)
+    loras = "<lora:demo/six:1>\n<lora:demo/neon:1>"
+    nodes = {
+        "1": ("LoraAlloyStack", {"loras": loras}),
+        "2": ("LoraAlloySweep", {"parameter": "method", "values": "linear, ties"}),
+        "3": ("LoraAlloyMerge", {"stack": ["1", 0], "method": ["2", 0]}),
+        "4": ("DemoDigits", {"lora": ["3", 0], "noise": 3}),
+        "9": ("SaveImage", {"images": ["4", 0], "filename_prefix": "digits"}),
+    }
+    workflow = {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
+    pictures = server.pictures(server.run(workflow))
+    shutil.rmtree(folder)
+    assert [picture.size for picture in pictures] == [(192, 192)] * 2
+    assert pictures[0].tobytes() != pictures[1].tobytes()

@@ -16,7 +16,7 @@ export class FileField {
     Object.assign(this, { label, files, askModel, onEdit, text: NONE, height: 26 });
     this.caption = make("span", { class: "caption" });
     this.button = make("button", {
-      type: "button", class: "file", "aria-haspopup": "listbox", onclick: () => this.pick(),
+      type: "button", class: "name", "aria-haspopup": "listbox", onclick: () => this.pick(),
     });
     this.root = make("div", { class: "lora-alloy file-field" }, this.caption, this.button);
     this.render();
