@@ -140,7 +140,7 @@ class _Watch:
             text += f", kept {percent(list(self._kept.values())[-1])}"
         if self._status.is_due or now.retention is not None:
             picture = draw_curve(self._losses, now.steps, self._kept)
-            self._bar.update_absolute(now.step, now.steps, ("JPEG", picture, _PREVIEW))
+            self._bar.update_absolute(now.step, now.steps, ("PNG", picture, _PREVIEW))
         self._status.show_progress(text)
 
 

@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...merge_ops.analysis.plots.page import THEMES, Theme
 
-_PAPER, _INK, _LINE = (255, 255, 255), (32, 32, 32), (208, 208, 208)
-_COLOURS = ((37, 99, 235), (217, 119, 6))
+# of the curve, which is drawn for a page whose theme is not known: legible on white and on black
+_CLEAR, _INK, _LINE = (0, 0, 0, 0), "#868686", "#86868680"
+_COLOURS = ("#3b82d6", "#cf7500")
 _WIDTH, _MARGIN = 960, 32
 _TEXT, _LINE_HEIGHT, _BAR = 24, 36, 34
 _CURVE = 480, 240
@@ -62,9 +63,13 @@ def draw_bars(rows: Sequence[Kept], theme: str = "light") -> Image.Image:
 
 
 def draw_curve(losses: Sequence[float], steps: int, kept: Mapping[int, float]) -> Image.Image:
-    """Draw the loss on a logarithmic scale, and as points the mean share that is kept (step -> share)."""
+    """Draw the loss on a logarithmic scale, and as points the mean share that is kept (step -> share).
+
+    The picture is RGBA without a background: the theme is no input of a training, which would run anew
+    with every other theme.
+    """
     width, height = _CURVE
-    picture = Image.new("RGB", _CURVE, _PAPER)
+    picture = Image.new("RGBA", _CURVE, _CLEAR)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(13)
     box = (10, 28, width - 10, height - 12)
