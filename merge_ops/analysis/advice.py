@@ -6,6 +6,7 @@ The limits are rules of thumb; every sentence gives the numbers behind it. LoRAs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..blocks.order import section_of
 from .interference import Interference
@@ -45,6 +46,17 @@ def on_pairs(
     advice += [*map(_on_overlap, overlap), *map(_on_apart, apart)]
     quiet = [r for r in near if r not in (*opposed, *alike, *lopsided, *overlap)]
     return [*advice, *_on_quiet(quiet, is_fine=not is_crowded)]
+
+
+def on_streams(fact: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on how a LoRA for picture and sound divides between them, if it is one."""
+    shares = fact["streams"]
+    if not shares:
+        return []
+    return [
+        f"{100 * shares['audio']:.0f} % of {fact['name']}'s energy is in audio layers and "
+        f"{100 * shares['video']:.0f} % in video layers; block strengths such as 'audio:0.5' set them apart"
+    ]
 
 
 def on_ranks(spectrum: LoraSpectrum) -> str:

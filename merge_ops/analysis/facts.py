@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from ..blocks.names import facts_of
 from ..lora import BaseDependent, Layer, Lora, LowRank, WholeWeight
 from ..merging.svd import product_inner
+from ..names.parts import is_text
 
 _SHOWN = 200  # characters of a metadata value
 
@@ -53,12 +55,31 @@ def describe(lora: Lora, norm: float | None = None) -> dict[str, Any]:
         "scales": {f"{scale:g}": count for scale, count in sorted(scales.items())},
         "dtypes": dict(dtypes),
         "norm": lora_norm(lora) if norm is None else norm,
+        "streams": streams(lora),
         "sha256": lora.sha256,
         "whole": {name: _whole(weight) for name, weight in lora.whole_weights.items()},
         "unmerged": lora.unmerged,
         "warnings": list(lora.warnings),
         "metadata": {key: printable(value) for key, value in lora.metadata.items()},
     }
+
+
+def streams(lora: Lora) -> dict[str, float]:
+    """Return the share of the squared norm in the layers of each stream; empty for a LoRA that has one.
+
+    >>> from merge_ops.analysis.facts import streams
+    >>> streams(merge_ops.load("ink.safetensors"))  # an image model
+    {}
+    """
+    audio = {name for name in lora.layers if "audio" in facts_of(name)}
+    if not audio:
+        return {}
+    found = {"audio": 0.0, "video": 0.0}
+    for name, layer in lora.layers.items():
+        if not is_text(name):
+            found["audio" if name in audio else "video"] += max(squared_norm(layer), 0.0)
+    total = sum(found.values())
+    return {stream: square / total for stream, square in found.items()} if total else {}
 
 
 def _whole(weight: WholeWeight) -> str:

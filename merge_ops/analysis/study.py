@@ -11,7 +11,7 @@ from ..errors import ParameterError, did_you_mean
 from ..lora import Lora
 from ..merging.align import align
 from ..merging.request import Request
-from .advice import on_pairs, on_ranks
+from .advice import on_pairs, on_ranks, on_streams
 from .facts import describe
 from .interference import Interference, interference_of
 from .relations import Relation, relate
@@ -71,8 +71,9 @@ class Study:
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """All sentences: first on pairs, then on ranks."""
-        return (*self.pair_advice, *self.rank_advice)
+        """All sentences: first on pairs, then on streams, then on ranks."""
+        streams = [sentence for fact in self.facts for sentence in on_streams(fact)]
+        return (*self.pair_advice, *streams, *self.rank_advice)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""

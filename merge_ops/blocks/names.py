@@ -35,6 +35,10 @@ _FF = {"ff", "ffn", "mlp", "feedforward", "densereludense"}
 _ATTENTION = {"attn", "attn1", "attn2", "attention", "selfattention", "encdecattention"}
 _NORM = {"norm", "norm1", "norm2", "norm3", "norm4", "ln", "layernorm", "adaln", "mod", "modulation"}
 _LETTERS = {"q": {"q", "query", "wq"}, "k": {"k", "key", "wk"}, "v": {"v", "value", "wv"}}
+# gates and scales of LTX-2's attention between the streams have a2v and v2a in their names
+_INTO_VIDEO = re.compile(r"(?:^|_)(?:audio_to_video|a2v)(?:_|$)")
+_INTO_AUDIO = re.compile(r"(?:^|_)(?:video_to_audio|v2a)(?:_|$)")
+_AUDIO = re.compile(r"(?:^|_)audio(?:_|$)")
 _TIME = re.compile(
     r"(?:^|_)(?:time|timestep|timesteps|t_embedder|y_embedder|t_block|vector_in|guidance_in|emb_layers)(?:_|$)"
 )
@@ -60,7 +64,7 @@ def facts_of(name: str) -> Facts:
         return _text_facts(component, path) | _sorts(_flat(path))
     flat = _flat(path if component in _DENOISERS else name)
     flat = flat.removeprefix("diffusion_model_")
-    facts = {"unet": None} | _places(flat) | _sorts(flat)
+    facts = {"unet": None} | _places(flat) | _streams(flat) | _sorts(flat)
     if is_language_model(name):  # a text encoder where an image model uses it, otherwise the model itself
         facts["te"] = _text_block(flat)
     return facts
@@ -108,6 +112,15 @@ def _places(flat: str) -> Facts:
     if (match := _SEQUENCE.match(flat)) is not None:
         return {"blocks": int(match[2]), _KINDS[match[1]]: int(match[2])}
     return {}
+
+
+def _streams(flat: str) -> Facts:
+    """Whether a layer makes sound; attention between the streams belongs to the one that it changes."""
+    if _INTO_VIDEO.search(flat):
+        return {"audio_to_video": None}
+    if _INTO_AUDIO.search(flat):
+        return {"audio": None, "video_to_audio": None}
+    return {"audio": None} if _AUDIO.search(flat) else {}
 
 
 def _sorts(flat: str) -> Facts:

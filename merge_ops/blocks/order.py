@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from ..names.architectures import STAGES
 from ..names.parts import DENOISERS, OTHER_DENOISERS
+from .names import facts_of
 
 _UNET_BLOCK = re.compile(r"^(unet\.(?:mid_block|(?:down|up)_blocks\.\d+\.\w+\.\d+))(?:\.|$)")
 _NUMBERED = re.compile(r"^(.*?\.\d+)(?:\.|$)")
@@ -18,6 +19,7 @@ _PLACES = {
     "text_encoder_4": 3,
     "text_encoders": 4,
 }
+_AUDIO = ".audio"  # the layers of a block that make sound, beside those that make the picture
 _UNET_TITLES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
@@ -25,8 +27,12 @@ def block_of(layer: str) -> str:
     """Return the block of the model that a layer belongs to.
 
     In a UNet this is one attention or residual module of a level, or the whole middle block; in other models
-    it is the path up to the first number.
+    it is the path up to the first number. What makes sound in a block is a block of its own.
     """
+    return _path_of(layer) + (_AUDIO if "audio" in facts_of(layer) else "")
+
+
+def _path_of(layer: str) -> str:
     match = _UNET_BLOCK.match(layer) or _NUMBERED.match(layer)
     if match:
         return match[1]
@@ -44,6 +50,9 @@ def in_model_order(blocks: Iterable[str]) -> list[str]:
 
 def section_of(block: str) -> tuple[str, str]:
     """Return the heading over a block and its neighbours, and the label of this one under it."""
+    if block.endswith(_AUDIO):
+        heading, label = section_of(block.removesuffix(_AUDIO))
+        return f"{heading}, audio", label
     component, _, path = block.partition(".")
     head = _head(path)
     if component == "unet" and head in _UNET_TITLES:
@@ -71,8 +80,8 @@ def _head(path: str) -> str:
     return re.sub(r"_\d+$", "", path.partition(".")[0])
 
 
-def _place(block: str) -> tuple[int, int, list[tuple[int, str]]]:
+def _place(block: str) -> tuple[int, int, bool, list[tuple[int, str]]]:
     component, _, path = block.partition(".")
     numbers = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", block)]
     stage = STAGES.get(_head(path), 0) if component in (*DENOISERS, *OTHER_DENOISERS) else 0
-    return _PLACES.get(component, len(_PLACES)), stage, numbers
+    return _PLACES.get(component, len(_PLACES)), stage, block.endswith(_AUDIO), numbers

@@ -18,10 +18,15 @@ WHAT = {
     "attn": 1, "ff": 1, "resnet": 1, "proj": 1, "self_attn": 2, "cross_attn": 2, "conv": 2, "time": 2,
     "q": 3, "k": 3, "v": 3, "out": 3, "norm": 3,
 }  # fmt: skip
+# of models that make video and sound; the attention from one to the other belongs to the one that it changes
+STREAM = {"audio": 1, "video": 1, "audio_to_video": 2, "video_to_audio": 2}
+ASPECTS = {"where": WHERE, "stream": STREAM, "what": WHAT}
 ALIASES = {
     "model": "unet", "dit": "unet", "base": "te", "m00": "mid", "middle": "mid", "joint": "double",
     "layers": "blocks", "attn1": "self_attn", "attn2": "cross_attn", "mlp": "ff", "mod": "norm",
+    "a2v": "audio_to_video", "v2a": "video_to_audio",
 }  # fmt: skip
+WORDS = tuple(word for words in ASPECTS.values() for word in words)
 _NUMBERED = {
     "te",
     "te1",
@@ -53,6 +58,8 @@ class Part:
 
     def holds(self, facts: Facts) -> bool:
         """Return True if a layer of which these facts are known is one that the word selects."""
+        if self.word == "video":  # what makes no sound: a name says so of sound only
+            return "unet" in facts and "audio" not in facts
         if self.word not in facts:
             return False
         number = facts[self.word]
@@ -61,9 +68,14 @@ class Part:
         )
 
     @property
+    def aspect(self) -> str:
+        """What the word says of a layer, one of ``ASPECTS``."""
+        return next(aspect for aspect, words in ASPECTS.items() if self.word in words)
+
+    @property
     def precedence(self) -> tuple[int, int, int]:
         """Greater for a more specific part: numbered, then fewer blocks, then the narrower word."""
-        rank = WHERE.get(self.word) or WHAT[self.word]
+        rank = ASPECTS[self.aspect][self.word]
         if self.first is None or self.last is None:
             return 0, 0, rank
         return 1, -(self.last - self.first + 1) * _SIZES.get(self.word, 1), rank
@@ -84,9 +96,9 @@ class Term:
     strength: float
 
     @property
-    def aspects(self) -> frozenset[bool]:
-        """Whether it says where layers are (True), what they are (False), or both."""
-        return frozenset(part.word in WHERE for part in self.parts)
+    def aspects(self) -> frozenset[str]:
+        """What it says of layers, some of ``ASPECTS``."""
+        return frozenset(part.aspect for part in self.parts)
 
     @property
     def precedence(self) -> tuple[int, ...]:
@@ -109,7 +121,7 @@ class Term:
 
 
 def read_selector(selector: str) -> tuple[Part, ...]:
-    """Read the parts of a selector; those that say where come before those that say what.
+    """Read the parts of a selector, in the order of ``ASPECTS``.
 
     Raises:
         ParameterError: for an unknown word, or for numbers after a word that has none.
@@ -119,7 +131,7 @@ def read_selector(selector: str) -> tuple[Part, ...]:
         numbers = _RANGE.fullmatch(piece)
         if numbers and parts and parts[-1].first is None:  # it is the number of the word before it
             parts[-1] = _numbered(parts[-1].word, numbers[1], numbers[2], selector)
-        elif ALIASES.get(piece, piece) in ("in", *WHERE, *WHAT):
+        elif ALIASES.get(piece, piece) in ("in", *WORDS):
             parts.append(Part(ALIASES.get(piece, piece)))
         elif (match := _WITH_RANGE.fullmatch(piece)) is not None:
             parts.append(_numbered(ALIASES.get(match[1], match[1]), match[2], match[3], selector))
@@ -130,7 +142,7 @@ def read_selector(selector: str) -> tuple[Part, ...]:
         raise ParameterError("the selector 'in' needs the number of a block, as in 'in4'; or use 'down'")
     if len(set(words)) < len(words):
         raise ParameterError(f"the selector {quote(selector)} has a word twice; write two terms instead")
-    return tuple(sorted(parts, key=lambda part: part.word not in WHERE))
+    return tuple(sorted(parts, key=lambda part: list(ASPECTS).index(part.aspect)))
 
 
 def format_number(value: float) -> str:
@@ -146,7 +158,7 @@ def quote(text: str) -> str:
 
 def _numbered(word: str, first: str, last: str | None, selector: str) -> Part:
     word = {"in": "IN", "out": "OUT"}.get(word, word)
-    if word not in (*WHERE, *WHAT):
+    if word not in WORDS:
         raise _unknown(word, selector)
     if word not in _NUMBERED:
         raise ParameterError(
@@ -160,6 +172,7 @@ def _numbered(word: str, first: str, last: str | None, selector: str) -> Part:
 
 def _unknown(word: str, selector: str) -> ParameterError:
     whole = "" if word == selector.lower() else f" in {quote(selector)}"
-    words = [w for w in (*WHERE, *WHAT, "rest") if w.islower()]
-    known = get_close_matches(word[:_SHOWN], [*words, *ALIASES], n=1) or [*words, "in0", "out0"]
+    words = [w for w in (*WORDS, "rest") if w.islower()]
+    common = [w for w in words if w == "audio" or w not in STREAM]
+    known = get_close_matches(word[:_SHOWN], [*words, *ALIASES], n=1) or [*common, "in0", "out0"]
     return ParameterError(f"unknown block selector {quote(word)}{whole}{did_you_mean(word[:_SHOWN], known)}")

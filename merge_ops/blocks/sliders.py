@@ -2,7 +2,8 @@
 
 Every layer belongs to one place: a block (``in4``, ``double.3``, ``mid``), a text encoder (``te1``), or what
 is left of a group (``unet``: layers outside all blocks). A place is narrower than the group that it is in, so
-a term for it replaces one for the group. Besides, ``attn`` and ``ff`` multiply the layers of their sort.
+a term for it replaces one for the group. Besides, ``attn`` and ``ff`` multiply the layers of their sort, and
+``audio`` and ``video`` those of their stream, in a LoRA that has both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .names import Facts, facts_of
 from .selectors import Part
 from .strengths import BlockStrengths
 
-SORTS = ("attn", "ff")
+SORTS = ("attn", "ff", "audio", "video")
 _PARENTS = {"te": "", "unet": ""} | dict.fromkeys(
     ("down", "mid", "up", "double", "single", "refiner", "blocks"), "unet"
 )
@@ -69,6 +70,8 @@ def parents_of(places: Iterable[Place]) -> dict[str, str]:
 def sorts_of(layers: Iterable[str]) -> dict[str, list[str]]:
     """Return which layers are of each sort; those of text encoders are of none."""
     of = {sort: [la for la in layers if _is_of(facts_of(la), sort)] for sort in SORTS}
+    if not of["audio"]:
+        del of["video"]  # it would be the whole model
     return {sort: those for sort, those in of.items() if those}
 
 
@@ -79,7 +82,7 @@ def values_of(text: str, places: Iterable[Place]) -> Values:
         ParameterError: if the text cannot be read.
     """
     strengths = BlockStrengths.parse(text) if text.strip() else BlockStrengths(())
-    where = tuple(term for term in strengths.terms if term.aspects == {True})
+    where = tuple(term for term in strengths.terms if term.aspects == {"where"})
     base = BlockStrengths(where, strengths.rest)
     sorts = {sort: term.strength for sort in SORTS for term in strengths.terms if term.parts == (Part(sort),)}
     values: dict[str, float] = {}
@@ -96,11 +99,11 @@ def values_of(text: str, places: Iterable[Place]) -> Values:
 
 def _sorted(layer: str, sorts: Mapping[str, float]) -> float:
     facts = facts_of(layer)
-    return next((sorts[sort] for sort in SORTS if sort in sorts and _is_of(facts, sort)), 1.0)
+    return math.prod(strength for sort, strength in sorts.items() if _is_of(facts, sort))
 
 
 def _is_of(facts: Facts, sort: str) -> bool:
-    return sort in facts and ("te" not in facts or "unet" in facts)
+    return Part(sort).holds(facts) and ("te" not in facts or "unet" in facts)
 
 
 def _parent(group: str) -> str:

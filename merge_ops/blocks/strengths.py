@@ -5,11 +5,12 @@
     selector = part {"." part}                        all parts must hold
     part     = word | word["."]number["-"number]
 
-A word says where a layer is (``WHERE``) or what it is (``WHAT``). The strength of a layer is the product of
-one term that says where and one that says what. If several say the same, the most specific one counts: a term
-that says both before one that says only one, a numbered one before one without a number, fewer blocks before
-more, the part before the whole; then the later one. Layers that no term selects get ``rest``, or the bare
-number in front, or 1. Sorts of layers mean the diffusion or language model, ``te.attn`` the text encoders.
+A word says where a layer is (``WHERE``), what it is (``WHAT``), or whether it makes picture or sound
+(``STREAM``). The strength of a layer is the product of one term that says where, one that says what, and one
+of a stream. If several say the same, the most specific one counts: a term that says more of these before one
+that says less, a numbered one before one without a number, fewer blocks before more, the part before the
+whole; then the later one. Layers that no term selects get ``rest``, or the bare number in front, or 1. Sorts
+of layers mean the diffusion or language model, ``te.attn`` the text encoders.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class BlockStrengths:
         chosen = [term for term in reversed(self.terms) if term.selects(facts)]
         if not chosen:
             return self.rest
-        product, covered = 1.0, frozenset[bool]()
+        product, covered = 1.0, frozenset[str]()
         for term in sorted(chosen, key=lambda term: term.precedence, reverse=True):
             if not term.aspects & covered:
                 product, covered = product * term.strength, covered | term.aspects

@@ -8,7 +8,7 @@ import pytest
 from merge_ops import BlockStrengths
 from merge_ops.blocks import PRESETS
 from merge_ops.blocks.presets import VECTORS
-from merge_ops.blocks.selectors import WHAT, WHERE
+from merge_ops.blocks.selectors import WORDS
 
 PAGE = (Path(__file__).parents[2] / "web" / "docs" / "LoraAlloyStack.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## Block strengths\n")[2].partition("\n## ")[0]
@@ -29,7 +29,7 @@ def test_what_stands_there_can_be_read():
     (vector,) = re.findall(r"`(\d,[\d,]+)`", SECTION)
     assert vector.count(",") + 1 in VECTORS
     named = set(re.findall(r"`([\w.-]+)`", SECTION))
-    for word in [word for word in (*WHERE, *WHAT) if word.islower()]:
+    for word in [word for word in WORDS if word.islower()]:
         assert word in named and BlockStrengths.parse(f"{word}:1"), word
     for preset in PRESETS:
         assert preset in named or re.match(r"(IN|OUT)\d", preset), preset

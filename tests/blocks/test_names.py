@@ -1,6 +1,7 @@
 """What names of layers say: the same in every spelling of a layer."""
 
 import pytest
+import torch
 
 from merge_ops.blocks import PRESETS, BlockStrengths
 from merge_ops.blocks.names import facts_of
@@ -131,6 +132,15 @@ SAME = [
      {"te", "te3", "attn", "self_attn", "q"}),
     (["text_encoder_2.text_model.encoder.layers.3.mlp.fc1",
       "text_encoders.clip_g.transformer.text_model.encoder.layers.3.mlp.fc1"], {"te", "te2", "ff"}),
+    (["transformer.transformer_blocks.3.audio_attn1.to_q", "transformer_blocks.3.audio_attn1.to_q"],
+     {"unet", "blocks", "audio", "attn", "self_attn", "q"}),
+    (["transformer.transformer_blocks.3.audio_attn2.to_out.0"],
+     {"unet", "blocks", "audio", "attn", "cross_attn", "out"}),
+    (["transformer.transformer_blocks.3.audio_ff.net.2"], {"unet", "blocks", "audio", "ff"}),
+    (["transformer.transformer_blocks.3.audio_to_video_attn.to_k"],
+     {"unet", "blocks", "audio_to_video", "attn", "k"}),
+    (["transformer.transformer_blocks.3.video_to_audio_attn.to_v"],
+     {"unet", "blocks", "audio", "video_to_audio", "attn", "v"}),
     (["unet.img_in", "diffusion_model.img_in", "diffusion_model.vace_blocks.3.before_proj"], {"unet"}),
 ]  # fmt: skip
 
@@ -144,3 +154,28 @@ def test_transformers_and_text_encoders(names, words):
         assert words <= found.keys() and found.keys() - words <= {"double"}, (name, found)
         numbers = {number for number in found.values() if number is not None}
         assert numbers <= {1, 3, 7}, (name, found)
+
+
+def test_streams_of_a_real_model():
+    """Each layer of LTX-2, as ComfyUI and diffusers name it, is for sound or for the picture."""
+    pytest.importorskip("diffusers")
+    from diffusers import LTX2VideoTransformer3DModel
+
+    with torch.device("meta"):
+        model = LTX2VideoTransformer3DModel(num_layers=2)
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    names += [f"av_ca_{part}_adaln_single.linear" for part in ("a2v_gate", "v2a_gate")]
+    names += [f"av_ca_{part}_scale_shift_adaln_single.linear" for part in ("video", "audio")]
+    audio, video, cross = (BlockStrengths.parse(f"rest:0 {word}:1") for word in ("audio", "video", "a2v"))
+    found = {
+        name: (audio.factor(f"transformer.{name}"), video.factor(f"transformer.{name}")) for name in names
+    }
+    assert set(found.values()) == {(1, 0), (0, 1)}
+    sound = {name for name, (is_audio, _) in found.items() if is_audio}
+    other = [name for name in names if name not in sound]
+    assert len(sound) > 20 and len(other) > 20
+    assert all("audio" in name or "v2a" in name for name in sound)
+    assert all("audio" not in name or "audio_to_video" in name or "a2v" in name for name in other)
+    assert {
+        name.split(".")[2] for name in other if cross.factor(f"transformer.{name}") and "blocks" in name
+    } == {"audio_to_video_attn"}

@@ -20,6 +20,9 @@ MODELS = {
     ],
     "wan": [f"diffusion_model.blocks.{i}.{part}" for i in range(30)
             for part in ("self_attn.q", "cross_attn.k", "ffn.0")],
+    "ltx2": [f"transformer.transformer_blocks.{i}.{part}" for i in range(4)
+             for part in ("attn1.to_q", "audio_attn1.to_q", "audio_to_video_attn.to_q", "ff.net.2",
+                          "audio_ff.net.2")],
 }  # fmt: skip
 
 
@@ -53,6 +56,12 @@ def test_places_of_real_models():
     assert named["sdxl"][:3] == ["te1", "te2", "unet"]
     assert {"in0", "in4", "in8", "mid", "out0", "out5"} < set(named["sdxl"])
     assert sorts_of(MODELS["sd15"]).keys() == {"attn", "ff"}
+    sorts = sorts_of(MODELS["ltx2"])
+    assert {sort: len(layers) for sort, layers in sorts.items()} == {
+        "attn": 12, "ff": 8, "audio": 8, "video": 12,
+    }  # fmt: skip
+    found = values_of("blocks.1:0.5 audio:0 attn:0.25", places_of(MODELS["ltx2"]))
+    assert found.exact and found.sorts == {"attn": 0.25, "ff": 1, "audio": 0, "video": 1}
 
 
 @pytest.mark.parametrize(

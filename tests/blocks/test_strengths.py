@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from merge_ops import BlockStrengths, ParameterError
 from merge_ops.blocks import PRESETS, block_strengths
 from merge_ops.blocks.presets import VECTORS
-from merge_ops.blocks.selectors import ALIASES, WHAT, WHERE
+from merge_ops.blocks.selectors import ALIASES, WORDS
 
 NUMBERED = ("down", "up", "blocks", "double", "single", "refiner", "te", "te1", "te2", "te3", "in", "out")
 numbers = st.floats(-100, 100) | st.sampled_from((0, 1, 0.5, 1e-5, 1e-7))
-words = st.sampled_from([word for word in (*WHERE, *WHAT, *ALIASES) if word.islower()])
+words = st.sampled_from([word for word in (*WORDS, *ALIASES) if word.islower()])
 ranges = st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda pair: f"{min(pair)}-{max(pair)}")
 pieces = words | st.builds("{}.{}".format, st.sampled_from(NUMBERED), ranges | st.integers(0, 99))
 selectors = st.lists(pieces, min_size=1, max_size=2).map(".".join)

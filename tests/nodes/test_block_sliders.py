@@ -1,5 +1,6 @@
 """Sliders over block strengths: what they write is what a merge uses, and a text stays until one moves."""
 
+import math
 import random
 import urllib.parse
 
@@ -68,8 +69,8 @@ def test_what_sliders_write_is_what_a_merge_uses(server, editor_page, files, mod
         strengths = BlockStrengths.parse(text or "ALL")
         for place in places_of(MODELS[model]):
             for layer in place.layers:
-                sort = next((s for s in SORTS if layer in of_sort.get(s, ())), None)
-                wanted = values[place.selector] * (values[sort] if sort else 1)
+                its = [values[sort] for sort in SORTS if layer in of_sort.get(sort, ())]
+                wanted = values[place.selector] * math.prod(its)
                 assert strengths.factor(layer) == pytest.approx(wanted, abs=1e-9), (text, layer)
     again = ask(server, files[model], texts[-1])
     assert again["exact"] and again["values"] == pytest.approx(tries[-1])

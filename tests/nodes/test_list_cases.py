@@ -110,6 +110,7 @@ def test_the_widget_knows_the_words_of_blocks(scripts):
     known = scripts.evaluate(WORDS)
     assert set(known["where"]) == {word for word in selectors.WHERE if word.islower()}
     assert set(known["what"]) == set(selectors.WHAT)
+    assert set(known["stream"]) == set(selectors.STREAM)
     assert known["aliases"] == selectors.ALIASES
     assert set(known["numbered"]) == {word.lower() for word in selectors._NUMBERED}
     assert set(known["presets"]) == set(presets.PRESETS)

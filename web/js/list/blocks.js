@@ -8,10 +8,11 @@ import { MAX_STRENGTH } from "./text.js";
 export const WORDS = {
   where: ["unet", "te", "te1", "te2", "te3", "te4", "down", "mid", "up", "blocks", "refiner", "double", "single"],
   what: ["attn", "ff", "resnet", "proj", "self_attn", "cross_attn", "conv", "time", "q", "k", "v", "out", "norm"],
+  stream: ["audio", "video", "audio_to_video", "video_to_audio"], // of models that make both
   numbered: ["te", "te1", "te2", "te3", "te4", "down", "up", "blocks", "refiner", "double", "single", "in", "out"],
   aliases: {
     model: "unet", dit: "unet", base: "te", m00: "mid", middle: "mid", joint: "double", layers: "blocks",
-    attn1: "self_attn", attn2: "cross_attn", mlp: "ff", mod: "norm",
+    attn1: "self_attn", attn2: "cross_attn", mlp: "ff", mod: "norm", a2v: "audio_to_video", v2a: "video_to_audio",
   },
   presets: [
     "NONE", "ALL", "ALL0.5", "INS", "IND", "INALL", "MIDD", "OUTD", "OUTS", "OUTALL", "BASE", "MID", "CONTENT", "STYLE",
@@ -19,7 +20,9 @@ export const WORDS = {
   ],
   vectors: [12, 17, 20, 26], // how many values a vector of A1111 may have
 };
-const isKnown = (word) => WORDS.where.includes(word) || WORDS.what.includes(word);
+const ASPECTS = ["where", "stream", "what"];
+const aspectOf = (word) => ASPECTS.findIndex((aspect) => WORDS[aspect].includes(word));
+const isKnown = (word) => aspectOf(word) >= 0;
 const plain = (word) => (Object.hasOwn(WORDS.aliases, word) ? WORDS.aliases[word] : word);
 const RANGE = /^(\d{1,4})(?:-(\d{1,4}))?$/;
 const WORD_AND_RANGE = /^([a-z_]+)(\d{1,4})(?:-(\d{1,4}))?$/;
@@ -68,7 +71,7 @@ function checkStrength(number, word) {
   }
 }
 
-/** The parts of a selector as one text, those that say where before those that say what. */
+/** The parts of a selector as one text, in the order of the aspects. */
 function readSelector(selector) {
   const parts = [];
   for (const piece of selector.toLowerCase().split(".")) {
@@ -86,8 +89,8 @@ function readSelector(selector) {
     throw new Wrong(say("'in' needs the number of a block, as in in4."));
   }
   if (new Set(words).size < words.length) throw new Wrong(say("{word} has a word twice.", { word: selector }));
-  const isWhat = ({ word, first }) => Number(WORDS.what.includes(word) && first === null);
-  return parts.sort((a, b) => isWhat(a) - isWhat(b)).map(({ word, first, last }) => `${word} ${first} ${last}`).join();
+  const place = ({ word, first }) => (first === null ? aspectOf(word) : 0); // out4 is a block, out a projection
+  return parts.sort((a, b) => place(a) - place(b)).map(({ word, first, last }) => `${word} ${first} ${last}`).join();
 }
 
 function numbered(word, first, last, selector) {
