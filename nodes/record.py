@@ -14,6 +14,7 @@ from .model.sampling import Sampling
 from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
+from .values.stack_entries import list_ignored_steps
 
 _SAMPLING = ("width", "height", "steps", "cfg", "sampler_name", "scheduler", "seed")
 _KNOWN = ("stack", "keep", "together", "negative", *_SAMPLING)
@@ -105,6 +106,7 @@ class LoraAlloyRecord(io.ComfyNode):
         )
         text = _report(recorded, status.seconds)
         warnings = [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
+        warnings += list_ignored_steps(entries)
         return io.NodeOutput(recorded, "\n".join([text, *warnings]), ui=Said(text, warnings))
 
 

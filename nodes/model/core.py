@@ -186,6 +186,16 @@ def copy_patches(part: Any, other: Any) -> None:
     own.patches_uuid = given.patches_uuid
 
 
+def add_hook_patches(patcher: Any, hook: Any, patches: Mapping[Any, Any], strength: float) -> None:
+    """Add patches to a ModelPatcher for where a hook is on, at a strength that the hook's own multiplies."""
+    patcher.add_hook_patches(hook=hook, patches=patches, strength_patch=strength)
+
+
+def list_conditions(executor: Any) -> list[dict[str, Any]]:
+    """Return the conditions of a sampling, which are copies for it, from a wrapper around its outer part."""
+    return [condition for kind in executor.class_obj.conds.values() for condition in kind]
+
+
 def is_streamed(part: Any) -> bool:
     """Return whether ComfyUI streams the weights of a MODEL or CLIP in while it computes (dynamic VRAM)."""
     return bool(getattr(patcher_of(part), "is_dynamic", lambda: False)())
