@@ -135,3 +135,31 @@ def test_help(editor):
     editor.page.keyboard.press("Escape")
     expect(said).to_have_count(0)
     rows.has_focus("help")
+
+
+def test_strength_over_the_sampling(editor):
+    """The menu opens a field for it, which goes when it is left empty and stays while there is one."""
+    rows = add_list(editor, f"{A}\n{B}")
+    assert rows.part("steps:1").count() == 0
+    choose(rows, 1, "steps")
+    rows.has_focus("steps:1")
+    assert rows.part("steps:0").count() == 0
+    editor.page.keyboard.press("Tab")
+    expect(rows.part("steps:1")).to_have_count(0)
+    choose(rows, 1, "steps")
+    rows.part("steps:1").fill("0-25")
+    expect(rows.part("steps:1")).to_have_attribute("aria-invalid", "true")
+    expect(rows.part("steps:1")).to_have_attribute(
+        "title", "0-25: a share of the sampling lies between 0 and 1."
+    )
+    rows.part("steps:1").fill("0-0.25")
+    expect(rows.part("steps:1")).not_to_have_attribute("aria-invalid", "true")
+    editor.page.keyboard.press("Enter")
+    rows.becomes(A, B.replace(">", ":steps=0-0.25>"))
+    rows.part("menu:1").click()
+    editor.page.keyboard.press("Escape")
+    expect(rows.part("steps:1")).to_have_value("0-0.25")
+    rows.part("steps:1").fill("")
+    editor.page.keyboard.press("Tab")
+    rows.becomes(A, B)
+    expect(rows.part("steps:1")).to_have_count(0)
