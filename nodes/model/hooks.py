@@ -90,6 +90,8 @@ class MergeHook(WeightHook):  # type: ignore[misc]  # ComfyUI is not typed
     @hook_keyframe.setter
     def hook_keyframe(self, keyframes: HookKeyframeGroup) -> None:
         if isinstance(getattr(self, "_keyframes", None), Spans) and not isinstance(keyframes, Spans):
+            if keyframes.is_empty():  # what ComfyUI gives to hooks for a text encoder that follows none
+                return
             raise ParameterError(
                 "these hooks already change over the sampling, by the steps= of their LoRAs; remove steps= "
                 "from the list to set keyframes"
@@ -168,6 +170,19 @@ def carry_hooks(model: Any, hooks: HookGroup) -> Any:
     carrying.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
     carrying.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, _WithHooks(hooks))
     return carrying
+
+
+def refuse_carrying(model: Any, what: str) -> None:
+    """Refuse a MODEL that changes over the sampling, where ``what`` is done with one set of weights.
+
+    Raises:
+        ParameterError: if it does.
+    """
+    if model is not None and model.get_wrappers(WrappersMP.OUTER_SAMPLE, _KEY):
+        raise ParameterError(
+            f"this MODEL changes over the sampling, and {what} needs one that stays; remove steps= from the "
+            "list of the node that it comes from"
+        )
 
 
 class _WithHooks:

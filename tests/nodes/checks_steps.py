@@ -7,9 +7,11 @@ from itertools import pairwise
 import comfy.hooks
 import comfy.model_management
 import comfy.samplers
+import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_custom_sampler as custom
 import comfy_extras.nodes_hooks as core_hooks
+import folder_paths
 import torch
 from comfy_inside import (
     LORAS,
@@ -24,6 +26,7 @@ from comfy_inside import (
     three_loras,
     weights_of,
 )
+from packed_weights import load_quantised
 from safetensors.torch import load_file, save_file
 
 import nodes as core_nodes
@@ -393,6 +396,33 @@ def whole_weights_are_switched():
 
 
 @check
+def quantised_models_take_hooks():
+    """Weights in fp8 with scales, and in bfloat16: a hook makes those of the patched model, and ends."""
+    quantised, _ = load_quantised("float8_e4m3fn")
+    tensors = load_file(folder_paths.get_full_path_or_raise("diffusion_models", "tiny_flux.safetensors"))
+    half = comfy.sd.load_diffusion_model_state_dict(tensors, {"dtype": torch.bfloat16})
+    rows = three_loras("flux")
+    for model in (quantised, half):
+        before = {key: plain(weight).clone() for key, weight in model.model.named_parameters()}
+        patched, *_, hooks = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
+        wanted = {key: plain(weight) for key, weight in weights_of(patched, None).items()}
+        clone = model.clone()
+        for hook in hooks.hooks:
+            hook.add_hook_patches(clone, {}, comfy.hooks.create_target_dict(), comfy.hooks.HookGroup())
+        with torch.inference_mode():
+            clone.patch_hooks(hooks)
+            held = dict(clone.model.named_parameters())
+            assert all(torch.equal(plain(held[key]), weight) for key, weight in wanted.items())
+            clone.unpatch_hooks()
+        held = dict(model.model.named_parameters())
+        assert all(torch.equal(plain(held[key]), weight) for key, weight in before.items())
+
+
+def plain(weight):
+    return weight.dequantize() if hasattr(weight, "_qdata") else weight.data
+
+
+@check
 def windows_share_what_they_can():
     """One merge for each set of strengths, and a threshold is found once for each LoRA."""
     model, _ = load_model("sd15")
@@ -449,6 +479,10 @@ def what_steps_cannot_do_is_said():
     with refused(merge_ops.ParameterError, "remove steps= from the list"):
         core_hooks.SetHookKeyframes().set_hook_keyframes(out.result[-1], frames)
     assert run("LoraAlloyLoader", model=model, loras="", method=TIES)[-1].hooks == []
+    with refused(merge_ops.ParameterError, "this MODEL changes over the sampling"):
+        run("LoraAlloyRecord", model=out.result[0], clip=clip, loras="<lora:sd15_a:1:prompt=a fox>")
+    with refused(merge_ops.ParameterError, "this MODEL changes over the sampling"):
+        run("LoraAlloyMeasure", recording=None, model=out.result[0])
 
 
 @contextmanager

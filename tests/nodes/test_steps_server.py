@@ -18,7 +18,7 @@ def timed(*steps, **inputs):
 
 
 def test_pictures_follow_the_steps(server):
-    """All of the sampling is the picture without steps; a part of it, and a curve, are others, each time the same."""
+    """All of the sampling is the picture without steps; a part of it and a curve are others that stay."""
     whole = server.image(server.run(timed("0-1", "0-1")))
     assert whole == server.image(server.run(timed("", "")))
     part, curve = timed("", "0-0.5"), timed("0:1 1:0", "0-0.5")
