@@ -191,6 +191,15 @@ def add_hook_patches(patcher: Any, hook: Any, patches: Mapping[Any, Any], streng
     patcher.add_hook_patches(hook=hook, patches=patches, strength_patch=strength)
 
 
+def takes_hooks(patcher: Any) -> bool:
+    """Return whether hooks can change the weights of a ModelPatcher: not where some are quantised."""
+    try:
+        patcher.get_key_patches()
+    except AttributeError:  # a key of the state dict that is no weight
+        return False
+    return True
+
+
 def list_conditions(executor: Any) -> list[dict[str, Any]]:
     """Return the conditions of a sampling, which are copies for it, from a wrapper around its outer part."""
     return [condition for kind in executor.class_obj.conds.values() for condition in kind]

@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from ...merge_ops.errors import IncompatibleLoraError, ParameterError
 from ...merge_ops.merging.merged import Merged
 from .configurations import configurations_of
-from .core import add_hook_patches, is_patched_by_pack, list_conditions
+from .core import add_hook_patches, is_patched_by_pack, list_conditions, takes_hooks
 from .patch import WholeWeightAdapter, add_merge
 from .static import make_static_model
 from .target import Target
@@ -111,7 +111,7 @@ class MergeHook(WeightHook):  # type: ignore[misc]  # ComfyUI is not typed
 
         Raises:
             ParameterError: if the merge was made without a model.
-            IncompatibleLoraError: if the merge widens a weight.
+            IncompatibleLoraError: if hooks cannot change the weights, or the merge widens one.
         """
         if not self.should_register(model, model_options, target_dict, registered):
             return False
@@ -120,6 +120,7 @@ class MergeHook(WeightHook):  # type: ignore[misc]  # ComfyUI is not typed
                 "hooks need the weights of the model that they are for: connect model to Merge LoRAs"
             )
         target = target_dict.get("target") or EnumWeightTarget.Model
+        refuse_unhookable(model)
         _refuse_widened(self.merged)
         add_merge(_Registering(model, self), self.merged, self.targets[target], 1.0)
         registered.add(self)
@@ -154,13 +155,8 @@ def carry_hooks(model: Any, hooks: HookGroup) -> Any:
     A conditioning may have hooks besides: they come after these, and one that is among both counts once.
 
     Raises:
-        MergeError: if another pack patches the weights of the model, or they cannot be loaded for hooks.
+        MergeError: if hooks cannot change the weights of the model, or it cannot be loaded for them.
     """
-    if is_patched_by_pack(model):
-        raise IncompatibleLoraError(
-            "steps= needs ComfyUI's hooks, and another pack patches the weights of this model, as those for "
-            "GGUF do; remove steps= from the list, or load the model with ComfyUI's own loader"
-        )
     carrying = make_static_model(model)
     target = create_target_dict(EnumWeightTarget.Model)
     for hook in hooks.hooks:
@@ -202,6 +198,25 @@ class _WithHooks:
                 groups[own] = self.hooks.clone_and_combine(own)
             condition["hooks"] = groups[own]
         return executor(*args, **kwargs)
+
+
+def refuse_unhookable(patcher: Any) -> None:
+    """Refuse a ModelPatcher whose weights hooks cannot change.
+
+    Raises:
+        IncompatibleLoraError: if so.
+    """
+    by_pack = is_patched_by_pack(patcher)
+    if by_pack or not takes_hooks(patcher):
+        why = (
+            "another pack patches the weights of this model, as those for GGUF do"
+            if by_pack
+            else ("the weights of this model are quantised")
+        )
+        raise IncompatibleLoraError(
+            f"ComfyUI's hooks, which steps= needs, cannot change the weights: {why}; remove steps= from the "
+            "list, or load the model in 16 bits"
+        )
 
 
 def _refuse_widened(merged: Merged) -> None:

@@ -11,7 +11,7 @@ from ..values.keywords import Asked
 from ..values.stack_entries import StackEntry
 from ..values.steps import Window, cut_into_windows
 from .fitting import FittedLoras, fit_to_model
-from .hooks import MergeHook, Spans, list_unhooked, make_hooks
+from .hooks import MergeHook, Spans, list_unhooked, make_hooks, refuse_unhookable
 from .lora_model import MergedLoraModel
 from .merging import run_merge
 from .summary import describe_merge, list_blocks, list_left_out, list_notes
@@ -90,6 +90,7 @@ def merge_over_time(
     Raises:
         MergeError: if the LoRAs cannot be merged so.
     """
+    refuse_unhookable(model)
     windows = cut_into_windows([entry.steps for entry in entries])
     fitted: dict[tuple[int, ...], FittedLoras] = {}
     notes: dict[str, None] = {}

@@ -6,6 +6,7 @@ import comfy.hooks
 import comfy.patcher_extension
 import torch
 from comfy_inside import LORAS, check, load_model, three_loras
+from packed_weights import load_quantised
 from safetensors.torch import load_file
 
 import nodes as core_nodes
@@ -28,6 +29,29 @@ def core_add_hook_patches():
         targets = [target for target in patches if key in (target, target[0])]
         assert [entry[0] for entry in entries] == [0.5] * len(targets) + [-1.0] * len(targets), key
         assert [entry[1] for entry in entries] == [patches[target] for target in targets] * 2, key
+
+
+@check
+def core_takes_hooks():
+    """As ComfyUI does where it applies hooks; it cannot read the scales of quantised weights there."""
+    plain, quantised = load_model("flux")[0], load_quantised("float8_e4m3fn")[0]
+    assert core.takes_hooks(plain) and not core.takes_hooks(quantised)
+    hook = comfy.hooks.WeightHook()
+    tensors = load_file(LORAS / three_loras("flux")[0][0])
+    for model, works in ((plain, True), (quantised, False)):
+        patches = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
+        clone = model.clone()
+        core.add_hook_patches(clone, hook, patches, 0.5)
+        group = comfy.hooks.HookGroup()
+        group.add(hook)
+        with torch.inference_mode():
+            try:
+                clone.patch_hooks(group)
+                clone.unpatch_hooks()
+            except AttributeError:
+                assert not works
+            else:
+                assert works
 
 
 @check

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import comfy.hooks
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -396,30 +397,47 @@ def whole_weights_are_switched():
 
 
 @check
-def quantised_models_take_hooks():
-    """Weights in fp8 with scales, and in bfloat16: a hook makes those of the patched model, and ends."""
-    quantised, _ = load_quantised("float8_e4m3fn")
+def hooks_in_half_precision():
+    """A hook makes the weights of the patched model, to the last bit, and puts them back."""
     tensors = load_file(folder_paths.get_full_path_or_raise("diffusion_models", "tiny_flux.safetensors"))
-    half = comfy.sd.load_diffusion_model_state_dict(tensors, {"dtype": torch.bfloat16})
     rows = three_loras("flux")
-    for model in (quantised, half):
-        before = {key: plain(weight).clone() for key, weight in model.model.named_parameters()}
+    for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn):
+        model = comfy.sd.load_diffusion_model_state_dict(dict(tensors), {"dtype": dtype})
+        before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
         patched, *_, hooks = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
-        wanted = {key: plain(weight) for key, weight in weights_of(patched, None).items()}
+        wanted = weights_of(patched, None)
+        assert all(weight.dtype == dtype for weight in wanted.values())
         clone = model.clone()
         for hook in hooks.hooks:
             hook.add_hook_patches(clone, {}, comfy.hooks.create_target_dict(), comfy.hooks.HookGroup())
         with torch.inference_mode():
             clone.patch_hooks(hooks)
-            held = dict(clone.model.named_parameters())
-            assert all(torch.equal(plain(held[key]), weight) for key, weight in wanted.items())
+            held = clone.model.state_dict()
+            assert all(torch.equal(held[key], weight) for key, weight in wanted.items()), dtype
             clone.unpatch_hooks()
-        held = dict(model.model.named_parameters())
-        assert all(torch.equal(plain(held[key]), weight) for key, weight in before.items())
+        assert all(torch.equal(weight, before[key]) for key, weight in model.model.state_dict().items())
 
 
-def plain(weight):
-    return weight.dequantize() if hasattr(weight, "_qdata") else weight.data
+@check
+def models_that_hooks_cannot_change_are_refused():
+    """Quantised ones, and those of packs for GGUF; without steps they are merged, and their hooks refuse."""
+    rows = three_loras("flux")
+    model, _ = load_quantised("float8_e4m3fn")
+    with refused(merge_ops.MergeError, "the weights of this model are quantised"):
+        run("LoraAlloyLoader", model=model, loras=timed(rows, "", "0-0.5", ""), method=TIES)
+    patched, *_, hooks = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
+    assert patched.patches
+    with refused(merge_ops.MergeError, "the weights of this model are quantised"):
+        hooks.hooks[0].add_hook_patches(model, {}, {}, comfy.hooks.HookGroup())
+
+    class OfPack(comfy.model_patcher.ModelPatcher):
+        def patch_weight_to_device(self, *args, **kwargs):
+            return super().patch_weight_to_device(*args, **kwargs)
+
+    own = load_model("flux")[0]
+    other = OfPack(own.model, own.load_device, own.offload_device)
+    with refused(merge_ops.MergeError, "another pack patches the weights of this model"):
+        run("LoraAlloyLoader", model=other, loras=timed(rows, "", "0-0.5", ""), method=TIES)
 
 
 @check
