@@ -206,13 +206,12 @@ def refuse_unhookable(patcher: Any) -> None:
     Raises:
         IncompatibleLoraError: if so.
     """
-    by_pack = is_patched_by_pack(patcher)
-    if by_pack or not takes_hooks(patcher):
-        why = (
-            "another pack patches the weights of this model, as those for GGUF do"
-            if by_pack
-            else ("the weights of this model are quantised")
-        )
+    why = ""
+    if is_patched_by_pack(patcher):
+        why = "another pack patches the weights of this model, as those for GGUF do"
+    elif not takes_hooks(patcher):
+        why = "the weights of this model are quantised"
+    if why:
         raise IncompatibleLoraError(
             f"ComfyUI's hooks, which steps= needs, cannot change the weights: {why}; remove steps= from the "
             "list, or load the model in 16 bits"

@@ -78,7 +78,7 @@ def test_what_cannot_be_done_is_not_offered(editor):
     rows.part("menu:0").click()
     items = editor.page.locator(f"{MENU} [role=menuitem]")
     shown = items.evaluate_all("(items) => items.map((item) => item.dataset.action)")
-    assert shown == ["info", "on", "blocks", "duplicate", "remove"]
+    assert shown == ["info", "on", "blocks", "steps", "duplicate", "remove"]
     choose_on = editor.page.locator(f'{MENU} [data-action="on"]')
     choose_on.click()
     rows.becomes(A)

@@ -44,7 +44,7 @@ export const LIST = {
   "Block strengths of {name}": "{name} 的分块强度",
   "blocks": "分块",
   "Strength of {name} over the sampling": "{name} 在采样过程中的强度",
-  "steps": "步程",
+  "steps": "采样段",
   "Prompts of {name}": "{name} 的提示词",
   "prompt": "提示词",
   "what it was trained on; several with | between them": "它训练的内容；多个提示词之间用 | 分隔",
