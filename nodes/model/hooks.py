@@ -16,7 +16,13 @@ from comfy.patcher_extension import WrappersMP
 from ...merge_ops.errors import IncompatibleLoraError, ParameterError
 from ...merge_ops.merging.merged import Merged
 from .configurations import configurations_of
-from .core import add_hook_patches, is_patched_by_pack, list_conditions, takes_hooks
+from .core import (
+    add_hook_patches,
+    is_patched_by_pack,
+    list_conditions,
+    read_widened_shapes,
+    takes_hooks,
+)
 from .patch import WholeWeightAdapter, add_merge
 from .static import make_static_model
 from .target import Target
@@ -111,7 +117,7 @@ class MergeHook(WeightHook):  # type: ignore[misc]  # ComfyUI is not typed
 
         Raises:
             ParameterError: if the merge was made without a model.
-            IncompatibleLoraError: if hooks cannot change the weights, or the merge widens one.
+            IncompatibleLoraError: if hooks cannot change the weights, or would have to widen one.
         """
         if not self.should_register(model, model_options, target_dict, registered):
             return False
@@ -121,7 +127,7 @@ class MergeHook(WeightHook):  # type: ignore[misc]  # ComfyUI is not typed
             )
         target = target_dict.get("target") or EnumWeightTarget.Model
         refuse_unhookable(model)
-        _refuse_widened(self.merged)
+        _refuse_widening(model, self.merged, self.targets[target])
         add_merge(_Registering(model, self), self.merged, self.targets[target], 1.0)
         registered.add(self)
         return True
@@ -218,13 +224,15 @@ def refuse_unhookable(patcher: Any) -> None:
         )
 
 
-def _refuse_widened(merged: Merged) -> None:
-    widened = next((name for name in merged.layers if merged.layer(name).padded_to), None)
-    if widened is not None:
-        raise IncompatibleLoraError(
-            f"{widened} is widened by a control LoRA, and hooks cannot change the shape of a weight while a "
-            "model samples; load the control LoRA with a node of its own"
-        )
+def _refuse_widening(patcher: Any, merged: Merged, targets: Targets) -> None:
+    """A weight that patches of the model widen already is another matter: there is room in it."""
+    wide = read_widened_shapes(patcher)
+    for name in merged.layers:
+        if name in targets and merged.layer(name).padded_to and targets[name].key not in wide:
+            raise IncompatibleLoraError(
+                f"{name} is widened by a control LoRA, and hooks cannot change the shape of a weight while a "
+                "model samples; load the control LoRA with a node before this one"
+            )
 
 
 def list_unhooked(merged: Merged) -> list[str]:

@@ -21,6 +21,7 @@ from ...merge_ops.errors import ParameterError
 from .lora_text import MAX_STRENGTH
 
 MAX_WINDOWS = 32
+_MAX_WORDS = 64
 PARTS = 10  # a slope of a curve is followed in tenths of the sampling
 _SHARE = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _FACTOR = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
@@ -57,9 +58,12 @@ class Steps:
         Raises:
             ParameterError: if it cannot be read.
         """
-        words = re.sub(r"\s*([:-])\s*", r"\1", text.strip()).replace(",", " ").replace(";", " ").split()
+        one_space = " ".join(text.replace(",", " ").replace(";", " ").split())
+        words = re.sub(r" ?([:-]) ?", r"\1", one_space).split()
         if not words:
             return None
+        if len(words) > _MAX_WORDS:
+            raise ParameterError(f"steps: there are {len(words)} spans or points; at most {_MAX_WORDS}")
         spans: list[Span] = []
         points: list[tuple[float, float]] = []
         for word in words:

@@ -4,6 +4,7 @@
 import { say } from "../texts.js";
 import { MAX_STRENGTH } from "./text.js";
 
+const MAX_WORDS = 64;
 const SHARE = "([0-9]+(?:\\.[0-9]*)?|\\.[0-9]+)";
 const FACTOR = "([+-]?(?:[0-9]+(?:\\.[0-9]*)?|\\.[0-9]+)(?:e[+-]?[0-9]+)?)";
 const SPAN = new RegExp(`^${SHARE}-${SHARE}(?::${FACTOR})?$`, "i");
@@ -11,7 +12,9 @@ const POINT = new RegExp(`^${SHARE}:${FACTOR}$`, "i");
 
 /** One sentence that says what is wrong, or null. An empty text is a strength that stays, which is right. */
 export function checkSteps(text) {
-  const words = text.trim().replace(/\s*([:-])\s*/g, "$1").split(/[\s,;]+/).filter(Boolean);
+  const spaced = text.split(/[\s,;]+/).join(" ");
+  const words = spaced.replace(/ ?([:-]) ?/g, "$1").split(" ").filter(Boolean);
+  if (words.length > MAX_WORDS) return say("At most {count} spans or points.", { count: MAX_WORDS });
   const spans = [];
   const points = [];
   for (const word of words) {

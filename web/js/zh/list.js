@@ -87,6 +87,7 @@ export const LIST = {
   "{word}: a share of the sampling lies between 0 and 1.": "{word}：采样进度应在 0 到 1 之间。",
   "{word} ends before it begins.": "{word} 的终点不在起点之后。",
   "Write either spans or points, not both.": "区间和点不能混写。",
+  "At most {count} spans or points.": "最多 {count} 个区间或点。",
   "Two spans overlap.": "有两个区间重叠。",
   "A curve needs two points or more, such as 0:1 1:0.": "曲线至少需要两个点，例如 0:1 1:0。",
   "The points of a curve go from 0 to 1.": "曲线的点须从 0 到 1 依次排列。",
