@@ -78,7 +78,8 @@ class LoraAlloyApply(io.ComfyNode):
         if model is None and clip is None:
             raise ParameterError("there is nothing to patch: connect MODEL, CLIP, or both")
         status = StatusLine(cls)
-        merged = read_lora_model(lora).merged
+        whole = read_lora_model(lora)
+        merged = whole.merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             why = "No LoRA was merged" if merged is None else "Both strengths are 0"
             return io.NodeOutput(model, clip, ui=Said(f"{why}: model and CLIP are unchanged."))
@@ -86,6 +87,11 @@ class LoraAlloyApply(io.ComfyNode):
         fitted = patched.fitted
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
         text = f"{describe_merge(merged)}, on {text}, {status.seconds:.1f} s"
-        lines = [*list_left_out(merged, fitted), *list_not_applied(merged, model, clip), *patched.lines]
+        lines = [
+            *whole.notes,
+            *list_left_out(merged, fitted),
+            *list_not_applied(merged, model, clip),
+            *patched.lines,
+        ]
         text = "\n".join([text, *list_blocks(merged)])
         return io.NodeOutput(patched.model, patched.clip, ui=Said(text, lines))

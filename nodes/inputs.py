@@ -36,7 +36,8 @@ def lora_list(names: list[str] | None = None) -> io.String.Input:
         tooltip=(
             "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
             "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
-            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. A prompt for Record LoRAs comes last: "
+            "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. For the first quarter of the sampling only: "
+            "<lora:name:0.8:steps=0-0.25>. A prompt for Record LoRAs comes last: "
             "<lora:name:0.8:prompt=a photo of mia>."
         ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", **({} if names is None else {"lora_options": names})},
@@ -89,12 +90,23 @@ def _broken_laws() -> str:
 
 
 def trigger_words_output() -> io.String.Output:
-    """The words that call up what the LoRAs of a node were trained on. The last output of a node."""
+    """The words that call up what the LoRAs of a node were trained on."""
     return io.String.Output(
         display_name="trigger_words",
         tooltip=(
             "The trigger words of the LoRAs that are on, with commas between them, for a prompt. They come "
             "from the notes beside the files and from the files' metadata."
+        ),
+    )
+
+
+def hooks_output() -> io.Hooks.Output:
+    """The merge as hooks. The last output of a node: saved graphs keep links by their places."""
+    return io.Hooks.Output(
+        display_name="hooks",
+        tooltip=(
+            "The merge as hooks, for a conditioning: with Cond Set Props and a mask it holds in one area. "
+            "Sample with the model from before this node."
         ),
     )
 

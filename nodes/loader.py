@@ -14,6 +14,7 @@ from .inputs import (
     METHOD,
     STACK,
     auto_strength_input,
+    hooks_output,
     lora_list,
     method_input,
     recording_input,
@@ -25,16 +26,18 @@ from .model.attachments import chain_of_entries
 from .model.clones import patch_clones
 from .model.files import list_lora_files
 from .model.fitting import fit_to_model
+from .model.hooks import MergeHook, carry_hooks, make_hooks
 from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.queued import known_inputs, sent_inputs
-from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
+from .model.recorded import RecordedLoras, merge_recorded, refuse_recording, refuse_without_recording
 from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .model.summary import describe_merge, describe_nothing, list_blocks, list_not_applied, list_notes
+from .model.windows import MergedOverTime, merge_over_time
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice, check_sent, refuse_unknown
-from .values.stack_entries import change_entries
+from .values.stack_entries import change_entries, has_steps
 
 # what people type who look for what this node does; the helper nodes have words of their own
 SEARCH_WORDS = [
@@ -114,6 +117,7 @@ class LoraAlloyLoader(io.ComfyNode):
                     ),
                 ),
                 trigger_words_output(),
+                hooks_output(),
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
@@ -165,9 +169,14 @@ class LoraAlloyLoader(io.ComfyNode):
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
             empty, said = MergedLoraModel(None), Said(describe_nothing(chosen.label))
-            return io.NodeOutput(model, clip, empty, tuple(entries), words, ui=said)
+            return io.NodeOutput(model, clip, empty, tuple(entries), words, make_hooks(), ui=said)
         refuse_without_recording(recording, asked, bool(auto_strength))
         show = status.show_progress
+        if has_steps(entries):
+            refuse_recording(recording)
+            over, note = merge_over_time(entries, asked, model, clip, show)
+            said, outputs = _patch_over_time(over, model, clip, note, status.seconds, chosen.label)
+            return io.NodeOutput(*outputs[:3], tuple(entries), words, outputs[3], ui=said)
         if recording is not None:
             recording.host.check_model(model)
             fitted = recording.fitted
@@ -187,5 +196,18 @@ class LoraAlloyLoader(io.ComfyNode):
             MergedLoraModel(merged, fitted.stems),
             tuple(entries),
             words,
+            make_hooks(MergeHook.of(merged, fitted.unet, fitted.clip)),
             ui=Said(text, warnings),
         )
+
+
+def _patch_over_time(
+    over: MergedOverTime, model: Any, clip: Any, note: str, seconds: float, label: str
+) -> tuple[Said, tuple[Any, Any, MergedLoraModel, Any]]:
+    """What the node says, and its MODEL, CLIP, LORA_MODEL and HOOKS, where strengths change."""
+    hooks = over.hooks()
+    chain = chain_of_entries(over.entries)
+    patched = patch_clones(over.whole, over.fitted, model, clip, strength_model=0, chain=chain)
+    warnings = [*over.list_notes(note), *list_not_applied(over.whole, model, clip), *patched.lines]
+    said = Said("\n".join(over.describe(seconds, label)), warnings)
+    return said, (carry_hooks(patched.model, hooks), patched.clip, over.lora_model(), hooks)

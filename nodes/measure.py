@@ -15,6 +15,7 @@ from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
 from .inputs import CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
 from .model.clones import fit_and_patch_clones
+from .model.hooks import refuse_carrying
 from .model.learning_host import Applied
 from .model.lora_model import read_lora_model
 from .model.queued import sent_inputs
@@ -108,6 +109,7 @@ class LoraAlloyMeasure(io.ComfyNode):
     ) -> io.NodeOutput:
         """Measure, and draw."""
         status = StatusLine(cls)
+        refuse_carrying(model, "measuring")
         rows = _measure_list(recording, *_read_lists(methods, strengths), status)
         if lora is not None:
             rows.append(_Row("the merged LoRA", recording.measure(_with_lora(recording, lora))))

@@ -16,18 +16,21 @@ from .inputs import (
     METHOD,
     STACK,
     auto_strength_input,
+    hooks_output,
     recording_input,
     result_inputs,
 )
 from .model.fitting import FittedLoras, fit_to_model
+from .model.hooks import MergeHook, make_hooks
 from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
-from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
+from .model.recorded import RecordedLoras, merge_recorded, refuse_recording, refuse_without_recording
 from .model.stacks import read_stack
 from .model.summary import describe_merge, list_blocks, list_notes
+from .model.windows import merge_over_time
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice
-from .values.stack_entries import change_entries
+from .values.stack_entries import change_entries, has_steps, list_ignored_steps
 
 
 class LoraAlloyMerge(io.ComfyNode):
@@ -85,6 +88,7 @@ class LoraAlloyMerge(io.ComfyNode):
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),
                 io.String.Output(display_name="report", tooltip="What was merged and what was left out."),
+                hooks_output(),
             ],
             hidden=[io.Hidden.unique_id],
             **SAYS,
@@ -114,10 +118,15 @@ class LoraAlloyMerge(io.ComfyNode):
         entries = change_entries(entries, asked.settings)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
-            return io.NodeOutput(MergedLoraModel(None), text, ui=Said(text))
+            return io.NodeOutput(MergedLoraModel(None), text, make_hooks(), ui=Said(text))
         refuse_without_recording(recording, asked, bool(auto_strength))
         asked = replace(asked, keywords=asked.keywords | {"dtype": DTYPES[dtype or "float32"]})
         how: dict[str, Any] = {"on_cpu": device == "cpu", "show_progress": status.show_progress}
+        if has_steps(entries) and model is not None:
+            refuse_recording(recording)
+            over, note = merge_over_time(entries, asked, model, clip, **how)
+            lines = over.describe(status.seconds, chosen.label)
+            return _output(over.lora_model(), over.hooks(), lines, over.list_notes(note))
         if recording is not None:
             fitted: FittedLoras | None = recording.fitted
             merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), **how)
@@ -128,8 +137,12 @@ class LoraAlloyMerge(io.ComfyNode):
                 fitted.loras if fitted else loras, entries, asked.keywords, asked.strength, **how
             )
         lines = [describe_merge(merged, status.seconds, chosen.label), *list_blocks(merged)]
-        text = "\n".join(lines)
-        warnings = list_notes(merged, fitted, note)
-        report = "\n".join([text, *warnings])
+        warnings = [*list_notes(merged, fitted, note), *list_ignored_steps(entries, "; hooks need model")]
         stems = fitted.stems if fitted else None
-        return io.NodeOutput(MergedLoraModel(merged, stems), report, ui=Said(text, warnings))
+        hook = MergeHook.of(merged, fitted.unet, fitted.clip) if fitted and model is not None else MergeHook()
+        return _output(MergedLoraModel(merged, stems), make_hooks(hook), lines, warnings)
+
+
+def _output(lora: MergedLoraModel, hooks: Any, lines: list[str], warnings: list[str]) -> io.NodeOutput:
+    text = "\n".join(lines)
+    return io.NodeOutput(lora, "\n".join([text, *warnings]), hooks, ui=Said(text, warnings))

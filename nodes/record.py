@@ -9,11 +9,13 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
+from .model.hooks import refuse_carrying
 from .model.recorded import RecordedLoras, record_loras, refuse_empty
 from .model.sampling import Sampling
 from .model.stacks import check_list, read_file_states, read_list, read_stack
 from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
+from .values.stack_entries import list_ignored_steps
 
 _SAMPLING = ("width", "height", "steps", "cfg", "sampler_name", "scheduler", "seed")
 _KNOWN = ("stack", "keep", "together", "negative", *_SAMPLING)
@@ -88,6 +90,7 @@ class LoraAlloyRecord(io.ComfyNode):
             if name not in _SAMPLING:
                 raise ParameterError(f"unknown input {name!r}{did_you_mean(name, _KNOWN)}")
         status = StatusLine(cls)
+        refuse_carrying(model, "recording")
         entries = read_stack(stack) + read_list(loras or "")
         refuse_empty(entries)
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -105,6 +108,7 @@ class LoraAlloyRecord(io.ComfyNode):
         )
         text = _report(recorded, status.seconds)
         warnings = [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
+        warnings += list_ignored_steps(entries)
         return io.NodeOutput(recorded, "\n".join([text, *warnings]), ui=Said(text, warnings))
 
 

@@ -120,7 +120,7 @@ class LoraAlloySave(io.ComfyNode):
         relative = (Path(subfolder) / path.name).as_posix()
         text = f"{relative}: {report.size / 1e6:.1f} MB, {report.format}, read back and compared"
         kept = [report.kept.sentence()]
-        lines = [*list_left_out(whole.merged), *facts_of_use(whole.merged.loras).contradictions]
+        lines = [*whole.notes, *list_left_out(whole.merged), *facts_of_use(whole.merged.loras).contradictions]
         said = Said(text, kept + lines) if report.kept.is_low else Said("\n".join([text, *kept]), lines)
         return io.NodeOutput(relative, ui=said)
 

@@ -107,8 +107,14 @@ def _describe(entries: list[StackEntry]) -> str:
 
 
 def _warnings(entries: list[StackEntry]) -> list[str]:
-    """A line if other packs cannot be told all."""
-    names = [entry.lora.name for entry in entries if entry.blocks is not None and entry.lora_name is not None]
-    if not names:
-        return []
-    return [f"lora_stack cannot carry block strengths: other packs get {', '.join(names)} without them"]
+    """A line for each thing that other packs cannot be told."""
+    named = [entry for entry in entries if entry.lora_name is not None]
+    left_out = {
+        "block strengths": [entry.lora.name for entry in named if entry.blocks is not None],
+        "strengths over the sampling": [entry.lora.name for entry in named if entry.steps is not None],
+    }
+    return [
+        f"lora_stack cannot carry {what}: other packs get {', '.join(names)} without them"
+        for what, names in left_out.items()
+        if names
+    ]

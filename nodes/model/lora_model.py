@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, ValuesView
+from collections.abc import ItemsView, Sequence, ValuesView
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,15 @@ class MergedLoraModel(dict[str, Tensor]):
     """The state dict of a merged LoRA under kohya's keys, for any node that takes ``LORA_MODEL``.
 
     Our own nodes use ``merged`` instead, which is exact. Others see a full-rank merge as a LoRA whose rank is
-    the sum of the source ranks; each layer is truncated when it is first read.
+    the sum of the source ranks; each layer is truncated when it is first read. ``notes`` are lines for those
+    who save or apply it.
     """
 
-    def __init__(self, merged: Merged | None, stems: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, merged: Merged | None, stems: dict[str, str] | None = None, notes: Sequence[str] = ()
+    ) -> None:
         self.merged = merged
+        self.notes = list(notes)
         known = stems or {}
         self.stems = {
             name: known.get(name) or _stem(merged, name, merged.layer(name).template.key)

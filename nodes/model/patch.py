@@ -88,6 +88,8 @@ class MergedAdapter(WeightAdapterBase):
         original_weight: Any = None,
     ) -> torch.Tensor:
         """Add ``strength * delta`` to ``weight``, which ComfyUI has cut to the part that is patched."""
+        if strength == 0 and not self.weights[7]:  # a hook that is off
+            return weight
         # the function swaps halves: it turns a delta into the weight's order and the weight into the LoRA's
         whole = self.weights[6]
         layer = self.layer(function(weight) if whole else weight)
@@ -112,13 +114,33 @@ class MergedAdapter(WeightAdapterBase):
 class LowRankAdapter(LoRAAdapter):
     """ComfyUI's adapter for a low-rank layer, which refuses a weight of another size where that logs it."""
 
-    def calculate_weight(self, weight: torch.Tensor, key: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def calculate_weight(
+        self, weight: torch.Tensor, key: str, strength: float, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Add the change to ``weight``, exactly as ComfyUI's own adapter does."""
         up, down, padded_to = unpack_low_rank(self.weights)
         if padded_to is None:
+            if strength == 0:  # a hook that is off
+                return weight
             refuse_other_size(key, weight, up.shape[0] * down[0].numel())
-        result: torch.Tensor = super().calculate_weight(weight, key, *args, **kwargs)
+        result: torch.Tensor = super().calculate_weight(weight, key, strength, *args, **kwargs)
         return result
+
+
+class WholeWeightAdapter(WeightAdapterBase):
+    """A weight in place of the model's own; not at strength 0, where ComfyUI's ``set`` would put it too."""
+
+    name = "lora_alloy_whole"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[torch.Tensor]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    def calculate_weight(
+        self, weight: torch.Tensor, key: str, strength: float, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Copy the value into ``weight``."""
+        return weight if strength == 0 else weight.copy_(self.weights[0])
 
 
 def _pack(value: Any) -> Any:

@@ -190,6 +190,19 @@ def refuse_without_recording(recording: RecordedLoras | None, asked: Asked, auto
         raise ParameterError(f"{what} needs to know what the LoRAs do: connect Record LoRAs to recording")
 
 
+def refuse_recording(recording: RecordedLoras | None) -> None:
+    """Refuse a recording for LoRAs whose strength changes over the sampling: they were recorded at one.
+
+    Raises:
+        ParameterError: if there is one.
+    """
+    if recording is not None:
+        raise ParameterError(
+            "the LoRAs were recorded at one strength each, and steps= changes it over the sampling; "
+            "disconnect recording, or remove steps= from the list"
+        )
+
+
 def refuse_empty(entries: list[StackEntry]) -> None:
     """Refuse a stack in which no LoRA is on.
 

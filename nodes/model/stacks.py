@@ -19,9 +19,15 @@ def read_list(text: str) -> list[StackEntry]:
     """
     return [
         StackEntry(
-            read_lora(row.wanted), row.strength, row.clip, row.lora_name, blocks, split_prompts(row.prompt)
+            read_lora(row.wanted),
+            row.strength,
+            row.clip,
+            row.lora_name,
+            blocks,
+            split_prompts(row.prompt),
+            steps,
         )
-        for row, blocks in parse_rows_in_use(text)
+        for row, blocks, steps in parse_rows_in_use(text)
     ]
 
 
@@ -62,4 +68,4 @@ def read_file_states(text: str | None) -> list[FileState]:
     Raises:
         ParameterError: if a line cannot be read, or its file does not exist.
     """
-    return [read_file_state(row.wanted) for row, _ in parse_rows_in_use(text or "")]
+    return [read_file_state(row.wanted) for row, *_ in parse_rows_in_use(text or "")]

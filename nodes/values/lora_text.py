@@ -1,9 +1,10 @@
 r"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
 
-``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) at the end of a tag gives a strength for each block, and
-``:prompt=TEXT`` after it the prompts that show what the LoRA does, with ``|`` between them. The prompt is
-the last part, so colons and commas are free in it; ``<`` and ``>`` are written ``\<`` and ``\>``, and a
-backslash before one of them, or at the end, is doubled. Needs neither ComfyUI nor torch.
+``:steps=TEXT`` behind the strengths says when in the sampling the LoRA is on, and how much.
+``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) gives a strength for each block, and ``:prompt=TEXT`` the prompts
+that show what the LoRA does, with ``|`` between them. The prompt is the last part, so colons and commas are
+free in it; ``<`` and ``>`` are written ``\<`` and ``\>``, and a backslash before one of them, or at the end,
+is doubled. Needs neither ComfyUI nor torch.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ _NUMBER = re.compile(
     r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE
 )
 _BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
+_STEPS = re.compile(r":steps=((?:(?!:(?:blocks|lbw)=).)*)")
 _PROMPT = ":prompt="
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRow:
-    """One line of the list. ``strength_clip`` None means ``strength``; ``blocks`` is as written.
+    """One line of the list. ``strength_clip`` None means ``strength``.
 
+    ``blocks`` and ``steps`` are as written.
     ``prompt`` holds one prompt or several with ``|`` between them, without the escapes of the text.
     """
 
@@ -38,6 +41,7 @@ class LoraRow:
     enabled: bool = True
     blocks: str = ""
     prompt: str = ""
+    steps: str = ""
     typed: str = field(default="", compare=False)  # the name with spaces at its ends, where it has some
 
     @property
@@ -97,6 +101,9 @@ def _tags(line: str) -> tuple[list[str], str]:
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
     """Strengths are read from the right, since a name may contain colons."""
     tag, _, prompt = tag.partition(_PROMPT)
+    timed = _STEPS.search(tag)
+    if timed:
+        tag = tag[: timed.start()] + tag[timed.end() :]
     end = _BLOCKS.search(tag)
     blocks = end[1].strip() if end else ""
     parts = (tag[: end.start()] if end else tag).split(":")
@@ -118,6 +125,7 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
         enabled,
         blocks,
         _unescape(prompt).strip(),
+        timed[1].strip() if timed else "",
         typed if typed != name else "",
     )
 
@@ -130,9 +138,10 @@ def _line(row: LoraRow) -> str:
     strengths = [row.strength] if row.strength_clip is None else [row.strength, row.strength_clip]
     if not all(map(math.isfinite, strengths)):
         raise ParameterError(f"the strength of {row.lora_name} is not a finite number")
+    steps = [f"steps={row.steps}"] if row.steps else []
     blocks = [f"blocks={row.blocks}"] if row.blocks else []
     prompt = [f"prompt={_escape(row.prompt)}"] if row.prompt else []
-    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *blocks, *prompt))
+    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *steps, *blocks, *prompt))
     return f"<lora:{tag}>" if row.enabled else f"# <lora:{tag}>"
 
 

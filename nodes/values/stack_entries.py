@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,13 +12,15 @@ from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.lora import Lora
 from ...merge_ops.recipes.spelled import READINGS, use_forward_slashes, without_ending
 from .lora_text import LoraRow, parse_rows
+from .steps import Steps
 
 
 @dataclass(frozen=True, slots=True)
 class StackEntry:
     """One LoRA of a stack. ``lora_name`` is its file's name in the loras folders, if it has one.
 
-    ``prompts`` show what the LoRA does; those of its row, which may have none.
+    ``prompts`` show what the LoRA does; those of its row, which may have none. ``steps`` is its strength over
+    the sampling; None where that does not change.
     """
 
     lora: Lora
@@ -26,19 +29,20 @@ class StackEntry:
     lora_name: str | None = None
     blocks: BlockStrengths | None = None
     prompts: tuple[str, ...] = ()
+    steps: Steps | None = None
 
 
-def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None]]:
-    """Read the rows of a list that are on and have a strength, each with its block strengths.
+def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None, Steps | None]]:
+    """Read the rows of a list that are on and have a strength, with their strengths by block and over time.
 
     Raises:
-        ParameterError: if a line or its block strengths cannot be read.
+        ParameterError: if a line, its block strengths or its steps cannot be read.
     """
     rows = []
     for row in parse_rows(text):
         if row.enabled and (row.strength or row.clip):
             try:
-                rows.append((row, block_strengths(row.blocks)))
+                rows.append((row, block_strengths(row.blocks), Steps.parse(row.steps)))
             except ParameterError as error:
                 raise ParameterError(f"{row.lora_name}: {error}") from error
     return rows
@@ -64,6 +68,17 @@ def change_entries(entries: list[StackEntry], settings: dict[tuple[str, str], An
         }[setting]
         changed[index] = replace(changed[index], **fields)
     return [entry for entry in changed if entry.strength or entry.strength_clip]
+
+
+def has_steps(entries: Iterable[StackEntry]) -> bool:
+    """Return whether the strength of a LoRA changes over the sampling."""
+    return any(entry.steps is not None for entry in entries)
+
+
+def list_ignored_steps(entries: Iterable[StackEntry], remedy: str = "") -> list[str]:
+    """Return a line for a node that takes no account of steps, if LoRAs have some; and what would help."""
+    names = ", ".join(entry.lora.name for entry in entries if entry.steps is not None)
+    return [f"steps= of {names} is not used: the full strength holds throughout{remedy}"] if names else []
 
 
 def _find_entry(entries: list[StackEntry], wanted: str) -> int:

@@ -13,6 +13,7 @@ from merge_ops.recipes.imports import parsed_text
 from tests.nodes.pack import pack_module
 
 lora_text = pack_module("nodes.values.lora_text")
+steps = pack_module("nodes.values.steps")
 sweep_values = pack_module("nodes.values.sweep_values")
 PackError = pack_module("merge_ops.errors").MergeError
 
@@ -27,6 +28,7 @@ LISTS = {
     "colons": f"<lora:{':1' * (LONG // 2)}>",
     "blocks": f"<lora:a:1{':blocks=' * (LONG // 8)}>",
     "commas": f"a{' ,' * (LONG // 2)}a",
+    "steps": f"<lora:a:1{':steps=' * (LONG // 7)}>",
 }
 
 
@@ -74,6 +76,21 @@ def test_spaces_around_colons_are_still_free():
     assert str(block_strengths("down : 0.5 mid:1\tattn :\n0.8")) == str(
         block_strengths("down:0.5 mid:1 attn:0.8")
     )
+
+
+STEPS = {
+    "spaces": f"0{' ' * LONG}!",
+    "commas": f"0-0.5{',' * LONG}x",
+    "spans": " ".join(f"{i / LONG}-{(i + 1) / LONG}" for i in range(LONG // 8)),
+    "points": "0:1 " * (LONG // 4),
+    "digits": f"0-0.{'1' * LONG}x",
+    "colons": ":" * LONG,
+}
+
+
+@pytest.mark.parametrize("what", sorted(STEPS))
+def test_steps_are_read_in_linear_time(what):
+    assert in_time(2, steps.Steps.parse, STEPS[what]) is None
 
 
 NUMBERS = {

@@ -160,3 +160,33 @@ def a_plain_lora_after_stocks_control_lora():
         ours, _ = loaded(other, {"method": method, **density}, model=before)
         assert ours[INPUT].shape == (256, 128), method
         assert torch.equal(ours[INPUT][:, 64:], wanted[INPUT][:, 64:]), method
+
+
+@check
+def a_control_lora_and_steps():
+    """Hooks cannot widen a weight; where a node before has widened it, a plain LoRA goes into its part."""
+    model, _ = load_model("flux")
+    control, plain = (write_control(1), 1.0, 1.0), (write_lora("beside_control", "flux", 4, 8, 2), 0.5, 0.5)
+    try:
+        loaded(
+            [control], model=model, stack=run("LoraAlloyStack", loras=f"<lora:{plain[0]}:1:steps=0-0.5>")[0]
+        )
+    except merge_ops.MergeError as error:
+        assert "is widened by a control LoRA" in str(error)
+    else:
+        raise AssertionError("not refused")
+    before = chained(model, None, [control])[0]
+    wanted = loaded([plain], model=before)[0]
+    ours, *_, hooks = run("LoraAlloyLoader", model=before, loras=f"<lora:{plain[0]}:0.5:steps=0-1>")
+    with torch.inference_mode():
+        ours.patch_model(ours.load_device)
+        for hook in hooks.hooks:
+            hook.initialize_timesteps(ours.model)
+            assert hook.hook_keyframe.prepare_current_keyframe(torch.tensor(0.5), {})
+        ours.patch_hooks(hooks)
+        found = {key: weight.clone() for key, weight in ours.model.state_dict().items() if key in wanted}
+        ours.unpatch_hooks()
+        ours.unpatch_model(ours.offload_device)
+    # ComfyUI loads patches of modules' weights; bare parameters it leaves to nobody
+    assert found[INPUT].shape == (256, 128)
+    assert_close({INPUT: found[INPUT]}, {INPUT: wanted[INPUT]}, "steps after stock", 2e-3)

@@ -8,7 +8,8 @@ CORE = ROOT / "nodes" / "model" / "core.py"
 # attributes and keys of ComfyUI's objects that it does not promise to keep
 INSIDE = {
     "PromptServer", "SDClipModel", "_layout_cls", "backup", "calculate_shape", "callbacks",
-    "cond_stage_model", "current_loaded_models", "current_patcher", "diffusion_model", "disable_dynamic",
+    "class_obj", "cond_stage_model", "conds", "current_loaded_models", "current_patcher",
+    "diffusion_model", "disable_dynamic",
     "gate_up_proj", "get_attachment", "hook_backup", "in_training", "inner_size", "is_dynamic", "kv_size",
     "latent_channels", "layer_idx", "load_device", "merged_mlp", "merged_qkv", "model_config",
     "model_options", "patch_weight_to_device", "patches", "patches_uuid", "qkv_proj",

@@ -1,23 +1,28 @@
 """One table of lists, names and pasted texts, read by Python and by the scripts of the widget in Chromium."""
 
 import json
+import re
 
 import pytest
 
 from tests.nodes.pack import ROOT, pack_module
 
 CASES = json.loads((ROOT / "tests" / "nodes" / "list_cases.json").read_text(encoding="utf-8"))
+STEPS = json.loads((ROOT / "tests" / "nodes" / "steps_cases.json").read_text(encoding="utf-8"))
 BLOCKS = json.loads((ROOT / "tests" / "nodes" / "block_cases.json").read_text(encoding="utf-8"))
 CHECK = "async (text) => (await import('/js/list/blocks.js')).checkBlocks(text)"
+CHECK_STEPS = "async (text) => (await import('/js/list/steps.js')).checkSteps(text)"
 WORDS = "async () => (await import('/js/list/blocks.js')).WORDS"
 blocks = pack_module("merge_ops.blocks")
+steps = pack_module("nodes.values.steps")
 lora_text = pack_module("nodes.values.lora_text")
 lora_names = pack_module("nodes.values.lora_names")
 ParameterError = pack_module("merge_ops").ParameterError
 READ = """async (text) => {
     const { parseList, formatList, isRow } = await import('/js/list/text.js')
     const entries = parseList(text)
-    const rows = entries.filter(isRow).map((r) => [r.name, r.strength, r.clip, r.on, r.blocks, r.prompt])
+    const rows = entries.filter(isRow).map(({ name, strength, clip, on, blocks, prompt, steps }) =>
+        [name, strength, clip, on, blocks, prompt, ...(steps ? [steps] : [])])
     return { rows, written: formatList(entries), bad: entries.filter((e) => e.unreadable).length }
 }"""
 NAMES = "async ([n, f]) => (await import('/js/list/text.js')).filesCalled(n, f)"
@@ -37,7 +42,10 @@ SEARCH = """async ([query, files]) => {
 def test_python_reads_and_writes(case):
     """Rows, and the text that is written back, less the remarks."""
     rows = lora_text.parse_rows(case["text"])
-    found = [[r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks, r.prompt] for r in rows]
+    found = [
+        [r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks, r.prompt, *filter(None, [r.steps])]
+        for r in rows
+    ]
     assert found == case["rows"]
     lines = [line for line in case["written"].splitlines() if "<lora:" in line]
     assert lora_text.format_rows(rows).splitlines() == lines
@@ -102,6 +110,21 @@ def test_wrong_block_strengths(scripts, text):
     with pytest.raises(ParameterError):
         blocks.BlockStrengths.parse(text)
     assert scripts.evaluate(CHECK, text).endswith(".")
+
+
+@pytest.mark.parametrize(("text", "spans"), STEPS["right"])
+def test_right_steps(scripts, text, spans):
+    """Python reads the spans, and the widget finds nothing wrong."""
+    assert [list(span) for span in steps.Steps.parse(text).spans] == spans
+    assert scripts.evaluate(CHECK_STEPS, text) is None
+
+
+@pytest.mark.parametrize(("text", "says"), STEPS["wrong"])
+def test_wrong_steps(scripts, text, says):
+    """Python refuses them with one sentence, and the widget says one."""
+    with pytest.raises(ParameterError, match=re.escape(says)):
+        steps.Steps.parse(text)
+    assert scripts.evaluate(CHECK_STEPS, text).endswith(".")
 
 
 def test_the_widget_knows_the_words_of_blocks(scripts):

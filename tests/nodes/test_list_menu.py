@@ -70,7 +70,7 @@ def test_what_cannot_be_done_is_not_offered(editor):
     rows.part("menu:0").click()
     items = editor.page.locator(f"{MENU} [role=menuitem]")
     shown = items.evaluate_all("(items) => items.map((item) => item.dataset.action)")
-    assert shown == ["info", "on", "blocks", "duplicate", "remove"]
+    assert shown == ["info", "on", "blocks", "steps", "duplicate", "remove"]
     choose_on = editor.page.locator(f'{MENU} [data-action="on"]')
     choose_on.click()
     rows.becomes(A)
@@ -127,3 +127,31 @@ def test_help(editor):
     editor.page.keyboard.press("Escape")
     expect(said).to_have_count(0)
     rows.has_focus("help")
+
+
+def test_strength_over_the_sampling(editor):
+    """The menu opens a field for it, which goes when it is left empty and stays while there is one."""
+    rows = add_list(editor, f"{A}\n{B}")
+    assert rows.part("steps:1").count() == 0
+    choose(rows, 1, "steps")
+    rows.has_focus("steps:1")
+    assert rows.part("steps:0").count() == 0
+    editor.page.keyboard.press("Tab")
+    expect(rows.part("steps:1")).to_have_count(0)
+    choose(rows, 1, "steps")
+    rows.part("steps:1").fill("0-25")
+    expect(rows.part("steps:1")).to_have_attribute("aria-invalid", "true")
+    expect(rows.part("steps:1")).to_have_attribute(
+        "title", "0-25: a share of the sampling lies between 0 and 1."
+    )
+    rows.part("steps:1").fill("0-0.25")
+    expect(rows.part("steps:1")).not_to_have_attribute("aria-invalid", "true")
+    editor.page.keyboard.press("Enter")
+    rows.becomes(A, B.replace(">", ":steps=0-0.25>"))
+    rows.part("menu:1").click()
+    editor.page.keyboard.press("Escape")
+    expect(rows.part("steps:1")).to_have_value("0-0.25")
+    rows.part("steps:1").fill("")
+    editor.page.keyboard.press("Tab")
+    rows.becomes(A, B)
+    expect(rows.part("steps:1")).to_have_count(0)

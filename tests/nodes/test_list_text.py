@@ -22,6 +22,8 @@ strengths = st.integers(-1000, 1000).map(lambda n: n / 10)
 
 blocks = st.sampled_from(["", "down:0.5 mid:1", "1,0,0.5,1"])
 
+steps = st.sampled_from(["", "0-0.25", "0:1 0.5:0.2 1:0"])
+
 # the signs that mean something in a list are drawn often
 prompts = st.text(
     st.sampled_from("\\<>:|,# =a") | st.characters(exclude_categories=["C", "Z"]), max_size=20
@@ -30,7 +32,8 @@ prompts = st.text(
 
 @given(
     st.lists(
-        st.builds(Row, names, strengths, st.none() | strengths, st.booleans(), blocks, prompts), max_size=6
+        st.builds(Row, names, strengths, st.none() | strengths, st.booleans(), blocks, prompts, steps),
+        max_size=6,
     )
 )
 def test_writing_and_reading_back(rows):

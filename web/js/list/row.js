@@ -10,6 +10,7 @@ import { dragRow } from "./drag.js";
 import { place } from "./keyed.js";
 import { numberField } from "./number_field.js";
 import { openRowMenu } from "./row_menu.js";
+import { checkSteps } from "./steps.js";
 import { filesOf, formatRow, isRow, plainName } from "./text.js";
 
 /** ``{element, update}`` for an entry; ``update(at)`` shows it as the row with this number. */
@@ -47,6 +48,12 @@ export function makeRow(view, entry) {
     title: say("prompt"), placeholder: say("what it was trained on; several with | between them"),
     clean: (text) => text.trim(),
   }));
+  const steps = once(() => textField(view, entry, "steps", {
+    title: say("steps"), placeholder: "0-0.25", clean: (text) => text.replace(/[<>\n]/g, "").trim(),
+    check: checkSteps, onLeave: () => {
+      if (view.timed.delete(entry) && !entry.steps) view.render();
+    },
+  }));
   const element = make("div", {
     class: "row", role: "listitem",
     oncontextmenu: (event) => {
@@ -60,7 +67,7 @@ export function makeRow(view, entry) {
   let files = null;
 
   function update(at) {
-    const state = [at, formatRow(entry), entry.typed, view.hasClip, view.showBlocks, view.showPrompts].join("\n");
+    const state = [at, formatRow(entry), entry.typed, view.hasClip, view.showBlocks, view.showPrompts, view.showsSteps(entry)].join("\n");
     if (state === drawn && files === view.files()) return;
     [drawn, files] = [state, view.files()];
     const found = filesOf(entry, files);
@@ -94,6 +101,10 @@ export function makeRow(view, entry) {
     }
     place(line, [grip, power, button, ...numbers, menu, remove]);
     const lines = [line];
+    if (view.showsSteps(entry)) {
+      steps().update(`steps:${at}`, say("Strength of {name} over the sampling", { name }));
+      lines.push(steps().element);
+    }
     if (view.showBlocks || entry.blocks) {
       blocks().update(`blocks:${at}`, say("Block strengths of {name}", { name }));
       set(blocks().element.querySelector(".sliders"), { "data-part": `sliders:${at}` });
@@ -125,9 +136,13 @@ function pickAnother(view, entry, anchor) {
 }
 
 /** A field under a row that holds one text of the entry; ``check`` says what is wrong while it is typed. */
-function textField(view, entry, key, { title, placeholder, clean, check = () => null, more = [] }) {
+function textField(view, entry, key, { title, placeholder, clean, check = () => null, onLeave = () => {}, more = [] }) {
   const input = make("input", {
-    type: "text", spellcheck: "false", placeholder, onblur: commit, oninput: mark,
+    type: "text", spellcheck: "false", placeholder, oninput: mark,
+    onblur: () => {
+      commit();
+      onLeave();
+    },
     onkeydown: (event) => {
       event.stopPropagation();
       if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;

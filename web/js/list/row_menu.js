@@ -27,6 +27,7 @@ export const ACTIONS = [
     run: (view, entry) => view.edit(() => view.rows.forEach((row) => { row.strength = entry.strength; })),
   },
   { id: "blocks", label: () => say("Block strengths"), run: openRowSliders },
+  { id: "steps", label: () => say("Strength over the sampling"), run: openSteps },
   {
     id: "up", label: () => say("Move up"), isShown: (view, entry) => at(view, entry) > 0,
     run: (view, entry) => view.move(entry, at(view, entry) - 1),
@@ -55,6 +56,11 @@ export const ACTIONS = [
 function fileOf(view, entry) {
   const found = filesOf(entry, view.files());
   return found.length === 1 ? found[0] : null;
+}
+
+function openSteps(view, entry) {
+  view.timed.add(entry);
+  view.render(`steps:${at(view, entry)}`);
 }
 
 function showCard(view, entry, anchor) {

@@ -1,9 +1,9 @@
 // The list of LoRAs as text, as nodes/values/lora_text.py reads it: one
-// <lora:name:strength[:clip][:blocks=TEXT][:prompt=TEXT]> a line, "#" switches a line off. In a prompt, < and >
+// <lora:name:strength[:clip][:steps=TEXT][:blocks=TEXT][:prompt=TEXT]> a line, "#" switches a line off. In a prompt, < and >
 // are written \< and \>, and a backslash before one of them, or at the end, is doubled. Both sides are tested
 // over tests/nodes/list_cases.json.
 //
-// An entry is a row {name, strength, clip, on, blocks, prompt}, where clip null means "as strength", or a line that
+// An entry is a row {name, strength, clip, on, blocks, prompt, steps}, where clip null means "as strength", or a line that
 // is no row: {remark} or {unreadable}. Where the name has spaces at its ends, which may be those of a file, the row
 // has it as typed besides.
 
@@ -17,6 +17,7 @@ const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
 const TAG = "<lora:";
 const INSIDE = /(?:[^<>\n\\]|\\[^\n])+/y; // up to where a tag ends, or cannot be one
 const BLOCKS = /:(?:blocks|lbw)=(.*)$/;
+const STEPS = /:steps=((?:(?!:(?:blocks|lbw)=).)*)/;
 const PROMPT = ":prompt=";
 const NUMBER = /^\s*[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*$/i;
 
@@ -72,6 +73,7 @@ export function formatList(entries) {
 export function formatRow(row) {
   const parts = [row.name, formatNumber(row.strength)];
   if (row.clip !== null) parts.push(formatNumber(row.clip));
+  if (row.steps) parts.push(`steps=${row.steps}`);
   if (row.blocks) parts.push(`blocks=${row.blocks}`);
   if (row.prompt) parts.push(`prompt=${escapePrompt(row.prompt)}`);
   return `${row.on ? "" : "# "}<lora:${parts.join(":")}>`;
@@ -125,7 +127,8 @@ const unescapePrompt = (written) =>
 
 function parseTag(whole, on) {
   const cut = whole.indexOf(PROMPT);
-  const tag = cut < 0 ? whole : whole.slice(0, cut);
+  const timed = cut < 0 ? whole : whole.slice(0, cut);
+  const tag = timed.replace(STEPS, "");
   const prompt = cut < 0 ? "" : unescapePrompt(whole.slice(cut + PROMPT.length)).trim();
   const found = BLOCKS.exec(tag);
   const parts = (found ? tag.slice(0, found.index) : tag).split(":");
@@ -137,5 +140,9 @@ function parseTag(whole, on) {
   const name = typed.trim();
   if (!name || !strengths.every((value) => Math.abs(value) <= MAX_STRENGTH)) return null;
   const blocks = found ? found[1].trim() : "";
-  return { name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt, ...(typed === name ? {} : { typed }) };
+  const steps = STEPS.exec(timed)?.[1].trim() ?? "";
+  return {
+    name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt, steps,
+    ...(typed === name ? {} : { typed }),
+  };
 }

@@ -29,6 +29,7 @@ export class ListView {
     Object.assign(this, { files, onEdit, onSets, onSources, onText, onResize, askModel });
     Object.assign(this, { text: "", entries: [], drawn: new Map() });
     Object.assign(this, { showClip: false, showBlocks: false, showPrompts: false, narrow: false });
+    this.timed = new WeakSet(); // rows whose field for steps is open though it is empty
     this.head = makeHead(this);
     this.list = make("div", { class: "rows", role: "list" });
     this.hint = make("div", { class: "hint" }, say("No LoRAs yet. Add one, or paste <lora:name:0.8>."));
@@ -78,6 +79,11 @@ export class ListView {
     return this.entries.filter(isRow);
   }
 
+  /** Whether a row shows its strength over the sampling. */
+  showsSteps(row) {
+    return Boolean(row.steps) || this.timed.has(row);
+  }
+
   get isNarrow() {
     const width = this.root.clientWidth;
     return width > 0 ? width < NARROW[Number(this.hasClip)] : this.narrow;
@@ -88,7 +94,8 @@ export class ListView {
     if (this.textarea) return FRAME + 5 * ROW;
     const lines = this.entries.filter((entry) => !entry.remark);
     const fields = this.rows.filter((row) => this.showBlocks || row.blocks).length
-      + this.rows.filter((row) => this.showPrompts || row.prompt).length;
+      + this.rows.filter((row) => this.showPrompts || row.prompt).length
+      + this.rows.filter((row) => this.showsSteps(row)).length;
     const second = this.narrow ? this.rows.length : 0;
     return FRAME + ROW * Math.max(1, Math.min(lines.length + fields + second, SHOWN_ROWS));
   }
@@ -160,7 +167,7 @@ export class ListView {
 
   addRow(anchor) {
     this.pick(anchor, null, (name) => {
-      const row = { name, strength: 1, clip: null, on: true, blocks: "", prompt: "" };
+      const row = { name, strength: 1, clip: null, on: true, blocks: "", prompt: "", steps: "" };
       this.edit(() => this.entries.push(row), "add");
       this.list.scrollTop = this.list.scrollHeight;
     });

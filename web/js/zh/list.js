@@ -43,6 +43,8 @@ export const LIST = {
   "CLIP strength of {name}": "{name} 的 CLIP 强度",
   "Block strengths of {name}": "{name} 的分块强度",
   "blocks": "分块",
+  "Strength of {name} over the sampling": "{name} 在采样过程中的强度",
+  "steps": "采样段",
   "Prompts of {name}": "{name} 的提示词",
   "prompt": "提示词",
   "what it was trained on; several with | between them": "它训练的内容；多个提示词之间用 | 分隔",
@@ -53,6 +55,7 @@ export const LIST = {
   "Switch on": "开启",
   "Only this one on": "只开启这一个",
   "Strength {strength} for all": "全部设为强度 {strength}",
+  "Strength over the sampling": "随采样变化的强度",
   "Move up": "上移",
   "Move down": "下移",
   "Move to the top": "移到最上面",
@@ -78,5 +81,16 @@ export const LIST = {
   "{word}: these blocks have no numbers.": "{word}：这些分块没有编号。",
   "{word} counts backwards.": "{word} 的范围是倒序的。",
   "There are no blocks called {word}.": "没有名为 {word} 的分块。",
+  // strengths over the sampling that cannot be read
+  "{word}: write a span such as 0-0.25, or a curve such as 0:1 0.5:0.":
+    "{word}：请写区间（如 0-0.25）或曲线（如 0:1 0.5:0）。",
+  "{word}: a share of the sampling lies between 0 and 1.": "{word}：采样进度应在 0 到 1 之间。",
+  "{word} ends before it begins.": "{word} 的终点不在起点之后。",
+  "Write either spans or points, not both.": "区间和点不能混写。",
+  "At most {count} spans or points.": "最多 {count} 个区间或点。",
+  "Two spans overlap.": "有两个区间重叠。",
+  "A curve needs two points or more, such as 0:1 1:0.": "曲线至少需要两个点，例如 0:1 1:0。",
+  "The points of a curve go from 0 to 1.": "曲线的点须从 0 到 1 依次排列。",
+  "A point is given three times.": "同一个点写了三次。",
   "Leave it empty to use the model's strength.": "留空则与模型强度相同。",
 };
