@@ -1,0 +1,98 @@
+"""Which files the LoRAs on a model came from: those that the workflow names, told by their tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from comfy_execution.graph_utils import is_link
+
+from ...merge_ops.errors import MergeError
+from ...merge_ops.lora import BaseDependent, Layer, Lora, WholeWeight
+from ..values.lora_names import find_files
+from .files import list_lora_files, read_lora
+from .key_maps import KeyMaps
+from .target import Target
+
+_TAG = re.compile(r"<lora:([^:<>\n]+)")
+_ENDINGS = (".safetensors", ".sft")
+Named = dict[str, Lora]  # the name of a file in the loras folders -> what it holds
+
+
+def read_named(workflow: Mapping[str, Any] | None, node_id: str | None) -> Named:
+    """Read the LoRA files that a node, and those that it is connected to, name in any of their inputs.
+
+    A file that cannot be read is left out: the LoRA that came from it is then one without a file.
+    """
+    known = list_lora_files()
+    found: Named = {}
+    for text in dict.fromkeys(_texts_before(workflow or {}, str(node_id))):
+        names = _TAG.findall(text) or ([text] if text.lower().endswith(_ENDINGS) else [])
+        for file in (file for name in names for file in find_files(name, known)):
+            try:
+                found[file] = read_lora(file)
+            except MergeError:
+                continue
+    return found
+
+
+def held_by(lora: Lora) -> dict[str, Layer | BaseDependent | WholeWeight]:
+    """Return all that a LoRA holds, by name."""
+    return {**lora.layers, **lora.base_dependent, **lora.whole_weights}
+
+
+def find_file(lora: Lora, targets: Mapping[str, Target], named: Named, maps: KeyMaps) -> str | None:
+    """Return the name of the file that holds everything in a LoRA, bit for bit, on the same weights.
+
+    ``targets`` are the weights of what the LoRA holds.
+    """
+    held = held_by(lora)
+    for name, file in named.items():
+        of_file = held_by(file)
+        try:
+            places = {target: of_file[each] for each, target in maps.find_targets(of_file, file.name).items()}
+        except MergeError:  # it fits this model in two ways, so it is not what a loader put there
+            continue
+        if all(_is_alike(held[each], places.get(target)) for each, target in targets.items()):
+            return name
+    return None
+
+
+def _texts_before(workflow: Mapping[str, Any], node_id: str) -> Iterator[str]:
+    """All texts in the inputs of a node and of those before it, the nearest first."""
+    waiting, seen = [node_id], set[str]()
+    while waiting:
+        number = waiting.pop(0)
+        node = workflow.get(number)
+        if number in seen or not isinstance(node, Mapping):
+            continue
+        seen.add(number)
+        for value in dict(node.get("inputs") or {}).values():
+            if is_link(value):
+                waiting.append(str(value[0]))
+            else:
+                yield from _texts_in(value)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
+        for one in inner:
+            yield from _texts_in(one)
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether two adapters are the same but for the spelling of their keys."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    if is_dataclass(one):
+        names = [each.name for each in fields(one) if each.name != "key"]
+        return all(_is_alike(getattr(one, name), getattr(other, name)) for name in names)
+    return bool(one == other)
