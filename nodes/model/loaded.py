@@ -121,7 +121,7 @@ def list_found(loaded: Loaded) -> list[str]:
         clip = "" if entry.strength == entry.strength_clip or loaded.clip is None else (
             f" (CLIP {entry.strength_clip:.6g})"
         )  # fmt: skip
-        weights = len({placed.row for placed in one.load.patches})
+        weights = len({placed.row for placed in one.load.placed})
         lines.append(f"{entry.lora_name or one.name}: {entry.strength:.6g}{clip}, {weights} weights")
     return lines
 
@@ -149,7 +149,7 @@ def list_stayed(loaded: Loaded) -> list[str]:
 
 
 def _others_on(name: str, part: Any, loras: Sequence[ReadLora]) -> list[str]:
-    own = {(placed.row, placed.place) for one in loras for placed in one.load.patches if placed.part == name}
+    own = {(placed.row, placed.place) for one in loras for placed in one.load.placed if placed.part == name}
     others = [
         key
         for key, entries in list_entries(part).items()

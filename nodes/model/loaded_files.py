@@ -19,6 +19,7 @@ from .target import Target
 
 _TAG = re.compile(r"<lora:([^:<>\n]+)")
 _ENDINGS = (".safetensors", ".sft")
+_TOLD_BY_WEIGHT = ("key", "layout", "kernel")
 Named = dict[str, Lora]  # the name of a file in the loras folders -> what it holds
 
 
@@ -87,12 +88,12 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _is_alike(one: Any, other: Any) -> bool:
-    """Whether two adapters are the same but for the spelling of their keys."""
+    """Whether two adapters of one weight are the same, but for how their file spells them."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
         return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
     if is_dataclass(one):
-        names = [each.name for each in fields(one) if each.name != "key"]
+        names = [each.name for each in fields(one) if each.name not in _TOLD_BY_WEIGHT]
         return all(_is_alike(getattr(one, name), getattr(other, name)) for name in names)
     return bool(one == other)

@@ -64,17 +64,17 @@ def read_loras(
             if set(targets.values()) != load.factors().keys():
                 raise ParameterError("some of its weights have no name that a LoRA file could use")
         except MergeError as error:
-            rows = frozenset(one.row for one in load.patches)  # nothing is known of it
+            rows = frozenset(one.row for one in load.placed)  # nothing is known of it
             problem = str(error).removeprefix(f"{name}: ")
             found.append(ReadLora(load, name, problem=problem, on_base=rows))
             files.append(None)
             continue
         file = find_file(made, targets, named, maps)
         fixed = {target for each, target in targets.items() if each not in made.layers}
-        on_base = frozenset(one.row for one in load.patches if one.patch.target in fixed)
+        on_base = frozenset(one.row for one in load.placed if one.patch.target in fixed)
         half = _other_half(load, file, found, files)
         if half is not None:
-            whole = LoadedLora(set(), [*found[half].load.patches, *load.patches])
+            whole = LoadedLora(set(), [*found[half].load.placed, *load.placed])
             found[half] = _entry_of(whole, named[file or ""], file, maps, found[half].on_base | on_base)
             continue
         found.append(_entry_of(load, named[file] if file else made, file, maps, on_base))
@@ -106,7 +106,7 @@ def _entry_of(
 def _tensors_of(load: LoadedLora, spellings: Spellings) -> dict[str, torch.Tensor]:
     """The tensors of a LoRA, under keys as in a file."""
     tensors = {}
-    for one in load.patches:
+    for one in load.placed:
         weight = one.patch.target.weight
         stem = choose_stem(canonical_name(spellings[weight][0]), weight, spellings)
         tensors |= {stem + end: tensor for end, tensor in one.tensors.items()}

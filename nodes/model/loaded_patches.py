@@ -47,18 +47,18 @@ class LoadedLora:
     """What one loader put on MODEL and CLIP from one file. ``file_keys`` are those that it used."""
 
     file_keys: set[str]
-    patches: list[Placed] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
 
     def strength(self, part: str) -> float:
         """The strength in a part: the most frequent one, where a loader gives each block its own."""
-        counts = Counter(one.patch.strength for one in self.patches if one.part == part)
+        counts = Counter(one.patch.strength for one in self.placed if one.part == part)
         counts.pop(0, None)
         return counts.most_common(1)[0][0] if counts else 0.0
 
     def factors(self) -> dict[Target, float]:
         """What multiplies the strength of its part in each weight: 1 but where blocks have their own."""
         found = {}
-        for one in self.patches:
+        for one in self.placed:
             usual = self.strength(one.part)
             found[one.patch.target] = one.patch.strength / usual if usual else 1.0
         return found
@@ -66,7 +66,7 @@ class LoadedLora:
     @property
     def parts(self) -> set[str]:
         """The parts that it changes."""
-        return {one.part for one in self.patches}
+        return {one.part for one in self.placed}
 
 
 def find_loaded(parts: Parts, spellings: Spellings) -> list[LoadedLora]:
@@ -87,7 +87,7 @@ def find_loaded(parts: Parts, spellings: Spellings) -> list[LoadedLora]:
                 elif tensors is not None:
                     mark = id(keys), patch.target
                     load = loads.setdefault((id(keys), seen[mark]), LoadedLora(keys or set()))
-                    load.patches.append(Placed(part, place, patch, tensors))
+                    load.placed.append(Placed(part, place, patch, tensors))
                     seen[mark] += 1
     found = in_order(loads.values())
     apart = _give_to_owners(whole, found, spellings)
@@ -99,7 +99,7 @@ def in_order(loads: Iterable[LoadedLora]) -> list[LoadedLora]:
     rows: dict[Row, list[tuple[int, LoadedLora]]] = {}
     left = list(loads)
     for load in left:
-        for one in load.patches:
+        for one in load.placed:
             rows.setdefault(one.row, []).append((one.place, load))
     before: dict[int, set[int]] = {id(load): set() for load in left}
     for held in rows.values():
@@ -151,7 +151,7 @@ def _give_to_owners(
                 and (id(load), target) not in taken
                 and one.patch.strength
                 in (
-                    {each.patch.strength for each in load.patches if each.part == one.part}
+                    {each.patch.strength for each in load.placed if each.part == one.part}
                     or {one.patch.strength}
                 )
             ),
@@ -159,10 +159,10 @@ def _give_to_owners(
         )
         if owner is not None:
             taken.add((id(owner), target))
-            owner.patches.append(one)
+            owner.placed.append(one)
         elif end != _SET:
             mark = one.part, one.patch.strength, target
             number = counted[mark]
             counted[mark] += 1
-            apart.setdefault((*mark[:2], number), LoadedLora(set())).patches.append(one)
+            apart.setdefault((*mark[:2], number), LoadedLora(set())).placed.append(one)
     return list(apart.values())

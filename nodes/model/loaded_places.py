@@ -66,7 +66,7 @@ def take_out(part: Any, name: str, loras: Sequence[ReadLora], at_end: bool) -> d
     Returns, by the key of each weight, how many of the patches that stay come before the merge.
     """
     gone: dict[str, set[int]] = {}
-    for one in (placed for lora in loras for placed in lora.load.patches if placed.part == name):
+    for one in (placed for lora in loras for placed in lora.load.placed if placed.part == name):
         gone.setdefault(one.patch.target.key, set()).add(one.place)
     kept, before = {}, {}
     for key, entries in list_entries(part).items():
@@ -92,7 +92,7 @@ def _rows_of(loras: Sequence[ReadLora], parts: Parts) -> dict[Row, list[_Step]]:
     owners = {
         (one.row, one.place): (number, one.row not in lora.on_base)
         for number, lora in enumerate(loras)
-        for one in lora.load.patches
+        for one in lora.load.placed
     }
     rows = {}
     for part, host in parts.items():
