@@ -86,14 +86,11 @@ class LoraAlloyMergeLoaded(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, *, method: Any = None) -> bool | str:
-        """Refuse a misspelled method or parameter at queue time.
-
-        ComfyUI passes the dynamic input ``method`` to every validation, without values if it is not asked
-        for.
-        """
+    def validate_inputs(cls, method: dict[str, Any] | str | None = None) -> bool | str:
+        """Refuse a misspelled method or parameter at queue time."""
+        name = method.get("method") if isinstance(method, dict) else method
         try:
-            check_sent(sent_inputs(cls), known_inputs(cls))
+            check_sent(sent_inputs(cls) or {"method": name}, known_inputs(cls))
         except MergeError as error:
             return str(error)
         return True
