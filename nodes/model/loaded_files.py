@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from comfy_execution.graph_utils import is_link
 
+from ...merge_ops.adapters.kind import Adapter
 from ...merge_ops.errors import MergeError
-from ...merge_ops.lora import BaseDependent, Layer, Lora, WholeWeight
+from ...merge_ops.lora import Lora
 from ..values.lora_names import find_files
 from .files import list_lora_files, read_lora
 from .key_maps import KeyMaps
@@ -21,6 +22,7 @@ _TAG = re.compile(r"<lora:([^:<>\n]+)")
 _ENDINGS = (".safetensors", ".sft")
 _TOLD_BY_WEIGHT = ("key", "layout", "kernel")
 Named = dict[str, Lora]  # the name of a file in the loras folders -> what it holds
+Placed = dict[str, dict[Target, Adapter]]  # the same, by the weight of the model
 
 
 def read_named(workflow: Mapping[str, Any] | None, node_id: str | None) -> Named:
@@ -40,24 +42,31 @@ def read_named(workflow: Mapping[str, Any] | None, node_id: str | None) -> Named
     return found
 
 
-def held_by(lora: Lora) -> dict[str, Layer | BaseDependent | WholeWeight]:
+def held_by(lora: Lora) -> dict[str, Adapter]:
     """Return all that a LoRA holds, by name."""
     return {**lora.layers, **lora.base_dependent, **lora.whole_weights}
 
 
-def find_file(lora: Lora, targets: Mapping[str, Target], named: Named, maps: KeyMaps) -> str | None:
+def place_files(named: Named, maps: KeyMaps) -> Placed:
+    """Find which weights of the model the files change; not for files that fit it in two ways."""
+    placed: Placed = {}
+    for name, file in named.items():
+        held = held_by(file)
+        try:
+            placed[name] = {target: held[each] for each, target in maps.find_targets(held, file.name).items()}
+        except MergeError:  # ComfyUI's own loaders put such a file nowhere
+            continue
+    return placed
+
+
+def find_file(lora: Lora, targets: Mapping[str, Target], placed: Placed) -> str | None:
     """Return the name of the file that holds everything in a LoRA, bit for bit, on the same weights.
 
     ``targets`` are the weights of what the LoRA holds.
     """
     held = held_by(lora)
-    for name, file in named.items():
-        of_file = held_by(file)
-        try:
-            places = {target: of_file[each] for each, target in maps.find_targets(of_file, file.name).items()}
-        except MergeError:  # it fits this model in two ways, so it is not what a loader put there
-            continue
-        if all(_is_alike(held[each], places.get(target)) for each, target in targets.items()):
+    for name, in_file in placed.items():
+        if all(_is_alike(held[each], in_file.get(target)) for each, target in targets.items()):
             return name
     return None
 

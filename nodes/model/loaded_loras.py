@@ -13,7 +13,7 @@ from ...merge_ops.lora import Lora
 from ...merge_ops.names.spelling import canonical_name
 from ..values.stack_entries import StackEntry
 from .key_maps import KeyMaps
-from .loaded_files import Named, find_file, held_by
+from .loaded_files import Named, find_file, held_by, place_files
 from .loaded_patches import CLIP, MODEL, LoadedLora, Row
 from .target import Target
 from .weight_names import Spellings, choose_stem, list_spellings
@@ -56,6 +56,7 @@ def read_loras(
     """Read the LoRAs that loaders put on MODEL and CLIP; ``named`` are the files that they may come from."""
     found: list[ReadLora] = []
     files: list[str | None] = []
+    placed = place_files(named, maps)
     for number, load in enumerate(loads, start=1):
         name = f"LoRA {number} on the model"
         try:
@@ -69,7 +70,7 @@ def read_loras(
             found.append(ReadLora(load, name, problem=problem, on_base=rows))
             files.append(None)
             continue
-        file = find_file(made, targets, named, maps)
+        file = find_file(made, targets, placed)
         fixed = {target for each, target in targets.items() if each not in made.layers}
         on_base = frozenset(one.row for one in load.placed if one.patch.target in fixed)
         half = _other_half(load, file, found, files)
