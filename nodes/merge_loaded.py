@@ -31,10 +31,7 @@ class LoraAlloyMergeLoaded(io.ComfyNode):
                 "Merge the LoRAs that any loaders have put on the model and CLIP with the chosen method. "
                 "linear changes nothing. To save what is on a model as one LoRA, connect lora to Save LoRA."
             ),
-            search_aliases=[
-                "merge loaded loras", "merge lora chain", "extract loras from model", "save loaded loras",
-                "lora from model",
-            ],
+            search_aliases=["merge loaded loras", "merge lora chain", "save loaded loras", "loras on model"],
             inputs=[
                 io.Model.Input("model", tooltip="The model with LoRAs on it, from the last LoRA loader."),
                 method_input(),

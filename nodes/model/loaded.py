@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...merge_ops.merging.merged import Merged
@@ -31,7 +31,6 @@ class Loaded:
     clip: Any | None
     loras: list[ReadLora]
     places: Places
-    entries: list[StackEntry] = field(default_factory=list)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -42,6 +41,11 @@ class Loaded:
     def chosen(self) -> list[ReadLora]:
         """The LoRAs that can be merged, in the order of loading."""
         return [one for number, one in enumerate(self.loras) if number not in self.places.stay]
+
+    @property
+    def entries(self) -> list[StackEntry]:
+        """The same as a stack."""
+        return [one.entry for one in self.chosen if one.entry is not None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,9 +71,7 @@ def read_loaded(model: Any, clip: Any | None, named: Named) -> Loaded:
     loras = read_loras(find_loaded(parts, spellings), named, maps, spellings)
     places = settle_places(loras, parts)
     loras = [one.moved(places.factors.get(number, {})) for number, one in enumerate(loras)]
-    found = Loaded(model, clip, loras, places)
-    found.entries.extend(one.entry for one in found.chosen if one.entry is not None)
-    return found
+    return Loaded(model, clip, loras, places)
 
 
 def merge_loaded(

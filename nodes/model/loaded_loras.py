@@ -135,8 +135,8 @@ def _cut(lora: Lora, factors: dict[Target, float], maps: KeyMaps) -> Lora:
     absent = [name for name in places if name not in kept]
     if absent:
         warnings.append(
-            f"{len(absent)} layers of its file, such as {absent[0]}, are not on the model: its loader did "
-            "not use them, and neither does the merge"
+            f"{len(absent)} layers of its file, such as {absent[0]}, are not among its patches on the model, "
+            "and so not in the merge"
         )
     if varied := sorted({factor for factor in kept.values() if factor != 1}):
         warnings.append(
