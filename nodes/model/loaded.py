@@ -25,7 +25,7 @@ _NOTHING = "There is no LoRA on MODEL or CLIP that can be merged: both are uncha
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """What is on MODEL and CLIP. ``chosen`` are the LoRAs that can be merged, with the strength they have."""
+    """The LoRAs on MODEL and CLIP, in the order of loading, and which of them are merged where."""
 
     model: Any
     clip: Any | None
@@ -39,7 +39,7 @@ class Loaded:
 
     @property
     def chosen(self) -> list[ReadLora]:
-        """The LoRAs that can be merged, in the order of loading."""
+        """The LoRAs that can be merged, at the strength that they have where the merge goes."""
         return [one for number, one in enumerate(self.loras) if number not in self.places.stay]
 
     @property
@@ -117,12 +117,9 @@ def describe_unmerged(loaded: Loaded, label: str = "") -> str:
 def list_found(loaded: Loaded) -> list[str]:
     """Return a line for each LoRA that can be merged: its strength, its size, and where it came from."""
     lines = []
-    for one in loaded.chosen:
-        entry = one.entry
-        assert entry is not None
-        clip = "" if entry.strength == entry.strength_clip or loaded.clip is None else (
-            f" (CLIP {entry.strength_clip:.6g})"
-        )  # fmt: skip
+    for one, entry in zip(loaded.chosen, loaded.entries, strict=True):
+        has_own = loaded.clip is not None and entry.strength != entry.strength_clip
+        clip = f" (CLIP {entry.strength_clip:.6g})" if has_own else ""
         weights = len({placed.row for placed in one.load.placed})
         lines.append(f"{entry.lora_name or one.name}: {entry.strength:.6g}{clip}, {weights} weights")
     return lines

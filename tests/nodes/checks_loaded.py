@@ -174,6 +174,14 @@ def parts_strengths_and_files_that_come_twice():
     again.add_patches(shared, 0.5)
     again.add_patches(shared, 0.25)  # a loader that keeps what it read
     assert [(e.lora_name, e.strength) for e in merged(again, None, [(a, 1, 1)])[3]] == [(a, 0.5), (a, 0.25)]
+    eight = {
+        key: value if key.endswith("alpha") else value.to(torch.float8_e4m3fn)
+        for key, value in load_file(LORAS / b).items()
+    }
+    save_file(eight, LORAS / "eight.safetensors")
+    rows = [("eight.safetensors", 0.5, 0.5), (c, 0.3, 0.3)]
+    new = merged(*chained(model, clip, rows), rows)
+    assert [e.lora_name for e in new[3]] == [name for name, *_ in rows]
 
 
 @check
