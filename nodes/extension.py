@@ -11,6 +11,7 @@ from .inspect import LoraAlloyInspect
 from .loader import LoraAlloyLoader
 from .measure import LoraAlloyMeasure
 from .merge import LoraAlloyMerge
+from .merge_loaded import LoraAlloyMergeLoaded
 from .method import LoraAlloyMethod
 from .model.queued import watch_queue
 from .recipe import LoraAlloyRecipe
@@ -36,6 +37,7 @@ class LoraAlloyExtension(ComfyExtension):
             LoraAlloyStack,
             LoraAlloyMethod,
             LoraAlloyMerge,
+            LoraAlloyMergeLoaded,
             LoraAlloyApply,
             LoraAlloySave,
             LoraAlloyInspect,

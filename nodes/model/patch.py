@@ -62,6 +62,11 @@ class MergedAdapter(WeightAdapterBase):
         state = (aligned.name, parts, owners, layer.figures, layer.core, how, whole, layer.padded_to)
         return cls(set(), state)
 
+    @property
+    def depends_on_weight(self) -> bool:
+        """True if another weight would get another change: adapters such as DoRA, and layers that widen."""
+        return any(part[0] == Bound.__name__ for part in self.weights[1]) or bool(self.weights[7])
+
     def layer(self, weight: torch.Tensor) -> MergedLayer:
         """Unpack the merged layer; base-dependent adapters get a copy of ``weight``."""
         name, parts, owners, figures, core, how, *_ = self.weights
@@ -193,8 +198,9 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     }
     for index in range(len(merged.loras) if plain else 0):
         _add_one_lora(patcher, merged, index, plain, strength)
+    keys: set[str] = set()
     patches = {
-        targets[name]: _make_adapter(layer, targets[name])
+        targets[name]: _make_adapter(layer, targets[name], keys)
         for name, layer in layers.items()
         if name not in plain
     }
@@ -206,12 +212,15 @@ def _add_one_lora(
 ) -> None:
     lora = merged.loras[index]
     by_weight: dict[float, dict[Target, LowRankAdapter]] = {}
+    keys: set[str] = set()  # one for all, by which Merge Loaded LoRAs knows them as one LoRA
     for name, target in targets.items():
         layer = lora.layers.get(name)
         strength_here = merged.request.block_strength(index, name)
         if isinstance(layer, LowRank) and strength_here:
             scaled = layer if strength_here == 1 else layer.scaled(strength_here)
-            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _make_lora_adapter(scaled)
+            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _make_lora_adapter(
+                scaled, keys
+            )
     for weight, patches in by_weight.items():
         _add_patches(patcher, patches, weight * merged.request.settings.scale * strength)
 
@@ -221,13 +230,13 @@ def _add_patches(patcher: Any, patches: Mapping[Target, Any], strength: float) -
         patcher.add_patches({target.to_comfyui(): patch for target, patch in patches.items()}, strength)
 
 
-def _make_adapter(layer: MergedLayer, target: Target) -> WeightAdapterBase:
+def _make_adapter(layer: MergedLayer, target: Target, keys: set[str]) -> WeightAdapterBase:
     if layer.fixed is not None:
-        return _make_lora_adapter(layer.fixed)
+        return _make_lora_adapter(layer.fixed, keys)
     return MergedAdapter.of(layer, whole=target.function is not None)
 
 
-def _make_lora_adapter(layer: LowRank) -> LowRankAdapter:
+def _make_lora_adapter(layer: LowRank, keys: set[str]) -> LowRankAdapter:
     """Make ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
     up, down = (layer.down.T, layer.up.T) if layer.stored_in_out else (layer.up, layer.down)
-    return LowRankAdapter(set(), pack_low_rank(up, down, layer.scale * layer.rank, layer.padded_to))
+    return LowRankAdapter(keys, pack_low_rank(up, down, layer.scale * layer.rank, layer.padded_to))

@@ -1,20 +1,19 @@
-"""What the nodes rely on inside ComfyUI is in one file, and each of its functions has a check by its name."""
+"""What the nodes rely on inside ComfyUI is in two files; each of their functions has a check by its name."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CORE = ROOT / "nodes" / "model" / "core.py"
+CORE = [ROOT / "nodes" / "model" / name for name in ("core.py", "core_patches.py")]
 # attributes and keys of ComfyUI's objects that it does not promise to keep
 INSIDE = {
     "PromptServer", "SDClipModel", "_layout_cls", "backup", "calculate_shape", "callbacks",
-    "class_obj", "cond_stage_model", "conds", "current_loaded_models", "current_patcher",
-    "diffusion_model", "disable_dynamic",
-    "gate_up_proj", "get_attachment", "hook_backup", "in_training", "inner_size", "is_dynamic", "kv_size",
-    "latent_channels", "layer_idx", "load_device", "merged_mlp", "merged_qkv", "model_config",
-    "model_options", "patch_weight_to_device", "patches", "patches_uuid", "qkv_proj",
-    "reset_clip_options", "set_attachments", "set_clip_options", "spacial_downscale_ratio", "unet_config",
-    "wrappers",
+    "class_obj", "cond_stage_model", "conds", "current_loaded_models", "current_patcher", "diffusion_model",
+    "disable_dynamic", "forced_hooks", "gate_up_proj", "get_attachment", "hook_backup", "hook_patches",
+    "in_training", "injections", "inner_size", "is_dynamic", "kv_size", "latent_channels", "layer_idx",
+    "load_device", "merged_mlp", "merged_qkv", "model_config", "model_options", "patch_weight_to_device",
+    "patches", "patches_uuid", "qkv_proj", "reset_clip_options", "set_attachments", "set_clip_options",
+    "spacial_downscale_ratio", "unet_config", "wrappers",
 }  # fmt: skip
 
 
@@ -29,14 +28,14 @@ def names_used(path):
             yield from ((part.value, node.lineno) for part in node.args if isinstance(part, ast.Constant))
 
 
-def test_what_moves_inside_comfyui_is_used_in_one_file():
+def test_what_moves_inside_comfyui_is_used_in_two_files():
     """A private attribute that another file uses would be missed when ComfyUI moves it."""
     used = {}
     for path in (ROOT / "nodes").rglob("*.py"):
         for name, line in names_used(path):
             if name in INSIDE:
                 used.setdefault(path, []).append(f"{path.relative_to(ROOT)}:{line}: {name}")
-    inside = {place.rpartition(": ")[2] for place in used.pop(CORE)}
+    inside = {place.rpartition(": ")[2] for path in CORE for place in used.pop(path)}
     assert not used, used
     assert len(inside) > 20, inside
 
@@ -45,7 +44,8 @@ def test_each_function_has_a_check_by_its_name():
     """So that the name of a check that fails says which function has to follow."""
     functions = {
         node.name
-        for node in ast.parse(CORE.read_text(encoding="utf-8")).body
+        for path in CORE
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     }
     checks = {

@@ -16,6 +16,7 @@ HELPERS = {
     "lora info": ["Inspect LoRAs"],
     "distill lora": ["Distill LoRAs", "Record LoRAs"],
     "apply lora": ["Apply Merged LoRA"],
+    "merge loaded loras": ["Merge Loaded LoRAs"],
     "mergekit": ["LoRA Recipe"],
 }
 BOX = "Comfy.NodeSearchBoxImpl"

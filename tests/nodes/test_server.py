@@ -16,7 +16,7 @@ EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
     "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe", "LoraAlloySweep", "LoraAlloyGrid",
-    "LoraAlloyRecord", "LoraAlloyMeasure", "LoraAlloyDistill",
+    "LoraAlloyRecord", "LoraAlloyMeasure", "LoraAlloyDistill", "LoraAlloyMergeLoaded",
 }  # fmt: skip
 
 

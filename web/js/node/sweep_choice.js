@@ -74,6 +74,8 @@ const linked = (node, name) => {
   return made && node.graph.getNodeById(made.origin_id);
 };
 
+const MERGES = ["LoraAlloyLoader", "LoraAlloyMerge", "LoraAlloyMergeLoaded"];
+
 /** The merge that a sweep ends at, through other sweeps. */
 function mergeAfter(node, depth = 0) {
   for (const output of node.outputs ?? []) {
@@ -81,7 +83,7 @@ function mergeAfter(node, depth = 0) {
       const link = node.graph.getLink?.(id) ?? node.graph.links.get(id);
       const target = node.graph.getNodeById(link?.target_id);
       const kind = target?.constructor.comfyClass;
-      if (kind === "LoraAlloyLoader" || kind === "LoraAlloyMerge") return target;
+      if (MERGES.includes(kind)) return target;
       const further = kind === "LoraAlloySweep" && depth < 8 ? mergeAfter(target, depth + 1) : null;
       if (further) return further;
     }
