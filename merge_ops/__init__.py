@@ -6,6 +6,7 @@ from .formats import load
 from .lora import Lora, LowRank
 from .merging.merge import merge
 from .merging.merged import Merged
+from .merging.rank_rule import RankRule
 from .methods.peft_names import COMBINATION_TYPES
 from .methods.registry import METHODS, Method, Param, merge_method
 from .recipes import Recipe, find_sources, read_recipe
@@ -26,6 +27,7 @@ __all__ = [
     "Method",
     "Param",
     "ParameterError",
+    "RankRule",
     "Recipe",
     "SaveReport",
     "UnknownMethodError",

@@ -121,7 +121,7 @@ def hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str, s
     The first does not depend on the metadata. The old hash covers 64 KiB at offset 1 MiB of the same file
     with only the ``ss_`` keys as metadata.
     """
-    header, order = _header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})
+    header, order = file_header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})
     data, legacy, place = hashlib.sha256(), hashlib.sha256(), 0
     chunks: Iterator[bytes | memoryview] = (_bytes_of(tensors[key]) for key in order)
     for raw in itertools.chain((header,), chunks):
@@ -180,7 +180,7 @@ def _tags_of(value: str) -> dict[str, dict[str, int]]:
     return valid
 
 
-def _header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+def file_header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
     """Return what safetensors writes before the data, and the order of the tensors.
 
     The order and the dtype names come from safetensors itself: it writes a file with one number per tensor.
