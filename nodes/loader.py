@@ -30,7 +30,7 @@ from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.queued import known_inputs, sent_inputs
 from .model.recorded import RecordedLoras, merge_recorded, refuse_without_recording
-from .model.stacks import check_list, read_file_states, read_list, read_stack
+from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
 from .model.summary import describe_merge, describe_nothing, list_blocks, list_not_applied, list_notes
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice, check_sent, refuse_unknown
@@ -178,7 +178,8 @@ class LoraAlloyLoader(io.ComfyNode):
                 fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
             )
         patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries))
-        lines = [describe_merge(merged, status.seconds, chosen.label), *list_blocks(merged)]
+        lines = [describe_merge(merged, status.seconds, chosen.label), *list_patterns(loras)]
+        lines += list_blocks(merged)
         text = "\n".join(lines)
         warnings = [*list_notes(merged, fitted, note), *list_not_applied(merged, model, clip), *patched.lines]
         return io.NodeOutput(

@@ -35,6 +35,7 @@ _EXAMPLES = """examples:
   lora-alloy merge a.safetensors b.safetensors --combination-type ties_svd --density 0.5 -o ab.safetensors
   lora-alloy merge adapter_a adapter_b:0.5 --format peft -o merged_adapter
   lora-alloy merge a.safetensors b.safetensors --blocks "a=down:0.5 mid:1 attn:0.8" -o ab.safetensors
+  lora-alloy merge "epochs/ink-*.safetensors" --method mean --recency 0.8 -o ink.safetensors
   lora-alloy merge a.safetensors b.safetensors --method ties --size 50MB -o ab.safetensors
   lora-alloy merge a.safetensors b.safetensors --method ties --dry-run
 """
