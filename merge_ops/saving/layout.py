@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,6 +33,7 @@ class Layout:
     dtype: torch.dtype
     stems: dict[str, str]
     title: str
+    stated: Mapping[str, str] = field(default_factory=dict)  # metadata that the caller gives
 
     def content(self, stored: Mapping[str, LowRank], rank: int | RankRule | None) -> Content:
         """Return tensors, metadata and configuration; ``rank`` is what the recipe says of the ranks."""
@@ -68,7 +69,9 @@ class Layout:
         }
 
     def _metadata(self, layers: dict[str, LowRank], rank: int | RankRule | None) -> dict[str, str]:
-        return file_metadata(layers, self.form, self.merged.loras, recipe_of(self.merged, rank), self.title)
+        recipe = recipe_of(self.merged, rank)
+        own = file_metadata(layers, self.form, self.merged.loras, recipe, self.title)
+        return {**own, **self.stated}
 
     def _blank(self, layer: MergedLayer, rank: int, alpha: float | None) -> LowRank:
         """A layer of the right shapes that has no values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
 from .by_need import settle_ranks
+from .carried import check_stated
 from .file_names import check_destination
 from .ia3 import check_alone, ia3_errors
 from .kept import Kept, suggest_rank
@@ -70,6 +71,7 @@ def save(
     *,
     overwrite: bool = False,
     stems: dict[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> SaveReport:
     """Write a merge as a LoRA file that other tools load at strength 1.
@@ -90,20 +92,23 @@ def save(
         dtype: float16, bfloat16 or float32.
         overwrite: replace an existing file; otherwise an existing file is an error.
         stems: what the kohya keys of each layer begin with, for programs with layer names of their own.
+        metadata: more of it, such as ``modelspec.description`` or ``modelspec.thumbnail``; it replaces what
+            is carried over from the sources.
         progress: called as ``progress(done, total, layer)``.
 
     The file is read back and must match the computed result bit for bit before it gets its final name. On
     failure nothing is left behind.
 
     Raises:
-        ParameterError: for an unknown format or dtype, a wrong suffix, or an existing file.
+        ParameterError: for an unknown format or dtype, a wrong suffix, an existing file, or metadata that
+            only saving itself can know.
         MergeError: if the format cannot hold the layers, or the file read back differs.
     """
     target = Path(path)
     form = check_output(target, merged.loras, format, rank, dtype, overwrite=overwrite)
     check_alone(merged.ia3, len(merged.layers), form)
     stems = stems or module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
-    layout = Layout(merged, form, dtype, stems, target.stem)
+    layout = Layout(merged, form, dtype, stems, target.stem, check_stated(metadata or {}))
     if isinstance(rank, RankRule):
         rank, ranks = settle_ranks(layout, rank, progress)
         stored = store_layers(merged, form, ranks, dtype, progress)
