@@ -116,8 +116,8 @@ def settle_ranks(
     if (over := fits(0)) > 0:
         least = rule.size + over
         raise ParameterError(
-            f"{rule.size / 1e6:.6g} MB is too small: with rank 1 in every layer, the file has "
-            f"{least / 1e6:.6g} MB ({least} bytes)"
+            f"{_megabytes(rule.size)} MB is too small: with rank 1 in every layer, the file has "
+            f"{_megabytes(least)} MB ({least} bytes)"
         )
     low, high = 0, len(shares)
     while high - low > 1:
@@ -125,6 +125,10 @@ def settle_ranks(
         low, high = (middle, high) if fits(middle) <= 0 else (low, middle)
     settled = replace(rule, size=None, energy=shares[low])
     return settled, spectra.ranks(settled)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.6f}".rstrip("0").rstrip(".")
 
 
 def _line(layout: Layout, rule: RankRule) -> SizeLine:
