@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
 
 from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import CATEGORY
 from .values.grid_picture import draw_grid, join_side_by_side
 from .values.grid_table import arrange
+from .values.pictures import picture_of
 
 _INPUTS = ("images", "labels", "columns", "image_size")
 
@@ -90,17 +90,7 @@ class LoraAlloyGrid(io.ComfyNode):
                 "before them"
             )
         longest = (image_size or [512])[0]
-        pictures = [join_side_by_side([_picture(frame, longest) for frame in frames]) for frames in cells]
+        pictures = [join_side_by_side([picture_of(frame, longest) for frame in frames]) for frames in cells]
         grid = draw_grid(pictures, arrange(len(pictures), texts, (columns or [0])[0]))
         image = torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
-
-
-def _picture(frame: torch.Tensor, longest: int) -> Image.Image:
-    """A frame ``(height, width, 1, 3 or 4)`` from 0 to 1 as RGB, made smaller if it is too large."""
-    values = frame.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    colours = values[..., :3] if values.shape[-1] >= 3 else values[..., :1].expand(-1, -1, 3)
-    picture = Image.fromarray(colours.contiguous().numpy())
-    if longest and max(picture.size) > longest:
-        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    return picture

@@ -32,7 +32,7 @@ from .model.lora_model import MergedLoraModel
 from .model.merging import run_merge
 from .model.queued import known_inputs, sent_inputs
 from .model.recorded import RecordedLoras, merge_recorded, refuse_recording, refuse_without_recording
-from .model.stacks import check_list, read_file_states, read_list, read_stack
+from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
 from .model.summary import describe_merge, describe_nothing, list_blocks, list_not_applied, list_notes
 from .model.windows import MergedOverTime, merge_over_time
 from .status import SAYS, Said, StatusLine
@@ -175,7 +175,8 @@ class LoraAlloyLoader(io.ComfyNode):
         if has_steps(entries):
             refuse_recording(recording)
             over, note = merge_over_time(entries, asked, model, clip, show)
-            said, outputs = _patch_over_time(over, model, clip, note, status.seconds, chosen.label)
+            lines = [*over.describe(status.seconds, chosen.label), *list_patterns(loras)]
+            said, outputs = _patch_over_time(over, model, clip, lines, note)
             return io.NodeOutput(*outputs[:3], tuple(entries), words, outputs[3], ui=said)
         if recording is not None:
             recording.host.check_model(model)
@@ -187,7 +188,8 @@ class LoraAlloyLoader(io.ComfyNode):
                 fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
             )
         patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries))
-        lines = [describe_merge(merged, status.seconds, chosen.label), *list_blocks(merged)]
+        lines = [describe_merge(merged, status.seconds, chosen.label), *list_patterns(loras)]
+        lines += list_blocks(merged)
         text = "\n".join(lines)
         warnings = [*list_notes(merged, fitted, note), *list_not_applied(merged, model, clip), *patched.lines]
         return io.NodeOutput(
@@ -202,12 +204,12 @@ class LoraAlloyLoader(io.ComfyNode):
 
 
 def _patch_over_time(
-    over: MergedOverTime, model: Any, clip: Any, note: str, seconds: float, label: str
+    over: MergedOverTime, model: Any, clip: Any, lines: list[str], note: str
 ) -> tuple[Said, tuple[Any, Any, MergedLoraModel, Any]]:
     """What the node says, and its MODEL, CLIP, LORA_MODEL and HOOKS, where strengths change."""
     hooks = over.hooks()
     chain = chain_of_entries(over.entries)
     patched = patch_clones(over.whole, over.fitted, model, clip, strength_model=0, chain=chain)
     warnings = [*over.list_notes(note), *list_not_applied(over.whole, model, clip), *patched.lines]
-    said = Said("\n".join(over.describe(seconds, label)), warnings)
+    said = Said("\n".join(lines), warnings)
     return said, (carry_hooks(patched.model, hooks), patched.clip, over.lora_model(), hooks)

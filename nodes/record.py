@@ -12,7 +12,7 @@ from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
 from .model.hooks import refuse_carrying
 from .model.recorded import RecordedLoras, record_loras, refuse_empty
 from .model.sampling import Sampling
-from .model.stacks import check_list, read_file_states, read_list, read_stack
+from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
 from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
 from .values.stack_entries import list_ignored_steps
@@ -106,7 +106,7 @@ class LoraAlloyRecord(io.ComfyNode):
             negative or "",
             status.show_progress,
         )
-        text = _report(recorded, status.seconds)
+        text = "\n".join([_report(recorded, status.seconds), *list_patterns(loras)])
         warnings = [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
         warnings += list_ignored_steps(entries)
         return io.NodeOutput(recorded, "\n".join([text, *warnings]), ui=Said(text, warnings))

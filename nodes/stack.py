@@ -10,7 +10,7 @@ from ..merge_ops.errors import ParameterError
 from .inputs import CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
 from .model.lora_info import read_sidecar_states, trigger_words_of
 from .model.lora_model import as_lora
-from .model.stacks import check_list, read_file_states, read_list, read_stack
+from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
 from .model.summary import count_loras
 from .status import SAYS, Said
 from .values.stack_entries import StackEntry
@@ -96,7 +96,7 @@ class LoraAlloyStack(io.ComfyNode):
             if tensors is not None:
                 entries.append(StackEntry(as_lora(name, tensors), 1.0, 1.0))
         named = [(e.lora_name, e.strength, e.strength_clip) for e in entries if e.lora_name is not None]
-        said = Said(_describe(entries), _warnings(entries))
+        said = Said("\n".join([_describe(entries), *list_patterns(loras)]), _warnings(entries))
         return io.NodeOutput(tuple(entries), named, trigger_words_of(entries), ui=said)
 
 

@@ -13,6 +13,7 @@ from ..errors import MergeError, did_you_mean, escaped
 from ..methods.registry import METHODS
 from ..version import __version__
 from . import demo, distill, fuse, inspect, measure, merge, methods, recipe, resize
+from .how import expand_loras
 from .options import UsageError, in_options, say
 
 _COMMANDS = (merge, fuse, distill, measure, inspect, resize, recipe, methods, demo)
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     try:
+        if "loras" in vars(args):
+            expand_loras(args)
         args.run(args)
     except UsageError as error:
         say(f"lora-alloy: {error}", sys.stderr)

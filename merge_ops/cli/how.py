@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
+from ..formats.epochs import find_epochs, in_epoch_order
 from ..lora import READERS, Lora
+from ..merging.recency import recency_weights
 from ..methods.peft_names import COMBINATION_TYPES, SPACES, get_combination_type
 from ..methods.registry import METHODS, Param, get_method
 from .options import add_param, add_reading
@@ -52,7 +55,15 @@ def add_strengths(parser: argparse.ArgumentParser) -> None:
         "loras",
         nargs="+",
         metavar="LORA[:WEIGHT]",
-        help="a LoRA file or PEFT folder, and its weight (default: 1)",
+        help="a LoRA file or PEFT folder, and its weight (default: 1); or all epochs of a training, by a "
+        "folder or by a pattern with * and ? in quotes, each at that weight",
+    )
+    parser.add_argument(
+        "--recency",
+        type=float,
+        metavar="SHARE",
+        help="count each epoch of a pattern or folder this much of the next newer one (without any, all "
+        "LoRAs in the order of their numbers); the weights keep their sum",
     )
     parser.add_argument(
         "--blocks",
@@ -99,6 +110,34 @@ def split_weight(spec: str) -> tuple[str, float]:
         return (path, float(number)) if colon and path else (spec, 1.0)
     except ValueError:
         return spec, 1.0
+
+
+def expand_loras(args: argparse.Namespace) -> None:
+    """Put the epochs that patterns and folders name in their place in the list of LoRAs, oldest first.
+
+    Raises:
+        ParameterError: if a pattern names no LoRA, or for a wrong share of ``--recency``.
+    """
+    weighted = "recency" in vars(args)
+    groups: list[tuple[list[Path], float]] = []
+    for spec in args.loras:
+        path, weight = split_weight(spec) if weighted else (spec, 1.0)
+        groups.append((find_epochs(path, args.allow_pickle), weight))
+    if not weighted:
+        args.loras = [str(path) for paths, _ in groups for path in paths]
+        return
+    rows = [(path, weight) for paths, weight in groups for path in paths]
+    shares = dict.fromkeys(range(len(rows)), 1.0)
+    if args.recency is not None:
+        starts = itertools.accumulate((len(paths) for paths, _ in groups), initial=0)
+        series = [range(start, start + len(paths)) for start, (paths, _) in zip(starts, groups, strict=False)]
+        series = [places for places in series if len(places) > 1] or [range(len(rows))]
+        for places in series:
+            order = in_epoch_order([rows[place][0] for place in places])
+            weights = recency_weights(len(places), args.recency)
+            for place in places:
+                shares[place] = weights[order.index(rows[place][0])]
+    args.loras = [f"{path}:{weight * shares[place]!r}" for place, (path, weight) in enumerate(rows)]
 
 
 def blocks_of(given: list[str], paths: list[str], loras: list[Lora]) -> list[str | None]:

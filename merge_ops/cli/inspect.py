@@ -31,7 +31,12 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         "what this means for a merge, and which rank would be enough.",
         _EXAMPLES,
     )
-    parser.add_argument("loras", nargs="+", metavar="LORA", help="a LoRA file or PEFT folder")
+    parser.add_argument(
+        "loras",
+        nargs="+",
+        metavar="LORA",
+        help="a LoRA file or PEFT folder, or a pattern or folder of several",
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw a picture and save it as this .png file (needs Pillow)"

@@ -9,7 +9,8 @@ from ..lora import Lora
 from ..merging.devices import usable_device
 from ..merging.merge import merge
 from ..merging.merged import Merged
-from ..saving import save
+from ..merging.rank_rule import RankRule
+from ..saving import SizePlan, save
 from .how import add_merging, blocks_of, method_help, method_params, split_weight
 from .options import (
     DTYPES,
@@ -25,6 +26,7 @@ from .options import (
     refuse_warnings,
     require_output,
 )
+from .ranks import add_ranks, measure_sizes, print_sizes, rank_of
 from .summary import print_plan, print_summary
 
 _EXAMPLES = """examples:
@@ -33,6 +35,8 @@ _EXAMPLES = """examples:
   lora-alloy merge a.safetensors b.safetensors --combination-type ties_svd --density 0.5 -o ab.safetensors
   lora-alloy merge adapter_a adapter_b:0.5 --format peft -o merged_adapter
   lora-alloy merge a.safetensors b.safetensors --blocks "a=down:0.5 mid:1 attn:0.8" -o ab.safetensors
+  lora-alloy merge "epochs/ink-*.safetensors" --method mean --recency 0.8 -o ink.safetensors
+  lora-alloy merge a.safetensors b.safetensors --method ties --size 50MB -o ab.safetensors
   lora-alloy merge a.safetensors b.safetensors --method ties --dry-run
 """
 
@@ -48,6 +52,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     )
     add_merging(parser, argv)
     add_base(parser)
+    add_ranks(parser)
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -55,10 +60,12 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
 def run(args: argparse.Namespace) -> None:
     """Load, merge, save and report."""
     require_output(args)
+    rank = rank_of(args)
     loras = load_loras(args)
     refuse_output(args, loras)
-    merged = merge_loras(args, loras)
-    finish(args, merged, args.rank)
+    by_need = isinstance(rank, RankRule)
+    merged = merge_loras(args, loras, exact=by_need)
+    finish(args, merged, rank, measure_sizes(args, merged, rank) if by_need else None)
 
 
 def load_loras(args: argparse.Namespace) -> list[Lora]:
@@ -67,8 +74,8 @@ def load_loras(args: argparse.Namespace) -> list[Lora]:
     return alike_by_diffusers(read_loras(args, paths))
 
 
-def merge_loras(args: argparse.Namespace, loras: list[Lora]) -> Merged:
-    """Merge LoRAs with the options of the command line."""
+def merge_loras(args: argparse.Namespace, loras: list[Lora], exact: bool = False) -> Merged:
+    """Merge LoRAs with the options of the command line; ``exact`` leaves the rank to what saves the merge."""
     paths, weights = zip(*map(split_weight, args.loras), strict=True)
     with progress_bar("merging") as progress:
         return merge(
@@ -77,7 +84,7 @@ def merge_loras(args: argparse.Namespace, loras: list[Lora]) -> Merged:
             args.method,
             blocks=blocks_of(args.blocks, list(paths), loras),
             space=args.space,
-            rank=args.rank,
+            rank=None if exact else args.rank,
             scale=args.scale,
             seed=args.seed,
             device=usable_device(args.device),
@@ -92,13 +99,17 @@ def merge_loras(args: argparse.Namespace, loras: list[Lora]) -> Merged:
         )
 
 
-def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
-    """Save a merge as the output options say, and print the reports."""
+def finish(
+    args: argparse.Namespace, merged: Merged, rank: int | RankRule | None, plan: SizePlan | None = None
+) -> None:
+    """Save a merge as the output options say, and print the reports; ``plan`` has the ranks by need."""
     if args.strict:
         refuse_warnings(merged)
     if args.dry_run:
-        print_plan(merged, args.json)
+        print_plan(merged, args.json, plan)
         return
+    if plan is not None and not args.json:
+        print_sizes(plan)
     with progress_bar("saving") as progress:
         saved = save(
             merged,
@@ -110,7 +121,8 @@ def finish(args: argparse.Namespace, merged: Merged, rank: int | None) -> None:
             progress=progress,
         )
     if args.json:
-        print_json({"merge": merged.report.to_dict(), "saved": saved.to_dict()})
+        sizes = {} if plan is None else {"sizes": plan.to_dict()}
+        print_json({"merge": merged.report.to_dict(), **sizes, "saved": saved.to_dict()})
         return
     print_summary(merged)
     print_saved(saved)

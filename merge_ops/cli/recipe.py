@@ -10,6 +10,7 @@ from pathlib import Path
 from ..analysis.facts import printable
 from ..formats import alike_by_diffusers
 from ..merging.devices import usable_device
+from ..merging.rank_rule import RankRule
 from ..recipes import Recipe, find_sources, read_recipe
 from .merge import finish
 from .options import (
@@ -24,6 +25,7 @@ from .options import (
     say,
     table,
 )
+from .ranks import add_ranks, measure_sizes, rank_of
 
 _EXAMPLES = """examples:
   lora-alloy recipe show both.safetensors
@@ -59,6 +61,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         "--rank", type=int, help="truncate the result to this rank (default: the rank of the recipe)"
     )
     add_base(runs)
+    add_ranks(runs)
     add_output(runs)
     runs.set_defaults(run=run, parser=runs)
 
@@ -91,13 +94,18 @@ def run(args: argparse.Namespace) -> None:
     require_output(args)
     recipe = read_recipe(args.recipe)
     _warn(recipe)
-    if args.rank is not None:
-        recipe = replace(recipe, rank=args.rank)
+    wanted = rank_of(args)
+    by_need = isinstance(wanted, RankRule)
+    if isinstance(wanted, RankRule):
+        recipe = replace(recipe, rank=None, ranks=None)
+    elif wanted is not None:
+        recipe = replace(recipe, rank=wanted, ranks=None)
     loras = alike_by_diffusers(find_sources(recipe, args.folder or [Path(args.recipe).parent]))
     refuse_output(args, loras)
     with progress_bar("merging") as progress:
         merged = recipe.run(loras, device=usable_device(args.device), progress=progress, base=args.base)
-    finish(args, merged, recipe.rank)
+    plan = measure_sizes(args, merged, wanted) if by_need else None
+    finish(args, merged, wanted if by_need else recipe.rank, plan)
 
 
 def _warn(recipe: Recipe) -> None:

@@ -8,7 +8,9 @@ from ..analysis.repetition import advice_on_sum
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.report import LEFT_OUT, block_lines
+from ..saving import SizePlan
 from .options import in_options, print_json, say, table
+from .ranks import print_sizes
 
 
 def print_summary(merged: Merged) -> None:
@@ -26,19 +28,23 @@ def print_summary(merged: Merged) -> None:
         say(f"  {sentence}")
 
 
-def print_plan(merged: Merged, as_json: bool) -> None:
+def print_plan(merged: Merged, as_json: bool, plan: SizePlan | None = None) -> None:
     """Print the result of a dry run: one line per merged layer, then the summary."""
     if as_json:
-        print_json({"merge": merged.report.to_dict()})
+        print_json({"merge": merged.report.to_dict(), **({} if plan is None else {"sizes": plan.to_dict()})})
         return
+    chosen = {} if plan is None else plan.ranks
     rows: list[list[str]] = [["layer", "LoRAs", "ranks", "result", "sign conflict"]]
     for line in merged.report.layers:
         if line.status == "merged":
             conflict = "" if line.sign_conflict is None else f"{line.sign_conflict:.1%}"
             full = line.reason or "full rank"
-            result = full if line.rank_out is None else f"rank {line.rank_out}"
+            rank = chosen.get(line.name, line.rank_out)
+            result = full if rank is None else f"rank {rank}"
             rows.append([line.name, str(line.loras), "+".join(map(str, line.ranks_in)), result, conflict])
     say(table(rows))
+    if plan is not None:
+        print_sizes(plan)
     print_summary(merged)
     say("dry run: nothing was written")
 

@@ -15,8 +15,10 @@ from ..errors import MergeError, ParameterError, did_you_mean
 from ..lora import READERS, Lora, WholeWeight
 from .devices import usable_device
 from .merged_layer import MergedLayer
+from .rank_rule import RankRule
 from .report import LayerReport, MergeReport, sign_conflict
 from .request import Request
+from .spectra import Progress, Spectra, measure_spectra
 from .svd import product_inner
 
 
@@ -44,6 +46,7 @@ class Merged:
         self._layers = layers
         self._device = device
         self._dtype = dtype
+        self._spectra: Spectra | None = None
 
     @property
     def layers(self) -> Mapping[str, MergedLayer]:
@@ -103,17 +106,39 @@ class Merged:
         pair = self.layer(name).factors(self._device)
         return None if pair is None else (pair[0].to(self._dtype), pair[1].to(self._dtype))
 
-    def truncated(self, rank: int) -> Merged:
+    def truncated(self, rank: int | RankRule) -> Merged:
         """Return a new merge with every layer truncated to at most ``rank``, and with its own report.
 
+        A ``RankRule`` chooses the rank of each layer by its singular values.
+
         Raises:
-            ParameterError: if the rank is below 1.
+            ParameterError: if the rank is below 1, or the rule is a size of a file.
         """
+        if isinstance(rank, RankRule):
+            ranks = self.spectra().ranks(rank)
+            cut = {
+                name: layer.cut_exactly(ranks[name], self._device) if name in ranks else layer
+                for name, layer in self._layers.items()
+            }
+            request = replace(self.request, cut_by=rank)
+            return Merged(request, self.loras, cut, self.whole_weights, self.ia3, self._device, self._dtype)
         if rank < 1:
             raise ParameterError(f"rank must be 1 or more, not {rank}")
         layers = {name: layer.truncated(rank, None, torch.float32) for name, layer in self._layers.items()}
         request = replace(self.request, cut_to=rank)
         return Merged(request, self.loras, layers, self.whole_weights, self.ia3, self._device, self._dtype)
+
+    def spectra(self, progress: Progress | None = None) -> Spectra:
+        """Return the singular values of every layer; they are measured when this is first called.
+
+        ``progress`` is called as ``progress(done, total, layer)``.
+
+        Raises:
+            MergeError: if a layer contains NaN or infinity.
+        """
+        if self._spectra is None:
+            self._spectra = measure_spectra(self._layers, self._device, progress)
+        return self._spectra
 
     @cached_property
     def energy_kept(self) -> float:

@@ -13,12 +13,22 @@ from torch import Tensor
 from ..errors import MergeError
 from ..lora import Layer, LowRank
 from ..room import check_room
+from ..steady import one_thread
 from .align import AlignedLayer
 from .cores import factors_of_coordinates, factors_of_core
 from .request import Settings
 from .scratch import Scratch
 from .spaces import concatenate, merge_deltas, merged_tiles
-from .svd import OVERSAMPLE, TruncatedSVD, leading_rows, svd_of_matrix, svd_of_product
+from .svd import (
+    OVERSAMPLE,
+    TruncatedSVD,
+    exact_svd_of_matrix,
+    leading_rows,
+    squared_singular_values,
+    squared_singular_values_of,
+    svd_of_matrix,
+    svd_of_product,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,18 +124,39 @@ class MergedLayer:
         """Return the factors if the layer is low rank, else the matrix."""
         return self.factors(device) or self.matrix(device, scratch)
 
-    def svd(self, rank: int, value: Tensor | tuple[Tensor, Tensor]) -> TruncatedSVD:
-        """Return the SVD of the layer truncated to ``rank``; ``value`` is what ``value()`` returned."""
+    def svd(self, rank: int, value: Tensor | tuple[Tensor, Tensor], exactly: bool = False) -> TruncatedSVD:
+        """Return the SVD of the layer truncated to ``rank``; ``value`` is what ``value()`` returned.
+
+        Unless ``exactly``, that of a full matrix may miss a little of what the rank could keep.
+        """
+        self._refuse_nan(value)
+        if isinstance(value, tuple):
+            return svd_of_product(*value, rank)
+        if exactly:
+            return exact_svd_of_matrix(value, rank)
+        linear = concatenate(self.aligned, self.settings.scale, value.device)
+        return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
+
+    def squared_singular_values(self, device: torch.device | None = None) -> Tensor:
+        """Return the squared singular values of the layer, descending, in float64.
+
+        Raises:
+            MergeError: if the layer contains NaN or infinity.
+        """
+        value = self.value(device)
+        self._refuse_nan(value)
+        with one_thread():
+            if isinstance(value, tuple):
+                return squared_singular_values(*value)
+            return squared_singular_values_of(value)
+
+    def _refuse_nan(self, value: Tensor | tuple[Tensor, Tensor]) -> None:
         for part in value if isinstance(value, tuple) else (value,):
             if not math.isfinite(float(part.sum())) and not bool(part.isfinite().all()):
                 raise MergeError(
                     f"{self.aligned.name} contains NaN or infinity once it is merged; use smaller strengths, "
                     "or a larger density"
                 )
-        if isinstance(value, tuple):
-            return svd_of_product(*value, rank)
-        linear = concatenate(self.aligned, self.settings.scale, value.device)
-        return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
 
     def truncated(
         self, rank: int, device: torch.device | None, dtype: torch.dtype, scratch: Scratch | None = None
@@ -139,6 +170,15 @@ class MergedLayer:
         up, down = svd.balanced() if clamp is None else _clamped(svd, clamp)
         energy = self.energy_kept * svd.energy_kept
         return replace(self.pinned(up, down, dtype), energy_kept=energy)
+
+    def cut_exactly(self, rank: int, device: torch.device | None) -> MergedLayer:
+        """Return the same layer at a rank that was chosen by its singular values; unchanged if it fits."""
+        value = self.factors(device, even=False) or self.matrix(device)  # as saving does
+        if self.template.layout == "vector" or (isinstance(value, tuple) and value[1].shape[0] <= rank):
+            return self
+        svd = self.svd(rank, value, exactly=True)
+        pinned = self.pinned(*svd.balanced(), torch.float32)
+        return replace(pinned, energy_kept=self.energy_kept * svd.energy_kept)
 
     def pinned(self, up: Tensor, down: Tensor, dtype: torch.dtype) -> MergedLayer:
         """Return the same layer with its result given as factors, stored where the LoRAs are."""

@@ -14,6 +14,7 @@ from ..lora import READERS, Lora
 from ..methods.peft_names import COMBINATION_TYPES, SPACES, CombinationType, get_combination_type
 from ..methods.registry import Method, get_method
 from ..names.parts import is_text
+from .rank_rule import RankRule
 
 _PEFT_PARAMS = ("density", "majority_sign_method")
 
@@ -42,6 +43,8 @@ class Settings:
         """
         if space not in SPACES:
             raise ParameterError(f"unknown space {space!r}{did_you_mean(str(space), SPACES)}")
+        if isinstance(rank, RankRule):
+            raise ParameterError("a merge takes a rank; give a RankRule to save, or to truncated")
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
             raise ParameterError(
                 f"rank must be a whole number of 1 or more, or None for the exact result, not {rank!r}"
@@ -73,6 +76,7 @@ class Request:
     reader: str = READERS[0]  # whose arithmetic base-dependent adapters follow
     keep: str | None = None  # the LoRA whose whole weights win
     cut_to: int | None = None  # the rank that the finished result was truncated to
+    cut_by: RankRule | None = None  # what chose the ranks that the finished result was truncated to
     learned: dict[str, Any] | None = None  # how the result was trained, as plain data, if it was
 
     @classmethod

@@ -21,6 +21,7 @@ def describe_how(recipe: Recipe) -> str:
     parts += [f"svd_clamp {recipe.svd_clamp:g}"] if recipe.svd_clamp is not None else []
     parts += [f"space {recipe.space}"] if recipe.space != "delta" else []
     parts += [f"rank {recipe.rank}"] if recipe.rank is not None else []
+    parts += [f"ranks by {recipe.ranks}"] if recipe.ranks is not None else []
     parts += [f"strength {recipe.scale:g}"] if recipe.scale != 1 else []
     parts += [f"seed {recipe.seed}"] if recipe.seed else []
     parts += [f"only {recipe.keep}"] if recipe.keep is not None else []

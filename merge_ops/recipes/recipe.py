@@ -14,6 +14,7 @@ from ..errors import ParameterError, did_you_mean
 from ..lora import READERS, Lora
 from ..merging.merge import Progress, merge
 from ..merging.merged import Merged
+from ..merging.rank_rule import RankRule
 from ..methods.peft_names import SPACES, get_combination_type
 from ..methods.registry import Method, get_method
 from ..version import __version__
@@ -25,7 +26,7 @@ RECIPE_VERSION = 1
 _PEFT_PARAMS = ("density", "majority_sign_method")
 _KEYS = (
     "recipe", "version", "sources", "method", "combination_type", "svd_rank", "svd_clamp", "params", "space",
-    "rank", "scale", "seed", "reader", "keep", "learned",
+    "rank", "ranks", "scale", "seed", "reader", "keep", "learned",
 )  # fmt: skip
 _MAX_RANK = 2**31
 _MAX_SEED = 10**100
@@ -36,9 +37,10 @@ class Recipe:
     """The LoRAs of a merge and all its settings. A recipe holds no path, and is always valid.
 
     ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` have the same meaning as in ``merge``;
-    ``rank`` is the rank of the result, whether it was requested when merging or when saving. ``learned``
-    tells how the result was distilled, if it was: such a recipe cannot be run without the model. ``warnings``
-    list what an import from another program left out.
+    ``rank`` is the rank of the result, whether it was requested when merging or when saving; ``ranks`` is the
+    rule that chose the rank of each layer, if there was one. ``learned`` tells how the result was distilled,
+    if it was: such a recipe cannot be run without the model. ``warnings`` list what an import from another
+    program left out.
 
     Raises:
         UnknownMethodError, ParameterError: on creation, for a value that ``merge`` would refuse too.
@@ -52,6 +54,7 @@ class Recipe:
     params: dict[str, Any] = field(default_factory=dict)
     space: str = "delta"
     rank: int | None = None
+    ranks: RankRule | None = None
     scale: float = 1.0
     seed: int = 0
     reader: str = "peft"
@@ -84,9 +87,10 @@ class Recipe:
             raise ParameterError(f"unknown space {checked.shown(self.space)}{did_you_mean('', SPACES)}")
 
     @classmethod
-    def of(cls, merged: Merged, rank: int | None = None) -> Recipe:
+    def of(cls, merged: Merged, rank: int | RankRule | None = None) -> Recipe:
         """Return the recipe of a merge saved at ``rank``; the merge's own rank wins over it."""
         request, how = merged.request, merged.request.settings
+        ranks, rank = (rank, None) if isinstance(rank, RankRule) else (request.cut_by, rank)
         sources = tuple(
             Source(
                 checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks), lora.adapter
@@ -98,7 +102,7 @@ class Recipe:
         shared: dict[str, Any] = {
             "params": how.params, "scale": how.scale, "seed": how.seed, "reader": merged.reader,
             "keep": None if request.keep is None else checked.made_plain(request.keep),
-            "learned": request.learned,
+            "learned": request.learned, "ranks": ranks,
         }  # fmt: skip
         if request.combination_type is None:
             return cls(sources, how.method.name, space=how.space, rank=request.rank or rank, **shared)
@@ -127,6 +131,8 @@ class Recipe:
         names = ("name", "sha256", "weight", "text_weight", "blocks", "adapter")
         sources = tuple(Source(**({"name": None} | checked.mapping(s, "a source", names))) for s in listed)
         rest = {key: value for key, value in plain.items() if key not in ("recipe", "sources")}
+        if rest.get("ranks") is not None:
+            rest["ranks"] = RankRule.parse(rest["ranks"])
         return cls(sources, **rest, warnings=warnings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,6 +148,7 @@ class Recipe:
             "version": self.version,
             "sources": [source.to_dict() for source in self.sources],
             **how,
+            **({} if self.ranks is None else {"ranks": self.ranks.to_dict()}),
             "params": dict(self.params),
             "scale": self.scale,
             "seed": self.seed,
@@ -209,13 +216,14 @@ class Recipe:
         return self.cut(merged)
 
     def cut(self, merged: Merged) -> Merged:
-        """Return the merge at the recipe's rank, if ``merge`` could not be given it.
+        """Return the merge at the recipe's rank or ranks, if ``merge`` could not be given them.
 
-        That is so for combination types: their ``svd_rank`` is a part of the method, not the result's rank.
+        That is so for a rule, and for combination types: their ``svd_rank`` is a part of the method, not the
+        result's rank.
         """
-        if self.combination_type is None or self.rank is None:
-            return merged
-        return merged.truncated(self.rank)
+        if self.combination_type is not None and self.rank is not None:
+            merged = merged.truncated(self.rank)
+        return merged if self.ranks is None else merged.truncated(self.ranks)
 
     def _checked_method(self) -> Method:
         if self.combination_type is None:
@@ -249,6 +257,6 @@ def _text(blocks: BlockStrengths | None) -> str | None:
     return None if blocks is None else str(blocks)
 
 
-def recipe_of(merged: Merged, rank: int | None = None) -> dict[str, Any]:
+def recipe_of(merged: Merged, rank: int | RankRule | None = None) -> dict[str, Any]:
     """Return the recipe of a merge as the plain values that are written into a file."""
     return Recipe.of(merged, rank).to_dict()

@@ -6,16 +6,18 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from ..errors import ParameterError, shown
 from ..formats.statements import states_scale
 from ..lora import Lora
 from ..merging.common_metadata import fact_of, facts_of_use
+from .usage import usage_of
 
 # about the base model: carried over where all sources that state it agree
 _AGREED = (
@@ -26,7 +28,7 @@ _AGREED = (
 )  # fmt: skip
 _AGREED_NAMES = ("ss_sd_model_name", "ss_vae_name")  # likewise, but trainers may write a path here
 _STATED_BY_ALL = ("modelspec.license",)  # not carried over if any source is silent
-_UNITED = ("modelspec.trigger_phrase", "modelspec.tags", "trigger_words")  # comma-separated words
+_UNITED = ("modelspec.tags", "trigger_words")  # comma-separated words
 _TAGS = "ss_tag_frequency"  # JSON: dataset to tag to count
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # of a model; anything else may be a folder on some machine
 _MAX_VALUE = 500  # characters of a carried value
@@ -53,7 +55,7 @@ _LEGACY = (0x100000, 0x110000)  # the bytes of a file that the old hash of sd-we
 
 
 def carried_over(loras: list[Lora]) -> dict[str, str]:
-    """Return metadata of the sources that is true of their merge: facts that agree, and the words of all.
+    """Return metadata of the sources that is true of their merge: facts that agree, words and hints of all.
 
     A single source keeps everything that does not describe its own file. Of several, what one training or its
     author is about is left out, and everything else is carried over where those that state it agree.
@@ -69,6 +71,7 @@ def carried_over(loras: list[Lora]) -> dict[str, str]:
         words = _united(own[key] for own in sources if key in own)
         if words:
             carried[key] = ", ".join(words)
+    carried |= usage_of(loras, _united, lambda text: _FOLDER.search(text) is not None)
     tags = _united_tags([own[_TAGS] for own in sources if _TAGS in own])
     if tags:
         carried[_TAGS] = json.dumps(tags)
@@ -111,6 +114,20 @@ def _agreed(loras: list[Lora]) -> dict[str, str]:
     return agreed
 
 
+def check_stated(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata that a caller gives a file.
+
+    Raises:
+        ParameterError: for what describes the file itself, such as its hashes, and what is no text.
+    """
+    for key, value in metadata.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise ParameterError(f"the metadata {shown(key)} must be text, not {shown(value)}")
+        if key.startswith("ss_network_") or _describes_the_file(key, value):
+            raise ParameterError(f"the metadata {shown(key)} is written by saving itself; leave it out")
+    return dict(metadata)
+
+
 def _describes_the_file(key: str, value: str) -> bool:
     return _OF_THE_FILE.fullmatch(key) is not None or states_scale(key, value)
 
@@ -121,7 +138,7 @@ def hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str, s
     The first does not depend on the metadata. The old hash covers 64 KiB at offset 1 MiB of the same file
     with only the ``ss_`` keys as metadata.
     """
-    header, order = _header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})
+    header, order = file_header(tensors, {k: v for k, v in metadata.items() if k.startswith("ss_")})
     data, legacy, place = hashlib.sha256(), hashlib.sha256(), 0
     chunks: Iterator[bytes | memoryview] = (_bytes_of(tensors[key]) for key in order)
     for raw in itertools.chain((header,), chunks):
@@ -138,10 +155,12 @@ def _without_folder(name: str) -> str:
 
 
 def _united(values: Iterable[str]) -> list[str]:
-    """Return the words of all values, each once, as many as there is room for."""
-    words = dict.fromkeys(word.strip() for value in values for word in value[:_MAX_JSON].split(","))
+    """Return the words of all values, each once in its first spelling, as many as there is room for."""
+    words: dict[str, str] = {}
+    for word in (word.strip() for value in values for word in value[:_MAX_JSON].split(",")):
+        words.setdefault(word.casefold(), word)
     kept: list[str] = []
-    for word in words:
+    for word in words.values():
         if word and len(kept) < _MAX_WORDS and sum(map(len, kept)) + len(word) <= 2 * _MAX_VALUE:
             kept.append(word)
     return kept
@@ -180,7 +199,7 @@ def _tags_of(value: str) -> dict[str, dict[str, int]]:
     return valid
 
 
-def _header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+def file_header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
     """Return what safetensors writes before the data, and the order of the tensors.
 
     The order and the dtype names come from safetensors itself: it writes a file with one number per tensor.

@@ -29,13 +29,14 @@ class Kept:
     """``energy`` is the share of the merge that a file of rank ``rank`` keeps.
 
     ``wider`` is a larger rank with the share that it would keep; ``estimated`` if that was measured on some
-    of the layers.
+    of the layers. Where the ranks were chosen by need, they are from ``smallest`` to ``rank``.
     """
 
     energy: float
     rank: int
     wider: tuple[int, float] | None = None
     estimated: bool = False
+    smallest: int | None = None
 
     @property
     def is_low(self) -> bool:
@@ -46,6 +47,8 @@ class Kept:
         """Return what is kept, and what a larger rank would keep if it is little."""
         if self.energy >= _ALL:
             return "keeps all of this merge, up to rounding"
+        if self.smallest not in (None, self.rank):
+            return f"ranks {self.smallest} to {self.rank} keep {percent(self.energy)} of this merge"
         text = f"rank {self.rank} keeps {percent(self.energy)} of this merge"
         if self.wider is not None:
             about = "about " if self.estimated else ""

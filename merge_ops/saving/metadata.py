@@ -6,8 +6,6 @@ import json
 from collections import Counter
 from typing import Any
 
-from torch import Tensor
-
 from ..adapters import Ia3
 from ..formats.experts import expert_of
 from ..formats.statements import DIFFUSERS_METADATA
@@ -15,7 +13,7 @@ from ..formats.tokens import TOKENS
 from ..formats.whole import BIAS, EMBEDDING
 from ..lora import Lora, LowRank, WholeWeight
 from ..patterns import Patterns, pattern_of
-from .carried import HUB_NAME, carried_over, hashes
+from .carried import HUB_NAME, carried_over
 from .ia3 import ia3_config
 from .stems import component_of, without_component
 from .tensors import matrices_of
@@ -23,14 +21,9 @@ from .tokens import tokens_config, tokens_only_config
 
 
 def file_metadata(
-    layers: dict[str, LowRank],
-    form: str,
-    loras: list[Lora],
-    recipe: dict[str, Any],
-    title: str,
-    tensors: dict[str, Tensor],
+    layers: dict[str, LowRank], form: str, loras: list[Lora], recipe: dict[str, Any], title: str
 ) -> dict[str, str]:
-    """Return the file's metadata: carried facts, ranks, recipe and hashes, but never a folder name."""
+    """Return the file's metadata: carried facts, ranks and recipe, but no hashes and never a folder name."""
     metadata = {"format": "pt", "lora_alloy": json.dumps(recipe), **carried_over(loras)}
     matrices = matrices_of(layers)
     if form == "kohya" and matrices:
@@ -41,16 +34,18 @@ def file_metadata(
         metadata["ss_output_name"] = title
     if form == "diffusers":
         metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(layers))
-    data_hash, legacy_hash = hashes(tensors, metadata)
-    if form == "kohya":
-        metadata |= {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy_hash}
     merged_from = ", ".join(lora.name for lora in loras)
     return metadata | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
         "modelspec.merged_from": merged_from,
-        "modelspec.hash_sha256": f"0x{data_hash}",
     }
+
+
+def with_hashes(metadata: dict[str, str], form: str, data_hash: str, legacy_hash: str) -> dict[str, str]:
+    """Return the metadata of a file with its hashes; see ``hashes``."""
+    own = {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy_hash} if form == "kohya" else {}
+    return {**metadata, **own, "modelspec.hash_sha256": f"0x{data_hash}"}
 
 
 def peft_config(

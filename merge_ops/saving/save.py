@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ import torch
 from ..errors import ParameterError, did_you_mean
 from ..lora import Lora
 from ..merging.merged import Merged
-from ..recipes import recipe_of
-from .experts import at_one_rank
+from ..merging.rank_rule import RankRule
+from .by_need import settle_ranks
+from .carried import check_stated
 from .file_names import check_destination
-from .ia3 import check_alone, ia3_errors, ia3_tensors
+from .ia3 import check_alone, ia3_errors
 from .kept import Kept, suggest_rank
-from .metadata import file_metadata, peft_config
+from .layout import Layout
 from .stems import module_names
 from .stored import Progress, StoredLayer, relative, store_layers
-from .tensors import FORMATS, file_tensors, resolve_format, whole_weight_tensors
-from .verified import Content, write_verified
+from .tensors import FORMATS, resolve_format
+from .verified import write_verified
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -64,12 +65,13 @@ class SaveReport:
 def save(
     merged: Merged,
     path: str | os.PathLike[str],
-    rank: int | None = None,
+    rank: int | RankRule | None = None,
     format: str = "auto",
     dtype: torch.dtype = torch.float16,
     *,
     overwrite: bool = False,
     stems: dict[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> SaveReport:
     """Write a merge as a LoRA file that other tools load at strength 1.
@@ -83,39 +85,48 @@ def save(
     Args:
         merged: what ``merge`` returned.
         path: a ``.safetensors`` file, or a folder for ``format='peft'``.
-        rank: truncate to this rank. None writes low-rank layers exactly and truncates full-rank ones to the
+        rank: truncate to this rank, or to the ranks that a ``RankRule`` chooses by energy or by the size of
+            the file. None writes low-rank layers exactly and truncates full-rank ones to the
             sum of the source ranks, which is the size of a linear merge.
         format: ``kohya``, ``diffusers``, ``peft``, or ``auto`` for the format of the first LoRA.
         dtype: float16, bfloat16 or float32.
         overwrite: replace an existing file; otherwise an existing file is an error.
         stems: what the kohya keys of each layer begin with, for programs with layer names of their own.
+        metadata: more of it, such as ``modelspec.description`` or ``modelspec.thumbnail``; it replaces what
+            is carried over from the sources.
         progress: called as ``progress(done, total, layer)``.
 
     The file is read back and must match the computed result bit for bit before it gets its final name. On
     failure nothing is left behind.
 
     Raises:
-        ParameterError: for an unknown format or dtype, a wrong suffix, or an existing file.
+        ParameterError: for an unknown format or dtype, a wrong suffix, an existing file, or metadata that
+            only saving itself can know.
         MergeError: if the format cannot hold the layers, or the file read back differs.
     """
     target = Path(path)
     form = check_output(target, merged.loras, format, rank, dtype, overwrite=overwrite)
     check_alone(merged.ia3, len(merged.layers), form)
     stems = stems or module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
-    stored = store_layers(merged, form, rank, dtype, progress)
-    kept = _kept(merged, stored)
-    content, lines = _lay_out(merged, stored, stems, target.stem, form, dtype, rank)
+    layout = Layout(merged, form, dtype, stems, target.stem, check_stated(metadata or {}))
+    if isinstance(rank, RankRule):
+        rank, ranks = settle_ranks(layout, rank, progress)
+        stored = store_layers(merged, form, ranks, dtype, progress)
+    else:
+        stored = store_layers(merged, form, rank, dtype, progress)
+    kept = _kept(merged, stored, isinstance(rank, RankRule))
+    content = layout.content({name: part.layer for name, part in stored.items()}, rank)
     size = write_verified(target, content, overwrite)
     if progress is not None:
         progress(len(merged.layers), len(merged.layers), "")
-    return _report(target, form, lines, size, kept)
+    return _report(target, form, _lines(merged, stored, content.tensors), size, kept)
 
 
 def check_output(
     path: str | os.PathLike[str],
     loras: Sequence[Lora],
     format: str = "auto",
-    rank: int | None = None,
+    rank: int | RankRule | None = None,
     dtype: torch.dtype = torch.float16,
     *,
     overwrite: bool = False,
@@ -138,43 +149,32 @@ def check_output(
     return form
 
 
-def _check_options(form: str, rank: int | None, dtype: torch.dtype) -> None:
+def _check_options(form: str, rank: int | RankRule | None, dtype: torch.dtype) -> None:
     if form not in FORMATS:
         raise ParameterError(f"unknown format {form!r}{did_you_mean(form, ('auto', *FORMATS))}")
     if dtype not in _DTYPES:
         raise ParameterError(f"cannot save as {dtype}; use float16, bfloat16 or float32")
-    if rank is not None and rank < 1:
+    if isinstance(rank, int) and rank < 1:
         raise ParameterError(f"rank must be 1 or more, not {rank}")
 
 
 _Line = tuple[SavedLayer, float, float]  # a line of the report, with its squared error and squared norm
 
 
-def _lay_out(
-    merged: Merged, stored: dict[str, StoredLayer], stems: dict[str, str], title: str, form: str,
-    dtype: torch.dtype, rank: int | None,
-) -> tuple[Content, list[_Line]]:  # fmt: skip
-    """Return the tensors, metadata and configuration of the file, and the lines of the report."""
-    layers = at_one_rank({name: part.layer for name, part in stored.items()})
-    factors = ia3_tensors(merged.ia3, dtype)
-    tensors = {
-        **file_tensors(layers, stems, form),
-        **whole_weight_tensors(merged.whole_weights, stems, form, layers),
-        **factors,
-    }
-    metadata = file_metadata(layers, form, merged.loras, recipe_of(merged, rank), title, tensors)
-    config = None
-    if form == "peft":
-        config = peft_config(layers, stems, merged.loras, merged.whole_weights, merged.ia3)
-    lines = [*_layer_lines(stored), *_ia3_lines(ia3_errors(merged.ia3, factors))]
-    return Content(tensors, metadata, config, layers, stems, merged.whole_weights), lines
+def _lines(merged: Merged, stored: dict[str, StoredLayer], tensors: dict[str, torch.Tensor]) -> list[_Line]:
+    """Return the lines of the report."""
+    return [*_layer_lines(stored), *_ia3_lines(ia3_errors(merged.ia3, tensors))]
 
 
-def _kept(merged: Merged, stored: dict[str, StoredLayer]) -> Kept:
+def _kept(merged: Merged, stored: dict[str, StoredLayer], by_need: bool) -> Kept:
     whole = sum(part.whole for part in stored.values())
     left = sum(max(part.norm - part.error, 0.0) for part in stored.values())
     ranks = [part.layer.rank for part in stored.values() if part.energy_kept < 1]
-    kept = Kept(left / whole if whole else 1.0, max(ranks, default=0))
+    energy = left / whole if whole else 1.0
+    if by_need:
+        every = [part.layer.rank for part in stored.values() if part.layer.layout != "vector"]
+        return Kept(energy, max(every, default=0), smallest=min(every, default=0))
+    kept = Kept(energy, max(ranks, default=0))
     if not kept.is_low or not kept.rank:
         return kept
     wider, estimated = suggest_rank(merged, kept.rank)

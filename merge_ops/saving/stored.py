@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from ..steady import total
 from .rounding import rounded, truncation_error
 
 Progress = Callable[[int, int, str], None]
+Rank = int | Mapping[str, int] | None  # of every layer, or of each by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +43,21 @@ class StoredLayer:
 
 
 def store_layers(
-    merged: Merged, form: str, rank: int | None, dtype: torch.dtype, progress: Progress | None
+    merged: Merged, form: str, rank: Rank, dtype: torch.dtype, progress: Progress | None
 ) -> dict[str, StoredLayer]:
     """Return every low-rank layer of a merge as the file holds it, by layer name.
 
     Args:
         merged: the merge.
         form: the file format; kohya files state one alpha for all layers.
-        rank: truncate to this rank; None keeps low-rank layers exact.
+        rank: truncate to this rank, or to that of each layer; None keeps low-rank layers exact.
         dtype: of the stored factors.
         progress: called as ``progress(done, total, layer)`` before each layer.
 
     Raises:
         MergeError: if a layer overflows the dtype.
     """
-    alpha = _common_rank(merged, rank) if form == "kohya" else None
+    alpha = common_rank(merged, rank) if form == "kohya" else None
     scratch = Scratch()
     stored = {}
     for done, name in enumerate(merged.layers):
@@ -71,24 +72,26 @@ def relative(error: float, norm: float) -> float:
     return math.sqrt(error / norm) if norm else 0.0
 
 
-def _largest_rank(layer: MergedLayer, rank: int | None) -> int:
+def largest_rank(layer: MergedLayer, rank: Rank) -> int:
     """Return the largest rank at which a layer may be stored."""
+    if isinstance(rank, Mapping):
+        rank = rank.get(layer.aligned.name)
     held = layer.fixed.rank if layer.fixed is not None else sum(layer.aligned.ranks)
     wanted = held if rank is None else min(rank, held) if layer.is_low_rank else rank
     return min(wanted, *layer.template.matrix_shape)
 
 
-def _common_rank(merged: Merged, rank: int | None) -> int:
+def common_rank(merged: Merged, rank: Rank) -> int:
     """Return the most common rank of the stored matrices, which is the alpha of a kohya file."""
     matrices = [layer for layer in merged.layers.values() if layer.template.layout != "vector"]
-    ranks = Counter(_largest_rank(layer, rank) for layer in matrices)
+    ranks = Counter(largest_rank(layer, rank) for layer in matrices)
     return ranks.most_common(1)[0][0] if ranks else 1
 
 
 def _store(
     name: str,
     layer: MergedLayer,
-    rank: int | None,
+    rank: Rank,
     dtype: torch.dtype,
     alpha: float | None,
     scratch: Scratch,
@@ -97,12 +100,12 @@ def _store(
     if layer.template.layout == "vector":
         return _store_vector(name, layer, dtype)
     exact = layer.factors(even=False) or layer.matrix(scratch=scratch)
-    limit, kept = _largest_rank(layer, rank), 1.0
+    limit, kept = largest_rank(layer, rank), 1.0
     untruncated = isinstance(exact, tuple) and exact[1].shape[0] <= limit
     if isinstance(exact, tuple) and untruncated:
         up, down = exact
     else:
-        svd = layer.svd(limit, exact)
+        svd = layer.svd(limit, exact, exactly=isinstance(rank, Mapping))
         (up, down), kept = svd.balanced(), svd.energy_kept
     scale = 1.0 if alpha is None else alpha / down.shape[0]
     up, down, error, norm = rounded(up if scale == 1 else up / scale, down, dtype)

@@ -88,7 +88,7 @@ def file_tensors(layers: dict[str, LowRank], stems: dict[str, str], form: str) -
             tensors[f"{stem}.reshape_weight"] = torch.tensor(layer.padded_to)
         if form == "kohya":
             tensors[f"{stem}.alpha"] = torch.tensor(layer.scale * layer.rank, dtype=torch.float32)
-    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    return tensors
 
 
 def whole_weight_tensors(
@@ -106,9 +106,7 @@ def whole_weight_tensors(
                 raise MergeError(
                     f"{name} is {weight.why}, which a {form} file cannot hold; use format='kohya'"
                 )
-            tensors[weight.key] = (
-                weight.value.cpu().contiguous()
-            )  # ComfyUI knows it by the model's own name only
+            tensors[weight.key] = weight.value  # ComfyUI knows it by the model's own name only
             continue
         last = "bias" if name.endswith(".bias") else "weight"
         if weight.rows and form != "peft":
@@ -127,7 +125,7 @@ def whole_weight_tensors(
             key = f"{stems[name]}.weight"
         else:
             raise MergeError(f"{name} is {weight.why}, which a {form} file cannot hold; use format='peft'")
-        tensors[key] = weight.value.cpu().contiguous()
+        tensors[key] = weight.value
     return tensors
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import folder_paths
 
 from ...merge_ops.formats.peft_config import CONFIG_NAME
-from ..values.sidecars import sidecar_paths
+from ...merge_ops.notes.sidecars import sidecar_paths
 
 PICTURES = {
     ".png": "image/png",

@@ -8,10 +8,13 @@ import folder_paths
 
 from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.formats import load
+from ...merge_ops.formats.epochs import is_pattern
 from ...merge_ops.formats.peft_config import CONFIG_NAME
 from ...merge_ops.lora import Lora
-from ..values.lora_names import find_files, use_forward_slashes
+from ...merge_ops.recipes.spelled import without_ending
+from ..values.lora_names import find_files, match_files, use_forward_slashes
 
+_NO_SIGNS = str.maketrans("", "", "*?")
 FileState = tuple[str, int, int]  # path, time of the last change, size
 
 # The cache outlives a call so that a change of strength, which makes ComfyUI run the node again, reads no
@@ -43,6 +46,26 @@ def find_path(name: str) -> Path:
     short = {PurePosixPath(use_forward_slashes(file)).stem for file in known[:5000]}
     hint = did_you_mean(name, [*known[:5000], *sorted(short)])
     raise ParameterError(f"there is no LoRA file {name!r} in the loras folders{hint}")
+
+
+def expand_name(name: str) -> list[str]:
+    """Return the names of all files that a pattern matches, the oldest epoch first; any other name as it is.
+
+    Raises:
+        ParameterError: if a pattern matches no file, or without a folder files in several.
+    """
+    known = list_lora_files()
+    if not is_pattern(name) and not use_forward_slashes(name).rstrip().endswith("/"):
+        return [name]
+    if find_files(name, known):  # a file may be called so
+        return [name]
+    if found := match_files(name, known):
+        return found
+    stems = {PurePosixPath(without_ending(use_forward_slashes(file))).name for file in known[:5000]}
+    plain = PurePosixPath(use_forward_slashes(name).translate(_NO_SIGNS)).name
+    raise ParameterError(
+        f"no LoRA file in the loras folders matches {name!r}{did_you_mean(plain, sorted(stems))}"
+    )
 
 
 def read_file_state(name: str) -> FileState:

@@ -11,9 +11,9 @@ import torch
 from comfy_execution.graph_utils import is_link
 
 from ...merge_ops.adapters.kind import Adapter
-from ...merge_ops.errors import MergeError
+from ...merge_ops.errors import MergeError, ParameterError
 from ...merge_ops.lora import Lora
-from ..values.lora_names import find_files
+from ..values.lora_names import find_files, match_files
 from .files import list_lora_files, read_lora
 from .key_maps import KeyMaps
 from .target import Target
@@ -34,12 +34,20 @@ def read_named(workflow: Mapping[str, Any] | None, node_id: str | None) -> Named
     found: Named = {}
     for text in dict.fromkeys(_texts_before(workflow or {}, str(node_id))):
         names = _TAG.findall(text) or ([text] if text.lower().endswith(_ENDINGS) else [])
-        for file in (file for name in names for file in find_files(name, known)):
+        for file in (file for name in names for file in _files_of(name, known)):
             try:
                 found[file] = read_lora(file)
             except MergeError:
                 continue
     return found
+
+
+def _files_of(name: str, known: list[str]) -> list[str]:
+    """The files of a name, or of a pattern; none of a pattern that does not say of which folder."""
+    try:
+        return find_files(name, known) or match_files(name, known)
+    except ParameterError:
+        return []
 
 
 def held_by(lora: Lora) -> dict[str, Adapter]:

@@ -13,14 +13,14 @@ import folder_paths
 from ...merge_ops.errors import MergeError
 from ...merge_ops.formats.outline import Outline, read_outline
 from ...merge_ops.formats.peft_config import CONFIG_NAME
+from ...merge_ops.notes.plain_text import clean_line, clean_text
+from ...merge_ops.notes.sidecars import Sidecar, read_peft_base, read_sidecars, sidecar_paths, words_of
+from ...merge_ops.notes.trigger_words import join_words, read_tags
 from ...merge_ops.recipes.recipe import Recipe
 from ...merge_ops.recipes.sources import RECIPE_KEY
 from ..values.base_models import name_base
 from ..values.lora_names import use_forward_slashes
-from ..values.plain_text import clean_line, clean_text
-from ..values.sidecars import Sidecar, read_peft_base, read_sidecars, sidecar_paths
 from ..values.stack_entries import StackEntry
-from ..values.trigger_words import join_words, read_tags, split_words, tidy_words, triggers_among
 from .companions import State, find_sidecars, read_states
 from .files import FileState, find_path, list_lora_files
 from .remembered import Remembered
@@ -74,7 +74,7 @@ def _describe(path: Path) -> dict[str, Any]:
     known = _read(path)
     outline, sidecar, metadata = known.outline, known.sidecar, known.metadata
     tags = read_tags(metadata)
-    words, source = _trigger_words(known)
+    words, source = words_of(known.sidecar, known.metadata)
     recipe, problem = _recipe(metadata)
     problems = [*known.problems, *([problem] if problem else [])]
     problems += [f"the notes in {file} could not be read" for file in sidecar.problems]
@@ -95,7 +95,9 @@ def _describe(path: Path) -> dict[str, Any]:
         "author": sidecar.author or _line(metadata, "modelspec.author"),
         "license": _line(metadata, "modelspec.license"),
         "strength": sidecar.strength,
-        "notes": sidecar.notes or _paragraph(metadata, "ss_training_comment"),
+        "notes": sidecar.notes
+        or _paragraph(metadata, "modelspec.usage_hint")
+        or _paragraph(metadata, "ss_training_comment"),
         "description": sidecar.description or _paragraph(metadata, "modelspec.description"),
         "recipe": recipe,
         "thumbnail": _thumbnail(metadata),
@@ -135,14 +137,8 @@ def _words_of(name: str) -> list[str]:
     return _words.of(path)
 
 
-def _trigger_words(known: _Known) -> tuple[list[str], str | None]:
-    """The words, and where they are from."""
-    if known.sidecar.words:
-        return known.sidecar.words, known.sidecar.words_from
-    if phrase := split_words(known.metadata.get("modelspec.trigger_phrase", "")):
-        return phrase, "modelspec.trigger_phrase"
-    tags = triggers_among(read_tags(known.metadata), known.metadata)
-    return tidy_words(tags), "ss_tag_frequency" if tags else None
+def _words_in(known: _Known) -> list[str]:
+    return words_of(known.sidecar, known.metadata)[0]
 
 
 def _base(known: _Known) -> str | None:
@@ -198,4 +194,4 @@ def _paragraph(metadata: Mapping[str, str], key: str) -> str | None:
 
 _descriptions = Remembered(_describe, 100)
 _bases = Remembered(lambda path: _base(_read(path)), 20_000)
-_words = Remembered(lambda path: _trigger_words(_read(path))[0], 20_000)
+_words = Remembered(lambda path: _words_in(_read(path)), 20_000)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from ...merge_ops.blocks import BlockStrengths
 from ...merge_ops.errors import MergeError, ParameterError
+from ...merge_ops.recipes.spelled import without_ending
+from ..values.lora_text import LoraRow
 from ..values.prompts import split_prompts
 from ..values.stack_entries import StackEntry, parse_rows_in_use
-from .files import FileState, read_file_state, read_lora
+from ..values.steps import Steps
+from .files import FileState, expand_name, read_file_state, read_lora
 
 
 def read_list(text: str) -> list[StackEntry]:
@@ -27,7 +32,31 @@ def read_list(text: str) -> list[StackEntry]:
             split_prompts(row.prompt),
             steps,
         )
+        for row, blocks, steps in _rows_in_use(text)
+    ]
+
+
+def list_patterns(text: str | None) -> list[str]:
+    """Return a sentence for each row of a list that stands for several files, with their names.
+
+    Raises:
+        MergeError: as ``read_list`` does.
+    """
+    named = {row.wanted: expand_name(row.wanted) for row, *_ in parse_rows_in_use(text or "")}
+    return [
+        f"{name} is {len(files)} LoRA{'s' * (len(files) != 1)}: {', '.join(map(without_ending, files))}"
+        for name, files in named.items()
+        if files != [name]
+    ]
+
+
+def _rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None, Steps | None]]:
+    """The rows that are on, one for each file: a pattern is many rows at one strength."""
+    return [
+        (row if files == [row.wanted] else replace(row, lora_name=file, typed=""), blocks, steps)
         for row, blocks, steps in parse_rows_in_use(text)
+        for files in (expand_name(row.wanted),)
+        for file in files
     ]
 
 
@@ -68,4 +97,4 @@ def read_file_states(text: str | None) -> list[FileState]:
     Raises:
         ParameterError: if a line cannot be read, or its file does not exist.
     """
-    return [read_file_state(row.wanted) for row, *_ in parse_rows_in_use(text or "")]
+    return [read_file_state(row.wanted) for row, *_ in _rows_in_use(text or "")]

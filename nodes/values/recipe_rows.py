@@ -54,6 +54,8 @@ def list_lost(recipe: Recipe) -> list[str]:
         lost.append("this merge was distilled: record and distill its sources again to get the same result")
     if recipe.combination_type is not None and recipe.rank is not None:
         lost.append(f"the result was cut to rank {recipe.rank}; set this rank in Save LoRA")
+    if recipe.ranks is not None:
+        lost.append(f"the ranks were chosen by {recipe.ranks}, which a merge node does not do")
     if max(recipe.rank or 0, recipe.svd_rank or 0) > _MAX_RANK:
         lost.append(f"the rank of the recipe is above {_MAX_RANK}")
     if not 0 <= recipe.seed <= _MAX_SEED:

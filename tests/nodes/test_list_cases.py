@@ -26,6 +26,7 @@ READ = """async (text) => {
     return { rows, written: formatList(entries), bad: entries.filter((e) => e.unreadable).length }
 }"""
 NAMES = "async ([n, f]) => (await import('/js/list/text.js')).filesCalled(n, f)"
+MATCHES = "async ([n, f]) => (await import('/js/list/text.js')).filesMatching(n, f)"
 PASTE = """async ([text, files]) => {
     const { pastedEntries, formatList } = await import('/js/list/text.js')
     return formatList(pastedEntries(text, files))
@@ -75,6 +76,20 @@ def test_both_find_the_same_files(scripts, name, files):
     """With or without folder and ending, only where it is clear."""
     assert lora_names.find_files(name, CASES["files"]) == files
     assert scripts.evaluate(NAMES, [name, CASES["files"]]) == files
+
+
+@pytest.mark.parametrize(("name", "files"), CASES["patterns"])
+def test_both_match_the_same_epochs(scripts, name, files):
+    """Inside one folder; Python from the oldest to the newest."""
+    assert lora_names.match_files(name, CASES["epochs"]) == files
+    assert sorted(scripts.evaluate(MATCHES, [name, CASES["epochs"]])) == sorted(files)
+
+
+def test_files_of_several_folders(scripts):
+    """A pattern without a folder is refused where it is not clear which folder it means."""
+    with pytest.raises(ParameterError, match="several folders: a, b"):
+        lora_names.match_files("twin-*", CASES["epochs"])
+    assert scripts.evaluate(MATCHES, ["twin-*", CASES["epochs"]]) == []
 
 
 @pytest.mark.parametrize(("name", "files"), CASES["more_names"])

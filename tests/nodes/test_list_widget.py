@@ -1,5 +1,7 @@
 """The list widget in both renderers: what mouse and keyboard do to the rows."""
 
+import re
+
 import pytest
 
 from tests.nodes.list_widget import add_list
@@ -177,6 +179,16 @@ def test_missing_files_are_red(editor):
     assert "is not in the loras folders" in rows.part("name:0").get_attribute("title")
     assert rows.part("name:1").get_attribute("aria-invalid") is None
     assert "fox" in rows.root.locator(".unreadable").inner_text()
+
+
+def test_a_pattern_is_not_missing(editor):
+    """The row says how many files it stands for, and which; one that matches nothing is red."""
+    widget = add_list(editor, "<lora:sd15_?:1>\n<lora:gone_*:1>")
+    found, gone = widget.part("name:0"), widget.part("name:1")
+    assert re.fullmatch(r"sd15_\? \(\d+ files\)", found.inner_text().strip())
+    assert "sd15_a" in found.get_attribute("title") and found.get_attribute("aria-invalid") is None
+    assert gone.get_attribute("aria-invalid") == "true"
+    assert "not in the loras folders" in gone.get_attribute("title")
 
 
 def test_text(editor):

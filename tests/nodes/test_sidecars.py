@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.nodes.pack import pack_module
 
-sidecars = pack_module("nodes.values.sidecars")
-plain_text = pack_module("nodes.values.plain_text")
+sidecars = pack_module("merge_ops.notes.sidecars")
+plain_text = pack_module("merge_ops.notes.plain_text")
 
 LORA_MANAGER = {
     "file_name": "mia",

@@ -8,7 +8,7 @@ from merge_ops.names.architectures import BY_NAME
 from merge_ops.names.recognise import Guess
 from tests.nodes.pack import pack_module
 
-trigger_words = pack_module("nodes.values.trigger_words")
+trigger_words = pack_module("merge_ops.notes.trigger_words")
 base_models = pack_module("nodes.values.base_models")
 TAGS = {"10_mia": {"mia": 20, "1girl": 20, "red scarf": 12, "smile": 5}}
 

@@ -45,6 +45,9 @@ def folder(tmp_path, monkeypatch):
         alone = merge_ops.merge([merge_ops.Lora(name, layers)])
         merge_ops.save(alone, tmp_path / f"{name}.safetensors")
     merge_ops.save(alone, tmp_path / "mia_adapter", format="peft")
+    (tmp_path / "epochs").mkdir()
+    for name in ("ink-000001", "ink"):
+        shutil.copy(tmp_path / "ink.safetensors", tmp_path / "epochs" / f"{name}.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -42,6 +42,28 @@ export function filesCalled(name, files) {
   return elsewhere?.length > 1 ? elsewhere : [];
 }
 
+/**
+ * The files that a pattern such as epochs/run-* matches, or a folder with a slash at its end; none for another name.
+ * Without a folder, files in any one folder count if there are none outside of folders.
+ */
+export function filesMatching(name, files) {
+  const folder = composed(name).trim();
+  const wanted = folder.endsWith("/") ? `${folder}*` : folder;
+  if (!/[*?]/.test(wanted)) return [];
+  const source = wanted.split(/(\*+|\?)/).map((part) => {
+    if (part.startsWith("*")) return "[^/]*";
+    return part === "?" ? "[^/]" : part.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+  });
+  const pattern = new RegExp(`^(?:${source.join("")})$`, "su");
+  const known = files.filter((file) => ENDINGS.some((ending) => file.endsWith(ending)));
+  const seen = (file) => composed(file).replace(/\/adapter_model\.safetensors$/, "");
+  const fits = (text) => pattern.test(text) || pattern.test(text.replace(/\.(?:safetensors|sft)$/, ""));
+  const found = known.filter((file) => fits(seen(file)));
+  if (found.length || wanted.includes("/")) return found;
+  const below = known.filter((file) => fits(seen(file).split("/").pop()));
+  return new Set(below.map((file) => seen(file).split("/").slice(0, -1).join("/"))).size > 1 ? [] : below;
+}
+
 function inPlace(name, files, reading) {
   const { paths } = indexOf(files, reading);
   const wanted = READINGS[reading](name);

@@ -11,7 +11,7 @@ import { place } from "./keyed.js";
 import { numberField } from "./number_field.js";
 import { openRowMenu } from "./row_menu.js";
 import { checkSteps } from "./steps.js";
-import { filesOf, formatRow, isRow, plainName } from "./text.js";
+import { epochsOf, filesOf, formatRow, isRow, plainName } from "./text.js";
 
 /** ``{element, update}`` for an entry; ``update(at)`` shows it as the row with this number. */
 export function makeRow(view, entry) {
@@ -71,9 +71,11 @@ export function makeRow(view, entry) {
     if (state === drawn && files === view.files()) return;
     [drawn, files] = [state, view.files()];
     const found = filesOf(entry, files);
+    const epochs = epochsOf(entry, files);
     const shown = plainName(found.length === 1 ? found[0] : entry.name);
     const { folder: path, stem: name } = partsOf(shown);
-    set(element, { class: `row${entry.on ? "" : " off"}${found.length === 1 ? "" : " missing"}` });
+    const isFound = found.length === 1 || epochs.length > 0;
+    set(element, { class: `row${entry.on ? "" : " off"}${isFound ? "" : " missing"}` });
     set(grip, {
       "data-part": `handle:${at}`, title: say("Drag to move {name}, or press Alt+Up or Alt+Down", { name }),
     });
@@ -81,13 +83,14 @@ export function makeRow(view, entry) {
       "data-part": `on:${at}`, "aria-checked": String(entry.on), "aria-label": say("{name} on", { name }),
       title: say(entry.on ? "On" : "Off"),
     });
-    const problem = problemOf(found);
+    const problem = isFound ? null : problemOf(found);
     set(button, {
       "data-part": `name:${at}`, "aria-invalid": problem && "true",
-      title: problem ? `${entry.name}\n${problem}` : shown,
+      title: [problem ? entry.name : shown, problem, epochs.map((file) => partsOf(file).stem).join(", ")]
+        .filter(Boolean).join("\n"),
     });
     folder.textContent = path;
-    stem.textContent = name;
+    stem.textContent = epochs.length ? say("{name} ({count} files)", { name, count: epochs.length }) : name;
     strength.update({ label: say("Strength of {name}", { name }), value: entry.strength, part: `strength:${at}` });
     set(menu, { "data-part": `menu:${at}`, "aria-label": say("More for {name}", { name }) });
     set(remove, { "data-part": `remove:${at}`, "aria-label": say("Remove {name}", { name }) });

@@ -7,9 +7,9 @@
 // is no row: {remark} or {unreadable}. Where the name has spaces at its ends, which may be those of a file, the row
 // has it as typed besides.
 
-import { filesCalled, plainName } from "../files/names.js";
+import { filesCalled, filesMatching, plainName } from "../files/names.js";
 
-export { filesCalled, plainName };
+export { filesCalled, filesMatching, plainName };
 
 export const MAX_STRENGTH = 100;
 
@@ -88,6 +88,11 @@ export function parseNumber(text) {
 
 /** The files that the name of a row may mean. */
 export const filesOf = (row, files) => filesCalled(row.typed ?? row.name, files);
+
+/** The files that the name of a row stands for as a pattern; none where it is the name of a file. */
+export function epochsOf(row, files) {
+  return filesOf(row, files).length ? [] : filesMatching(row.typed ?? row.name, files);
+}
 
 /** The row as it can be written: spaces at the ends are not, so its file is named where it takes them to find it. */
 export function settled(row, files) {

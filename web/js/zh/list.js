@@ -64,6 +64,7 @@ export const LIST = {
   "Info": "信息",
   "Remove": "移除",
   "Remove {name}": "移除 {name}",
+  "{name} ({count} files)": "{name}（{count} 个文件）",
   "This file is not in the loras folders.": "loras 文件夹中没有这个文件。",
   "Several files have this name: {files}. Choose one.": "有多个同名文件：{files}。请选择一个。",
   "Write <lora:name:strength>": "请写成 <lora:名称:强度>",

@@ -1,4 +1,4 @@
-"""Trigger words of a LoRA, and the tags of its training images. Needs no ComfyUI."""
+"""Trigger words of a LoRA, and the tags of its training images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tag(NamedTuple):
     """A tag of the training images; ``share`` is that of the images with it, None if unknown."""
 
     text: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
     share: float | None
 
 

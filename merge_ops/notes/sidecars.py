@@ -1,4 +1,4 @@
-"""What other programs write beside a LoRA file about it. Needs no ComfyUI.
+"""What other programs write beside a LoRA file about it.
 
 Every key may be missing or of another type: programs differ, and people edit these files. What cannot be used
 is left out; a file that cannot be read at all is named in ``problems``.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .plain_text import clean_line, clean_text, text_of_html
-from .trigger_words import split_words, tidy_words
+from .trigger_words import read_tags, split_words, tidy_words, triggers_among
 
 MAX_SIDECAR = 4 << 20  # bytes; Civitai's answer with the prompts of all its pictures has a hundred thousand
 _MAX_NOTES = 6000
@@ -65,6 +65,22 @@ def read_sidecars(paths: Iterable[Path]) -> Sidecar:
             continue
         _take_all(found, given, path.name)
     return found
+
+
+def read_beside(path: Path) -> Sidecar:
+    """Read the files beside a LoRA; links that lead out of its folder are not followed."""
+    folder = path.parent.resolve()
+    return read_sidecars(each for each in sidecar_paths(path) if each.resolve().parent == folder)
+
+
+def words_of(sidecar: Sidecar, metadata: Mapping[str, str]) -> tuple[list[str], str | None]:
+    """Return the trigger words of a LoRA, and where they are from: from people first, then from its tags."""
+    if sidecar.words:
+        return sidecar.words, sidecar.words_from
+    if phrase := split_words(metadata.get("modelspec.trigger_phrase", "")):
+        return phrase, "modelspec.trigger_phrase"
+    tags = triggers_among(read_tags(metadata), metadata)
+    return tidy_words(tags), "ss_tag_frequency" if tags else None
 
 
 def read_peft_base(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Texts of strangers as plain text: notes from files beside a LoRA, which hold HTML. Needs no ComfyUI."""
+"""Texts of strangers as plain text: notes from files beside a LoRA, which hold HTML."""
 
 from __future__ import annotations
 
