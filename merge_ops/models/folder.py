@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoraFormatError, reading, shown
-from ..formats.header import Entry, parse_header
-from ..formats.lookalike import refuse_by_bytes
+from ..errors import LoraFormatError, shown
+from ..formats.header import Entry
+from ..formats.shard import Shard, read_shard
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 RECIPE = "lora_alloy.json"  # the recipe that a fused model was made with
-_MAX_HEADER = 100 << 20  # the limit of the safetensors format itself
 _MAX_JSON = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
 _ABOUT_THE_BASE = ("README.md", RECIPE)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One safetensors file. ``header`` is everything before the data, including the length."""
-
-    path: Path
-    header: bytes
-    entries: tuple[Entry, ...]  # in the order of their data
-
-    @property
-    def size(self) -> int:
-        """The size of the file in bytes."""
-        return len(self.header) + (self.entries[-1].end if self.entries else 0)
 
 
 @dataclass(frozen=True)
@@ -86,36 +70,6 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
     kept = tuple(file for file in others if _belongs(file, names))
     left_out = tuple(file.name for file in others if file not in kept)
     return BaseModel(folder, config, shards, kept, left_out)
-
-
-def read_shard(path: Path) -> Shard:
-    """Read the header of one safetensors file, and check it against the size of the file.
-
-    Raises:
-        LoraFormatError: if the file cannot be read, or is damaged or truncated.
-    """
-    with reading(path.name):
-        header, size = _read_header(path)
-        shard = Shard(path, header, tuple(parse_header(header[8:])[0]))
-        if shard.size != size:
-            raise LoraFormatError(f"the file needs {shard.size} bytes and has {size}; download it again")
-        return shard
-
-
-def _read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header of a file with its length before it, and the size of the file."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(64)
-            refuse_by_bytes(start, size)
-            length = struct.unpack("<Q", start[:8])[0]
-            if length > _MAX_HEADER or length + 8 > size:
-                raise LoraFormatError("this is cut off or not a safetensors file; download it again")
-            file.seek(0)
-            return file.read(8 + length), size
-    except OSError as error:
-        raise LoraFormatError(f"the file cannot be read: {error.strerror or error}") from error
 
 
 def _shard_names(folder: Path) -> list[str]:

@@ -17,7 +17,8 @@ from ..errors import MergeError, reading
 from ..formats.container import changed, file_digest, is_finite
 from ..formats.header import Entry, torch_dtype
 from ..merging.merged import Merged
-from .folder import Shard, read_shard
+from ..formats.shard import Shard, read_shard
+
 from .places import Place
 
 _BLOCK = 4 << 20
