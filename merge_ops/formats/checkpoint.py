@@ -91,4 +91,6 @@ def _files(where: Path) -> Iterator[tuple[str, Path]]:
     elif where.is_dir():
         for component in ("", *DOTTED_COMPONENTS):
             found = (where / component).glob("*.safetensors")
-            yield from ((component, file) for file in sorted(found, key=lambda f: (f.name.count("."), f.name)))
+            yield from (
+                (component, file) for file in sorted(found, key=lambda f: (f.name.count("."), f.name))
+            )

@@ -45,7 +45,7 @@ class Quantisation:
 
     def scale(self, weight: Entry) -> Entry | None:
         """Return the scale of an fp8 weight; None if it has none."""
-        stem, dot, last = weight.name.rpartition(".")
+        stem, _, last = weight.name.rpartition(".")
         if weight.dtype not in FLOAT8 or last != "weight":
             return None
         return next((self._entries[stem + end] for end in _SCALES if stem + end in self._entries), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -85,6 +85,19 @@ class Merged:
         layer = self.layer(name)
         matrix = layer.matrix(self._device if device is None else usable_device(device))
         return layer.template.as_weight(matrix).to(dtype or self._dtype)
+
+    def addends(self, name: str) -> Iterator[Tensor]:
+        """Yield what is added to the weight of one layer, in float32 and one after the other.
+
+        Their sum is the delta. A linear merge has one for each LoRA, in the order of the list, so that the
+        weight gets the bits that a program gives it that loads the LoRAs one after the other.
+
+        Raises:
+            MergeError: if no merged layer has that name.
+        """
+        layer = self.layer(name)
+        for matrix in layer.addends(self._device):
+            yield layer.template.as_weight(matrix)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return ``(up (out, r), down (r, in))`` with every scale folded in; None if the layer is full rank.

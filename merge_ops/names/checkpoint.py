@@ -83,6 +83,14 @@ def _encoders_of(names: Collection[str]) -> dict[str, tuple[str, ...]]:
     return {name: known.get(name, alone) for name in own}
 
 
+def denoiser_key(name: str) -> str:
+    """Return what ComfyUI calls a tensor of a denoiser in a single file; any other name unchanged."""
+    if name.startswith((*_OTHERS, *_ENCODER_PREFIXES)) or _COMFYUI_ENCODER.match(name):
+        return name
+    prefix = next((prefix for prefix in _DENOISER_PREFIXES if name.startswith(prefix)), "")
+    return f"{DENOISER}.{name.removeprefix(prefix)}"
+
+
 def lookup_key(part: str, path: str) -> str:
     """Return the key of a layer that all spellings of it share."""
     flat = path.replace(".", "_")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 # first words of paths
 DIFFUSERS_HEADS = (
@@ -73,7 +74,7 @@ def blocks_of(paths: Collection[str]) -> Mapping[str, str]:
     ends = sorted({int(match[1]) for path in paths if (match := _DOWNSAMPLER.match(path))})
     last = max((int(match[1]) for path in paths if (match := _INPUT.match(path))), default=0)
     starts = [0, *ends, last + 1]
-    return _make_blocks([end - start - 1 for start, end in zip(starts, starts[1:], strict=False)])
+    return _make_blocks([end - start - 1 for start, end in pairwise(starts)])
 
 
 def from_ldm(path: str, blocks: Mapping[str, str] = _TO_DIFFUSERS) -> str:

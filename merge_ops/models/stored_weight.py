@@ -1,0 +1,108 @@
+"""One weight on its way through a merge: read into float32, changed, and rounded as the file stores it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+from ..formats.container import is_finite
+from ..formats.header import Entry, torch_dtype
+from ..merging.merged import Merged
+from ..merging.svd import product_inner
+from ..names.checkpoint import denoiser_key
+from .float8 import round_at_random, seed_of
+from .places import Place
+
+_BLOCK = 4 << 20  # numbers that are looked at together
+_EXACT = (torch.float32, torch.float64)  # dtypes in which deltas are added without rounding the weight
+
+
+def read_exact(stored: Tensor, scale: Tensor | None) -> Tensor:
+    """Return the numbers that a stored weight stands for, in float32 or wider; those are not copied."""
+    exact = stored if stored.dtype in _EXACT else stored.to(torch.float32)
+    return exact if scale is None else exact.mul_(scale.to(torch.float32))
+
+
+def store(exact: Tensor, entry: Entry, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Round a weight to the dtype of its tensor, as ComfyUI rounds one that it patches.
+
+    Where it has a scale, it gets a fresh one, which puts its largest entry at the end of the range.
+
+    Raises:
+        MergeError: if the dtype cannot hold a number.
+    """
+    dtype = torch_dtype(entry)
+    if dtype in _EXACT:
+        return exact, None
+    if dtype.itemsize > 1:
+        return exact.to(dtype), None
+    largest = exact.abs().amax() if exact.numel() else torch.zeros(())
+    if scale is not None:
+        fresh = (largest / torch.finfo(dtype).max).to(scale.dtype)
+        scale = torch.where(fresh > 0, fresh, scale)  # all zeros keep their scale
+        exact = exact * (1.0 / scale.to(torch.float32))
+    elif not bool(largest <= torch.finfo(dtype).max):
+        raise MergeError(f"{entry.name} overflows {entry.dtype}; nothing was saved")
+    return round_at_random(exact, dtype, seed_of(denoiser_key(entry.name))), scale
+
+
+def add_layers(exact: Tensor, places: Iterable[Place], merged: Merged) -> float:
+    """Add layers to a weight in place, and return the Frobenius norm of what was added.
+
+    A whole weight in the merge replaces the rows first, as in ComfyUI, and deltas are added to that.
+    """
+    squares = 0.0
+    for place in places:
+        target = exact if place.rows is None else exact.narrow(0, *place.rows)
+        whole = merged.whole_weights.get(place.layer)
+        if whole is not None:
+            value = _as_stored(whole.value, place, target)
+            squares += norm(value - target) ** 2
+            target.copy_(value)
+        if place.layer in merged.layers:
+            squares += _add_delta(target, place, merged) ** 2
+    return math.sqrt(squares)
+
+
+def _add_delta(target: Tensor, place: Place, merged: Merged) -> float:
+    """Add the delta of a layer to some rows in place, and return its norm there."""
+    size, count = 0.0, 0
+    for addend in merged.addends(place.layer):
+        delta = _as_stored(addend, place, target)
+        target += delta
+        size, count = norm(delta), count + 1
+    if count == 1:
+        return size
+    up, down = merged.layer(place.layer).factors() or (torch.zeros(1, 1),) * 2
+    up = up.cpu() if place.part is None else up.cpu().narrow(0, *place.part)
+    return math.sqrt(max(product_inner((up, down.cpu()), (up, down.cpu())), 0.0))
+
+
+def check_finite(stored: Tensor, entry: Entry, layers: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        MergeError: naming the tensor and the layers that were added.
+    """
+    if not all(is_finite(part) for part in torch.split(stored.flatten(), _BLOCK)):
+        raise MergeError(
+            f"{entry.name} with {layers} overflows {entry.dtype}, or the weight was not finite before; "
+            "nothing was saved"
+        )
+
+
+def norm(tensor: Tensor) -> float:
+    """Return the Frobenius norm."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+
+
+def _as_stored(value: Tensor, place: Place, target: Tensor) -> Tensor:
+    """The rows of a layer's delta or weight, as they lie in the rows of the tensor."""
+    value = value.to("cpu", target.dtype)
+    value = torch.cat(value.chunk(2)[::-1]) if place.swapped else value
+    value = value if place.part is None else value.narrow(0, *place.part)
+    return (value.T if place.transposed else value).reshape(target.shape)
