@@ -28,8 +28,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
         commands,
         "fuse",
         "write a model with merged LoRAs in its weights",
-        "Write a copy of a model with merged LoRAs added to its weights: of a single-file checkpoint, or of a "
-        "diffusers or transformers folder. Files, dtypes and all other tensors stay the same, and only one "
+        "Write a copy of a model with merged LoRAs added to its weights: of a single-file checkpoint, or of "
+        "a diffusers or transformers folder. Files, dtypes and all other tensors stay the same, and only one "
         "tensor is in memory at a time.",
         method_help() + _EXAMPLES,
     )

@@ -86,8 +86,8 @@ class Merged:
         matrix = layer.matrix(self._device if device is None else usable_device(device))
         return layer.template.as_weight(matrix).to(dtype or self._dtype)
 
-    def addends(self, name: str) -> Iterator[Tensor]:
-        """Yield what is added to the weight of one layer, in float32 and one after the other.
+    def addends(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Yield what is added to the weight of one layer, each with its LoRA's place in the list, in float32.
 
         Their sum is the delta. A linear merge has one for each LoRA, in the order of the list, so that the
         weight gets the bits that a program gives it that loads the LoRAs one after the other.
@@ -96,8 +96,8 @@ class Merged:
             MergeError: if no merged layer has that name.
         """
         layer = self.layer(name)
-        for matrix in layer.addends(self._device):
-            yield layer.template.as_weight(matrix)
+        for place, matrix in layer.addends(self._device):
+            yield place, layer.template.as_weight(matrix)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return ``(up (out, r), down (r, in))`` with every scale folded in; None if the layer is full rank.

@@ -78,21 +78,22 @@ class MergedLayer:
         """True if the delta is the sum of products of the LoRAs' own factors, one for each."""
         return self.fixed is None and self.settings.method.linear and self.aligned.is_low_rank
 
-    def addends(self, device: torch.device | None = None) -> Iterator[Tensor]:
-        """Yield float32 matrices whose sum is the delta: of a sum one for each LoRA, in the order listed.
+    def addends(self, device: torch.device | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yield ``(place of the LoRA in the list, float32 matrix)``; the sum of the matrices is the delta.
 
-        Added to a weight one after the other they give the bits of a program that loads the LoRAs one after
-        the other, with the scale multiplied in after the factors, as ComfyUI does.
+        Of a sum there is one for each LoRA, in the order of the list. Added to a weight one after the other
+        they give the bits of a program that loads the LoRAs one after the other, with the scale multiplied
+        in after the factors, as ComfyUI does. Anything else is one matrix, behind the last LoRA.
         """
         if not self.is_sum:
-            yield self.matrix(device)
+            yield self.aligned.count, self.matrix(device)
             return
         check_room(f"the delta of {self.aligned.name}", *self.template.matrix_shape)
         parts, weights = self.aligned.low_rank()
         listed = sorted(zip(self.aligned.indices, parts, weights, strict=True), key=lambda each: each[0])
-        for _, part, weight in listed:
+        for place, part, weight in listed:
             up, down = (factor.to(device, torch.float32) for factor in (part.up, part.down))
-            yield (up @ down).mul_(weight * self.settings.scale * part.scale)
+            yield place, (up @ down).mul_(weight * self.settings.scale * part.scale)
 
     def tiles(self, device: torch.device, scratch: Scratch | None = None) -> Iterator[tuple[int, Tensor]]:
         """Yield ``(first row, rows of the merged delta)`` over all rows; a tile may be used up."""

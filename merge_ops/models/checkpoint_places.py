@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from ..errors import IncompatibleLoraError
 from ..formats.layer_index import LayerIndex, Spans
-from ..formats.quantised import Quantisation, packed_format
+from ..formats.quantised import packed_format
 from ..merging.merged import Merged
 from ..merging.misfits import DOES_NOT_FIT, explain_misfit, refuse_most
 from ..names.checkpoint import DENOISER
 from ..names.parts import OTHER_DENOISERS, is_text
 from ..names.recognise import guess
 from .base_model import BaseModel
-from .places import Place, Places, refuse_packed
+from .places import Place, Places, quantisations, refuse_packed
 
 _ABSENT = f"{DOES_NOT_FIT}, which has no such layer"
 
@@ -35,24 +35,20 @@ def find_checkpoint_places(base: BaseModel, merged: Merged) -> tuple[Places, dic
             "into the original weights"
         )
     index = LayerIndex(base.shards)
-    names = dict.fromkeys((*merged.whole_weights, *merged.layers, *merged.ia3))
+    names = dict.fromkeys((*merged.whole_weights, *merged.layers))
     spans = {name: index.find_fused(name, _stem(merged, name)) for name in names}
+    stored = quantisations(base)
     reasons: dict[str, str] = {}
     places: dict[tuple[str, str], list[Place]] = {}
-    stored = {
-        (shard.component, entry.name): (Quantisation(shard), entry)
-        for shard in base.shards
-        for entry in shard.entries
-    }
     for name, found in spans.items():
+        for span in found:
+            refuse_packed(base, stored[span.component, span.entry.name], span.entry)
         reason = _misfit(merged, name, found)
         if reason is not None:
             reasons[name] = reason
             continue
         for key, place in _places_of(merged, name, found):
-            quantised, entry = stored[key]
-            refuse_packed(base, quantised, entry)
-            _refuse_twice(place, places.setdefault(key, []), entry.name)
+            _refuse_twice(place, places.setdefault(key, []), key[1])
             places[key].append(place)
     _refuse_other_model(base, merged, index, spans, reasons)
     for name in reasons:
@@ -65,7 +61,7 @@ def _stem(merged: Merged, name: str) -> str:
     """What the LoRA's file calls the module of a layer."""
     if name in merged.layers:
         return merged.layer(name).template.key
-    return merged.whole_weights[name].key if name in merged.whole_weights else merged.ia3[name].key
+    return merged.whole_weights[name].key
 
 
 def _misfit(merged: Merged, name: str, spans: Spans) -> str | None:
@@ -88,8 +84,6 @@ def _misfit(merged: Merged, name: str, spans: Spans) -> str | None:
         own = tuple(whole.value.shape)
         if own != shape or whole.rows:
             return explain_misfit(own, shape)
-    if name in merged.ia3 and not merged.ia3[name].fits(shape):
-        return f"{DOES_NOT_FIT}: its factors are not those of a weight of {shape}"
     return None
 
 

@@ -87,8 +87,8 @@ def _read_pipeline(folder: Path) -> BaseModel:
         shards += _read_part(folder / component, component)
     if not shards:
         raise LoraFormatError(
-            f"{folder.name} has no .safetensors file in {' or '.join(_parts(folder))}; convert its weights to "
-            ".safetensors"
+            f"{folder.name} has no .safetensors file in {' or '.join(_parts(folder))}; convert its weights "
+            "to .safetensors"
         )
     own = {shard.path for shard in shards}
     others = [file for file in _all_files(folder) if file not in own]

@@ -55,19 +55,25 @@ def find_places(base: BaseModel, merged: Merged) -> tuple[Places, dict[str, str]
     places: dict[str, Place] = {}
     misfits: dict[str, str] = {}
     layers = dict.fromkeys((*merged.whole_weights, *merged.layers))
-    stored = {entry.name: Quantisation(shard) for shard in base.shards for entry in shard.entries}
+    stored = quantisations(base)
     for layer, stem in _matched(base, layers, stems).items():
         name = stem if stem.endswith(".bias") else stem + _SUFFIX
         if name in places:
             raise IncompatibleLoraError(f"{places[name].layer} and {layer} both match {name} of the base")
         places[name] = Place(layer, _is_transposed(base, merged, layer, stem))
-        refuse_packed(base, stored[name], base.tensors[name])
+        refuse_packed(base, stored["", name], base.tensors[name])
         reason = _check(base, merged, places[name], base.tensors[name])
         if reason is not None:
             misfits[layer] = reason
     refuse_most(" and ".join(lora.name for lora in merged.loras[:3]), misfits, layers)
     fitting = {name: place for name, place in places.items() if place.layer not in misfits}
     return {("", name): (place,) for name, place in fitting.items()}, misfits
+
+
+def quantisations(base: BaseModel) -> dict[tuple[str, str], Quantisation]:
+    """Return how the file of each tensor stores its weights, by the part of a pipeline and the name."""
+    by_shard = [(shard, Quantisation(shard)) for shard in base.shards]
+    return {(shard.component, entry.name): how for shard, how in by_shard for entry in shard.entries}
 
 
 def refuse_packed(base: BaseModel, stored: Quantisation, entry: Entry) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -50,36 +53,55 @@ def store(exact: Tensor, entry: Entry, scale: Tensor | None) -> tuple[Tensor, Te
     return round_at_random(exact, dtype, seed_of(denoiser_key(entry.name))), scale
 
 
-def add_layers(exact: Tensor, places: Iterable[Place], merged: Merged) -> float:
+def add_layers(exact: Tensor, places: Sequence[Place], merged: Merged) -> float:
     """Add layers to a weight in place, and return the Frobenius norm of what was added.
 
-    A whole weight in the merge replaces the rows first, as in ComfyUI, and deltas are added to that.
+    Whole weights in the merge replace their rows first. Then deltas are added LoRA by LoRA, where rows
+    overlap the fewest rows first: the order in which ComfyUI adds them.
     """
     squares = 0.0
     for place in places:
-        target = exact if place.rows is None else exact.narrow(0, *place.rows)
         whole = merged.whole_weights.get(place.layer)
         if whole is not None:
+            target = _rows(exact, place)
             value = _as_stored(whole.value, place, target)
             squares += norm(value - target) ** 2
             target.copy_(value)
-        if place.layer in merged.layers:
-            squares += _add_delta(target, place, merged) ** 2
+    adapted = sorted(
+        (place for place in places if place.layer in merged.layers),
+        key=lambda place: place.rows[::-1] if place.rows else (exact.shape[0] if exact.ndim else 1, 0),
+    )
+    counts: Counter[str] = Counter()
+    sizes: dict[str, float] = {}
+    for _, place, delta in heapq.merge(*(_deltas(place, merged) for place in adapted), key=itemgetter(0)):
+        target = _rows(exact, place)
+        added = _as_stored(delta, place, target)
+        target += added
+        counts[place.layer] += 1
+        sizes[place.layer] = norm(added)
+    squares += sum(
+        (sizes[p.layer] if counts[p.layer] == 1 else _norm_of_sum(p, merged)) ** 2 for p in adapted
+    )
     return math.sqrt(squares)
 
 
-def _add_delta(target: Tensor, place: Place, merged: Merged) -> float:
-    """Add the delta of a layer to some rows in place, and return its norm there."""
-    size, count = 0.0, 0
-    for addend in merged.addends(place.layer):
-        delta = _as_stored(addend, place, target)
-        target += delta
-        size, count = norm(delta), count + 1
-    if count == 1:
-        return size
-    up, down = merged.layer(place.layer).factors() or (torch.zeros(1, 1),) * 2
-    up = up.cpu() if place.part is None else up.cpu().narrow(0, *place.part)
-    return math.sqrt(max(product_inner((up, down.cpu()), (up, down.cpu())), 0.0))
+def _deltas(place: Place, merged: Merged) -> Iterator[tuple[int, Place, Tensor]]:
+    for listed, delta in merged.addends(place.layer):
+        yield listed, place, delta
+
+
+def _rows(exact: Tensor, place: Place) -> Tensor:
+    return exact if place.rows is None else exact.narrow(0, *place.rows)
+
+
+def _norm_of_sum(place: Place, merged: Merged) -> float:
+    """The norm of what several LoRAs add, from their factors: no buffer holds the sum."""
+    pair = merged.layer(place.layer).factors()
+    if pair is None:
+        return 0.0
+    up, down = (factor.cpu() for factor in pair)
+    up = up if place.part is None else up.narrow(0, *place.part)
+    return math.sqrt(max(product_inner((up, down), (up, down)), 0.0))
 
 
 def check_finite(stored: Tensor, entry: Entry, layers: str) -> None:

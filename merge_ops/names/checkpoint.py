@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .parts import DENOISERS, flat_name
+from .parts import DENOISERS, OTHER_DENOISERS, flat_name
 from .prefixes import strip_wrappers
 from .spelling import canonical_name
 
@@ -23,6 +23,12 @@ _ENCODER_PREFIXES = {
     "conditioner.embedders.1.model.": "text_encoder_2",
 }
 _COMFYUI_ENCODER = re.compile(r"text_encoders\.([^.]+)\.transformer\.")
+# ComfyUI's own names of CLIP models -> what LoRAs call them
+_CLIPS = {
+    "clip_l": ("text_encoder",),
+    "clip_h": ("text_encoder",),
+    "clip_g": ("text_encoder_2", "text_encoder"),
+}
 _OTHERS = ("first_stage_model.", "vae.", "model_ema.")  # no LoRA changes these
 _LDM = re.compile(r"(?:^|_)((?:input_blocks|middle_block|output_blocks)_.+)")
 
@@ -113,8 +119,10 @@ def keys_of_layer(name: str, stem: str) -> tuple[str, ...]:
         keys.append(lookup_key(part, path))
     elif part == "prior":
         keys += [lookup_key(part, path), lookup_key(DENOISER, path)]
-    elif part.startswith(("text_encoder", "transformer_")):
+    elif dot and (part in OTHER_DENOISERS or part.startswith("text_encoder")):
         keys.append(lookup_key(part, path))
+        clip, _, inner = path.partition(".transformer.")
+        keys += [lookup_key(encoder, inner) for encoder in _CLIPS.get(clip, ()) if part == "text_encoders"]
     else:
         keys.append(flat_name(name))
     return tuple(keys)
