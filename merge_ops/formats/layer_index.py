@@ -98,7 +98,9 @@ class LayerIndex:
         fused: dict[tuple[str, int, bool], dict[int, str]] = {}
         for module, ends in modules.items():
             if is_ldm:
-                for name in (from_ldm(module, blocks), from_ldm(module)):
+                own = from_ldm(module, blocks)
+                # some programs call the embedding of SDXL's sizes by the name that other UNets have there
+                for name in (own, from_ldm(module), own.replace("add_embedding.", "class_embedding.")):
                     for end, span in ends.items():
                         self._add(part, name + end, [span])
             if "" not in ends:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -86,18 +86,20 @@ class Merged:
         matrix = layer.matrix(self._device if device is None else usable_device(device))
         return layer.template.as_weight(matrix).to(dtype or self._dtype)
 
-    def addends(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """Yield what is added to the weight of one layer, each with its LoRA's place in the list, in float32.
+    def addends(self, name: str) -> list[tuple[int, Callable[[], Tensor]]]:
+        """Return what is added to the weight of one layer, one after the other: see ``MergedLayer.addends``.
 
-        Their sum is the delta. A linear merge has one for each LoRA, in the order of the list, so that the
-        weight gets the bits that a program gives it that loads the LoRAs one after the other.
+        Each function gives a float32 tensor in the shape of the weight.
 
         Raises:
             MergeError: if no merged layer has that name.
         """
         layer = self.layer(name)
-        for place, matrix in layer.addends(self._device):
-            yield place, layer.template.as_weight(matrix)
+
+        def as_weight(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            return lambda: layer.template.as_weight(make())
+
+        return [(place, as_weight(make)) for place, make in layer.addends(self._device)]
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return ``(up (out, r), down (r, in))`` with every scale folded in; None if the layer is full rank.

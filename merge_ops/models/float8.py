@@ -12,7 +12,7 @@ import zlib
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 20  # numbers that are rounded at a time
+_BLOCK = 1 << 16  # numbers that are rounded at a time
 # dtype -> (bits of the mantissa, exponent of the smallest normal number, largest exponent)
 _LAYOUT = {torch.float8_e4m3fn: (3, -6, 8), torch.float8_e5m2: (2, -14, 16)}
 
@@ -22,8 +22,8 @@ def seed_of(key: str) -> int:
     return zlib.crc32(key.encode())
 
 
-def round_at_random(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
-    """Round float32 values to fp8, up or down at random, with the bits of ComfyUI on a CPU.
+def round_at_random(values: Tensor, into: Tensor, seed: int) -> None:
+    """Round float32 values to the fp8 of ``into``, up or down at random, with the bits of ComfyUI on a CPU.
 
     The values are first rounded to float16, and the random draws are bytes of torch's own CPU generator, one
     for each value in order. What lies beyond the largest number becomes that number.
@@ -31,13 +31,11 @@ def round_at_random(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     Source: ComfyUI 0.33, ``comfy.float.stochastic_rounding`` with the eager backend of comfy-kitchen 0.2.31.
     """
     generator = torch.Generator().manual_seed(seed)
-    rounded = torch.empty(values.shape, dtype=dtype)
-    target = rounded.view(-1)
-    for start in range(0, values.numel(), _BLOCK):
-        block = values.view(-1)[start : start + _BLOCK]
+    flat, target = values.reshape(-1), into.view(-1)
+    for start in range(0, flat.numel(), _BLOCK):
+        block = flat[start : start + _BLOCK]
         draws = torch.randint(0, 256, block.shape, dtype=torch.uint8, generator=generator)
-        target[start : start + _BLOCK] = _rounded(block, draws, dtype)
-    return rounded
+        target[start : start + _BLOCK] = _rounded(block, draws, into.dtype)
 
 
 def _rounded(values: Tensor, draws: Tensor, dtype: torch.dtype) -> Tensor:

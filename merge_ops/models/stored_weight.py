@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 
 import torch
@@ -13,14 +11,14 @@ from torch import Tensor
 
 from ..errors import MergeError
 from ..formats.container import is_finite
-from ..formats.header import Entry, torch_dtype
+from ..formats.header import Entry
 from ..merging.merged import Merged
 from ..merging.svd import product_inner
 from ..names.checkpoint import denoiser_key
 from .float8 import round_at_random, seed_of
 from .places import Place
 
-_BLOCK = 4 << 20  # numbers that are looked at together
+_BLOCK = 1 << 18  # numbers that are looked at together
 _EXACT = (torch.float32, torch.float64)  # dtypes in which deltas are added without rounding the weight
 
 
@@ -30,27 +28,28 @@ def read_exact(stored: Tensor, scale: Tensor | None) -> Tensor:
     return exact if scale is None else exact.mul_(scale.to(torch.float32))
 
 
-def store(exact: Tensor, entry: Entry, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def store(exact: Tensor, into: Tensor, entry: Entry, scale: Tensor | None) -> Tensor | None:
     """Round a weight to the dtype of its tensor, as ComfyUI rounds one that it patches.
 
-    Where it has a scale, it gets a fresh one, which puts its largest entry at the end of the range.
+    ``into`` is the tensor that gets it; it may be ``exact`` itself. Where it has a scale, it gets a fresh
+    one, which puts its largest entry at the end of the range; that is returned.
 
     Raises:
         MergeError: if the dtype cannot hold a number.
     """
-    dtype = torch_dtype(entry)
-    if dtype in _EXACT:
-        return exact, None
-    if dtype.itemsize > 1:
-        return exact.to(dtype), None
-    largest = exact.abs().amax() if exact.numel() else torch.zeros(())
+    if into.dtype.itemsize > 1:
+        into.copy_(exact)
+        return None
+    least, most = torch.aminmax(exact) if exact.numel() else (torch.zeros(()), torch.zeros(()))
+    largest, limit = torch.maximum(-least, most), torch.finfo(into.dtype).max
     if scale is not None:
-        fresh = (largest / torch.finfo(dtype).max).to(scale.dtype)
+        fresh = (largest / limit).to(scale.dtype)
         scale = torch.where(fresh > 0, fresh, scale)  # all zeros keep their scale
         exact = exact * (1.0 / scale.to(torch.float32))
-    elif not bool(largest <= torch.finfo(dtype).max):
+    elif not bool(largest <= limit):
         raise MergeError(f"{entry.name} overflows {entry.dtype}; nothing was saved")
-    return round_at_random(exact, dtype, seed_of(denoiser_key(entry.name))), scale
+    round_at_random(exact, into, seed_of(denoiser_key(entry.name)))
+    return scale
 
 
 def add_layers(exact: Tensor, places: Sequence[Place], merged: Merged) -> float:
@@ -71,23 +70,18 @@ def add_layers(exact: Tensor, places: Sequence[Place], merged: Merged) -> float:
         (place for place in places if place.layer in merged.layers),
         key=lambda place: place.rows[::-1] if place.rows else (exact.shape[0] if exact.ndim else 1, 0),
     )
-    counts: Counter[str] = Counter()
-    sizes: dict[str, float] = {}
-    for _, place, delta in heapq.merge(*(_deltas(place, merged) for place in adapted), key=itemgetter(0)):
+    steps = [(listed, place, make) for place in adapted for listed, make in merged.addends(place.layer)]
+    sizes: dict[str, list[float]] = {}
+    for _, place, make in sorted(steps, key=itemgetter(0)):
         target = _rows(exact, place)
-        added = _as_stored(delta, place, target)
-        target += added
-        counts[place.layer] += 1
-        sizes[place.layer] = norm(added)
-    squares += sum(
-        (sizes[p.layer] if counts[p.layer] == 1 else _norm_of_sum(p, merged)) ** 2 for p in adapted
-    )
+        delta = _as_stored(make(), place, target)
+        target += delta
+        sizes.setdefault(place.layer, []).append(norm(delta))
+        del delta
+    for place in adapted:
+        own = sizes[place.layer]
+        squares += (own[0] if len(own) == 1 else _norm_of_sum(place, merged)) ** 2
     return math.sqrt(squares)
-
-
-def _deltas(place: Place, merged: Merged) -> Iterator[tuple[int, Place, Tensor]]:
-    for listed, delta in merged.addends(place.layer):
-        yield listed, place, delta
 
 
 def _rows(exact: Tensor, place: Place) -> Tensor:

@@ -104,14 +104,14 @@ def _fused(
     size = norm(exact)
     layers = " + ".join(place.layer for place in places)
     step = add_layers(exact, places, merged)
-    stored, fresh = store(exact, entry, scale)
+    fresh = store(exact, weight, entry, scale)
     if scaled_by is not None and fresh is not None:
         written.scales[scaled_by.name] = fresh
-    lost = 0.0 if stored is exact else norm(exact.sub_(read_exact(stored, fresh)))
+    lost = 0.0 if weight is exact else norm(exact.sub_(read_exact(weight, fresh)))
     del exact
-    check_finite(stored, entry, layers)
+    check_finite(weight, entry, layers)
     written.changes.append(FusedTensor(entry.name, layers, shard.path.name, size, step, lost))
-    yield stored.contiguous().flatten().view(torch.uint8).numpy().data
+    yield weight.flatten().view(torch.uint8).numpy().data
 
 
 def _empty(entry: Entry) -> Tensor:
