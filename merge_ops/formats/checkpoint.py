@@ -60,12 +60,10 @@ def read_tensor(shard: Shard, entry: Entry) -> Tensor:
     Raises:
         LoraFormatError: if the file is shorter than its header said.
     """
-    raw = bytearray(shard.read(entry))
-    if len(raw) != entry.end - entry.begin:
+    tensor = torch.empty(entry.shape, dtype=torch_dtype(entry))  # torch aligns what it allocates
+    if tensor.numel() and not shard.read_into(entry, tensor.flatten().view(torch.uint8).numpy().data):
         raise LoraFormatError(f"{shard.path.name} changed while it was read; try again")
-    if not raw:
-        return torch.empty(entry.shape, dtype=torch_dtype(entry))
-    return torch.frombuffer(raw, dtype=torch_dtype(entry)).view(entry.shape)
+    return tensor
 
 
 def open_base(path: str | os.PathLike[str]) -> BaseFiles:

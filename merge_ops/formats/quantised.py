@@ -73,8 +73,10 @@ class Quantisation:
             return self._formats.get(stem)
         if entry.end - entry.begin > _MAX_FORMAT:
             raise LoraFormatError(f"{entry.name} is too large; download it again")
+        stated = bytearray(entry.end - entry.begin)
+        self._shard.read_into(entry, stated)
         try:
-            return str(json.loads(self._shard.read(entry))["format"])
+            return str(json.loads(stated)["format"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LoraFormatError(f"{entry.name} states no format; download it again") from error
 

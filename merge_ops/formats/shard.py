@@ -33,11 +33,11 @@ class Shard:
         """The size of the file in bytes."""
         return len(self.header) + (self.entries[-1].end if self.entries else 0)
 
-    def read(self, entry: Entry) -> bytes:
-        """Read the bytes of one tensor."""
+    def read_into(self, entry: Entry, memory: memoryview | bytearray) -> bool:
+        """Read the bytes of one tensor into memory of their size; False if the file is shorter by now."""
         with self.path.open("rb") as file:
             file.seek(len(self.header) + entry.begin)
-            return file.read(entry.end - entry.begin)
+            return file.readinto(memory) == entry.end - entry.begin
 
 
 def read_shard(path: Path, component: str = "") -> Shard:
