@@ -24,6 +24,7 @@ _BESIDE = (  # end of a tensor beside a packed weight -> the format
     (".SCB", "bitsandbytes int8"),
     (".weight_scale_2", "NVFP4"),
     (".weight_s_rel", "W4A8"),
+    (".weight_scale_inv", "fp8 with a scale for each row or block"),
 )
 _PACKED = (  # end of a tensor -> what the whole file is quantised as; the first that is there counts
     (".wscales", "nunchaku (SVDQuant)"),

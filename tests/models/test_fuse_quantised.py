@@ -98,6 +98,8 @@ QUANTISED = {
               "{}.comfy_quant": stated("mxfp8")},
     "a scale for each row or block": {"{}.weight": torch.zeros(24, 8, dtype=torch.float8_e4m3fn),
                                       "{}.weight_scale": torch.ones(24, 1)},
+    "fp8 with a scale for each row or block": {"{}.weight": torch.zeros(24, 8, dtype=torch.float8_e4m3fn),
+                                               "{}.weight_scale_inv": torch.ones(1, 1)},
     "nunchaku": {"{}.qweight": torch.zeros(24, 4, dtype=torch.int8), "{}.wscales": torch.ones(4, 24)},
     "GPTQ or AWQ": {"{}.qweight": torch.zeros(4, 24, dtype=torch.int32),
                     "{}.qzeros": torch.zeros(1, 3, dtype=torch.int32)},
