@@ -1,8 +1,9 @@
-"""``lora-alloy fuse``: write a text model with merged LoRAs in its weights."""
+"""``lora-alloy fuse``: write a model with merged LoRAs in its weights."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..merging.misfits import describe_misfits
 from ..models import FuseReport, fuse
@@ -13,9 +14,11 @@ from .options import Commands, add_command, print_json, progress_bar, require_ou
 from .summary import print_summary
 
 _EXAMPLES = """examples:
-  lora-alloy fuse base_model adapter_a:0.7 adapter_b:0.3 -o fused_model
-  lora-alloy fuse base_model adapter_a adapter_b --method ties --density 0.3 -o fused_model
-  lora-alloy fuse base_model adapter_a --dry-run
+  lora-alloy fuse sdxl.safetensors ink.safetensors:0.8 mia.safetensors:0.6 -o sdxl_ink_mia.safetensors
+  lora-alloy fuse flux1-dev-fp8.safetensors style.safetensors -o flux1-style-fp8.safetensors
+  lora-alloy fuse stable-diffusion-xl-base-1.0 ink.safetensors -o sdxl_ink
+  lora-alloy fuse base_model adapter_a adapter_b:0.3 --method ties --density 0.3 -o fused_model
+  lora-alloy fuse sdxl.safetensors ink.safetensors --dry-run
 """
 
 
@@ -24,17 +27,22 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
     parser = add_command(
         commands,
         "fuse",
-        "write a text model with merged LoRAs in its weights",
-        "Write a copy of a transformers folder with merged LoRAs added to its weights. Shards and dtypes "
-        "stay the same, and only one tensor is in memory at a time.",
+        "write a model with merged LoRAs in its weights",
+        "Write a copy of a model with merged LoRAs added to its weights: of a single-file checkpoint, or of "
+        "a diffusers or transformers folder. Files, dtypes and all other tensors stay the same, and only one "
+        "tensor is in memory at a time.",
         method_help() + _EXAMPLES,
     )
     parser.add_argument(
-        "base", metavar="BASE", help="base model: a folder with config.json and model.safetensors"
+        "base",
+        metavar="BASE",
+        help="base model: a .safetensors checkpoint, or a diffusers or transformers folder",
     )
-    add_merging(parser, argv)
+    add_merging(parser, argv, reader="comfyui for a single file, peft for a folder")
     out = parser.add_argument_group("output")
-    out.add_argument("-o", "--output", metavar="FOLDER", help="the folder to write, which must not exist yet")
+    out.add_argument(
+        "-o", "--output", metavar="PATH", help="the file or folder to write, which must not exist yet"
+    )
     out.add_argument("--dry-run", action="store_true", help="check everything, but write nothing")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     out.add_argument("--device", help="device to compute on: cpu, cuda, mps, xpu (default: cpu)")
@@ -46,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     require_output(args)
     if args.output:
         check_fused(args.base, args.output)
+    if args.reader is None:
+        args.reader = "comfyui" if Path(args.base).is_file() else "peft"
     merged = merge_loras(args, load_loras(args))
     with progress_bar("fusing") as progress:
         report = fuse(args.base, merged, None if args.dry_run else args.output, progress=progress)
@@ -62,12 +72,18 @@ def _print_report(report: FuseReport) -> None:
     counts = f"{len(report.fused)} of {report.tensors} tensors changed"
     if not report.path:
         say(f"dry run: {counts}, {report.size / 1e6:.2f} MB; nothing was written")
-        return
-    say(f"wrote {report.path} ({counts}, {report.size / 1e6:.2f} MB), read back and compared")
-    worst = max(report.changes, key=lambda line: line.rounding / (line.delta or 1.0))
-    share = worst.rounding / (worst.delta or 1.0)
-    say(f"  rounding error: at most {share:.2e} of a delta ({worst.name})")
+    else:
+        say(f"wrote {report.path} ({counts}, {report.size / 1e6:.2f} MB), read back and compared")
+        _print_errors(report)
     if report.misfits:
         say(f"  {describe_misfits(report.misfits)}")
     if report.left_out:
         say(f"  not copied: {', '.join(report.left_out)}")
+
+
+def _print_errors(report: FuseReport) -> None:
+    worst = max(report.changes, key=lambda line: line.rounding / (line.delta or 1.0))
+    share = worst.rounding / (worst.delta or 1.0)
+    say(f"  rounding error: at most {share:.2e} of a delta ({worst.name})")
+    weight = max(line.rounding / (line.weight or 1.0) for line in report.changes)
+    say(f"  and at most {weight:.2e} of a weight")

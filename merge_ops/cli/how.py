@@ -18,8 +18,11 @@ from .options import add_param, add_reading
 _PEFT_PARAMS = ("density", "majority_sign_method")
 
 
-def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Add the LoRAs and the options of a merge; those of the chosen method come from its signature."""
+def add_merging(parser: argparse.ArgumentParser, argv: list[str], reader: str = READERS[0]) -> None:
+    """Add the LoRAs and the options of a merge; those of the chosen method come from its signature.
+
+    ``reader`` says what the default of ``--reader`` is, for a command that chooses it by its input.
+    """
     add_strengths(parser)
     how = parser.add_argument_group("how to merge")
     _add_method(how)
@@ -42,8 +45,8 @@ def add_merging(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     how.add_argument(
         "--reader",
         choices=READERS,
-        default="peft",
-        help="compute DoRA and OFT as this program does, where programs differ (default: peft)",
+        default=reader if reader in READERS else None,
+        help=f"compute DoRA and OFT as this program does, where programs differ (default: {reader})",
     )
     for param in _params_of(argv).values():
         add_param(how, param)

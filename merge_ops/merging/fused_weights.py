@@ -41,6 +41,10 @@ class _ListedWeights(FusedWeights):
         super().__init__(base)
         self._names = names
 
+    def parts(self, layer: str) -> dict[str, Tensor]:
+        """Return the weights of all parts, or nothing where the base model has the module itself."""
+        return {} if layer in self._names else super().parts(layer)
+
     def __contains__(self, layer: object) -> bool:
         if not isinstance(layer, str):
             return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -88,6 +88,21 @@ class Merged:
         layer = self.layer(name)
         matrix = layer.matrix(self._device if device is None else usable_device(device))
         return layer.template.as_weight(matrix).to(dtype or self._dtype)
+
+    def addends(self, name: str) -> list[tuple[int, Callable[[], Tensor]]]:
+        """Return what is added to the weight of one layer, one after the other: see ``MergedLayer.addends``.
+
+        Each function gives a float32 tensor in the shape of the weight.
+
+        Raises:
+            MergeError: if no merged layer has that name.
+        """
+        layer = self.layer(name)
+
+        def as_weight(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            return lambda: layer.template.as_weight(make())
+
+        return [(place, as_weight(make)) for place, make in layer.addends(self._device)]
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return ``(up (out, r), down (r, in))`` with every scale folded in; None if the layer is full rank.

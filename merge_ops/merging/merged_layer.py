@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -82,6 +84,29 @@ class MergedLayer:
         if pair is None:
             return merge_deltas(self.aligned, self.settings, self.figures, device, scratch)
         return pair[0] @ pair[1]
+
+    @property
+    def is_sum(self) -> bool:
+        """True if the delta is the sum of products of the LoRAs' own factors, one for each."""
+        return self.fixed is None and self.settings.method.linear and self.aligned.is_low_rank
+
+    def addends(self, device: torch.device | None = None) -> list[tuple[int, Callable[[], Tensor]]]:
+        """Return ``(place of the LoRA in the list, function that makes a float32 matrix)``.
+
+        The sum of the matrices is the delta. Of a sum there is one for each LoRA, in the order of the list.
+        Added to a weight one after the other they give the bits of a program that loads the LoRAs one after
+        the other, with the scale multiplied in after the factors, as ComfyUI does. Anything else is one
+        matrix, behind the last LoRA.
+        """
+        if not self.is_sum:
+            return [(self.aligned.count, partial(self.matrix, device))]
+        parts, weights = self.aligned.low_rank()
+        listed = sorted(zip(self.aligned.indices, parts, weights, strict=True), key=itemgetter(0))
+        scale = self.settings.scale
+        return [
+            (place, partial(_product_of, self.aligned.name, part, weight * scale, device))
+            for place, part, weight in listed
+        ]
 
     def tiles(self, device: torch.device, scratch: Scratch | None = None) -> Iterator[tuple[int, Tensor]]:
         """Yield ``(first row, rows of the merged delta)`` over all rows; a tile may be used up."""
@@ -193,6 +218,13 @@ class MergedLayer:
             self.padded_to,
         )
         return replace(self, fixed=fixed)
+
+
+def _product_of(name: str, part: LowRank, weight: float, device: torch.device | None) -> Tensor:
+    """``weight * scale * (up @ down)``, multiplied in this order."""
+    check_room(f"the delta of {name}", *part.matrix_shape)
+    up, down = (factor.to(device, torch.float32) for factor in (part.up, part.down))
+    return (up @ down).mul_(weight * part.scale)
 
 
 def _clamped(svd: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:

@@ -1,121 +1,66 @@
-"""A transformers folder on disk: its shards and the location of each tensor, without reading any tensor."""
+"""Reading a base model: a transformers folder, a diffusers folder, or a single file."""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ..errors import LoraFormatError, reading, shown
-from ..formats.header import Entry, parse_header
-from ..formats.lookalike import refuse_by_bytes
+from ..errors import LoraFormatError
+from ..formats.shard import Shard, read_shard
+from ..names.spelling import DOTTED_COMPONENTS
+from .base_model import (
+    CONFIG,
+    BaseModel,
+    is_about_the_base,
+    is_weights,
+    listed_shards,
+    read_json,
+    refuse_duplicates,
+)
 
-CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-RECIPE = "lora_alloy.json"  # the recipe that a fused model was made with
-_MAX_HEADER = 100 << 20  # the limit of the safetensors format itself
-_MAX_JSON = 64 << 20
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
-_ABOUT_THE_BASE = ("README.md", RECIPE)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One safetensors file. ``header`` is everything before the data, including the length."""
-
-    path: Path
-    header: bytes
-    entries: tuple[Entry, ...]  # in the order of their data
-
-    @property
-    def size(self) -> int:
-        """The size of the file in bytes."""
-        return len(self.header) + (self.entries[-1].end if self.entries else 0)
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A folder that transformers' ``from_pretrained`` can load."""
-
-    path: Path
-    config: dict[str, Any]
-    shards: tuple[Shard, ...]
-    files: tuple[Path, ...]  # the other files that belong to the model
-    left_out: tuple[str, ...]  # names of the rest: weights in other formats, folders, the model card
-
-    @cached_property
-    def tensors(self) -> dict[str, Entry]:
-        """Every tensor of every shard, by name."""
-        return {entry.name: entry for shard in self.shards for entry in shard.entries}
-
-    def tensors_before(self, shard: Shard) -> int:
-        """Return the number of tensors in the shards before this one."""
-        return sum(len(s.entries) for s in self.shards[: self.shards.index(shard)])
-
-    @property
-    def size(self) -> int:
-        """The size of all files in bytes."""
-        return sum(s.size for s in self.shards) + sum(file.stat().st_size for file in self.files)
-
-    def setting(self, key: str) -> Any:
-        """Return a value of the configuration, or of its text part in a larger model; None if missing."""
-        inner = self.config.get("text_config")
-        return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PIPELINE = "model_index.json"
+_DIFFUSERS = "diffusion_pytorch_model*.safetensors"
+_KINDS = "give a .safetensors file, a diffusers folder or a transformers folder"
 
 
 def read_base(path: str | os.PathLike[str]) -> BaseModel:
-    """Read the headers of a folder with ``config.json`` and ``model.safetensors``, in one file or in shards.
+    """Read the headers of a base model: of a folder of transformers or diffusers, or of a single file.
 
     Raises:
-        LoraFormatError: if the folder is something else, or naming a shard that is missing, damaged or
-            truncated.
+        LoraFormatError: if it is something else, or naming a file that is missing, damaged or truncated.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise LoraFormatError(f"there is no folder {folder.name!r}; give a transformers folder")
-    if not (folder / CONFIG).is_file():
-        raise LoraFormatError(f"{folder.name} has no {CONFIG}; give a transformers folder")
-    config = _read_json(folder / CONFIG)
+    where = Path(path)
+    if where.is_file():
+        return BaseModel(where, "file", {}, (_read_single(where),), (), ())
+    if not where.is_dir():
+        raise LoraFormatError(f"there is no file or folder {where.name!r}; {_KINDS}")
+    if (where / _PIPELINE).is_file():
+        return _read_pipeline(where)
+    if not (where / CONFIG).is_file():
+        raise LoraFormatError(f"{where.name} has no {CONFIG} and no {_PIPELINE}; {_KINDS}")
+    if any(where.glob(_DIFFUSERS)):
+        return _read_component(where)
+    return _read_transformers(where)
+
+
+def _read_single(file: Path) -> Shard:
+    shard = read_shard(file)
+    if file.suffix.lower() not in (".safetensors", ".sft"):
+        raise LoraFormatError(f"{file.name} does not end in .safetensors; {_KINDS}")
+    return shard
+
+
+def _read_transformers(folder: Path) -> BaseModel:
+    config = read_json(folder / CONFIG)
     names = _shard_names(folder)
     shards = tuple(read_shard(folder / name) for name in names)
-    _refuse_duplicates(shards)
+    refuse_duplicates(shards)
     others = [file for file in sorted(folder.iterdir()) if file.name not in names]
     kept = tuple(file for file in others if _belongs(file, names))
     left_out = tuple(file.name for file in others if file not in kept)
-    return BaseModel(folder, config, shards, kept, left_out)
-
-
-def read_shard(path: Path) -> Shard:
-    """Read the header of one safetensors file, and check it against the size of the file.
-
-    Raises:
-        LoraFormatError: if the file cannot be read, or is damaged or truncated.
-    """
-    with reading(path.name):
-        header, size = _read_header(path)
-        shard = Shard(path, header, tuple(parse_header(header[8:])[0]))
-        if shard.size != size:
-            raise LoraFormatError(f"the file needs {shard.size} bytes and has {size}; download it again")
-        return shard
-
-
-def _read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header of a file with its length before it, and the size of the file."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(64)
-            refuse_by_bytes(start, size)
-            length = struct.unpack("<Q", start[:8])[0]
-            if length > _MAX_HEADER or length + 8 > size:
-                raise LoraFormatError("this is cut off or not a safetensors file; download it again")
-            file.seek(0)
-            return file.read(8 + length), size
-    except OSError as error:
-        raise LoraFormatError(f"the file cannot be read: {error.strerror or error}") from error
+    return BaseModel(folder, "transformers", config, shards, kept, left_out)
 
 
 def _shard_names(folder: Path) -> list[str]:
@@ -125,49 +70,72 @@ def _shard_names(folder: Path) -> list[str]:
     if not (folder / INDEX).is_file():
         hint = " (pickled weights: convert them)" if any(folder.glob("*.bin")) else ""
         raise LoraFormatError(f"{folder.name} has neither {WHOLE} nor {INDEX}{hint}")
-    listed = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise LoraFormatError(f"{folder.name}/{INDEX} has no weight_map; download it again")
-    names = set()
-    for name in listed.values():
-        plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
-        if not plain or "\\" in name:
-            raise LoraFormatError(
-                f"{folder.name}/{INDEX} names {shown(name)}, which is not a safetensors file"
-            )
-        if not (folder / name).is_file():
-            raise LoraFormatError(f"{folder.name} lacks {name}, which its index lists; download it")
-        names.add(name)
-    return sorted(names)
+    return listed_shards(folder / INDEX)
 
 
 def _belongs(file: Path, shards: list[str]) -> bool:
     """Return True for files that a fused model needs too: configuration, tokenizer, shard index, code."""
     if file.name.endswith(".index.json"):
         return file.name == INDEX and shards != [WHOLE]
-    about_weights = file.suffix.lower() in _WEIGHTS or file.name in _ABOUT_THE_BASE
-    return file.is_file() and not about_weights and not file.name.startswith(".")
+    return file.is_file() and not is_weights(file) and not is_about_the_base(file)
 
 
-def _refuse_duplicates(shards: tuple[Shard, ...]) -> None:
-    seen: dict[str, str] = {}
-    for shard in shards:
-        for entry in shard.entries:
-            if entry.name in seen:
-                raise LoraFormatError(f"{entry.name} is in both {seen[entry.name]} and {shard.path.name}")
-            seen[entry.name] = shard.path.name
+def _read_pipeline(folder: Path) -> BaseModel:
+    """A diffusers folder: each part of the pipeline that LoRAs change is a folder of its own."""
+    shards: list[Shard] = []
+    for component in DOTTED_COMPONENTS:
+        shards += _read_part(folder / component, component)
+    if not shards:
+        raise LoraFormatError(
+            f"{folder.name} has no .safetensors file in {' or '.join(_parts(folder))}; convert its weights "
+            "to .safetensors"
+        )
+    own = {shard.path for shard in shards}
+    others = [file for file in _all_files(folder) if file not in own]
+    kept = tuple(file for file in others if _belongs_to_pipeline(file, folder, shards))
+    left_out = tuple(str(file.relative_to(folder)) for file in others if file not in kept)
+    return BaseModel(folder, "diffusers", read_json(folder / _PIPELINE), tuple(shards), kept, left_out)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    where = f"{file.parent.name}/{file.name}"
-    try:
-        if file.stat().st_size > _MAX_JSON:
-            raise LoraFormatError(f"{where} is too large")
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoraFormatError(f"{where} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise LoraFormatError(f"{where} is not valid JSON") from error
-    if not isinstance(value, dict):
-        raise LoraFormatError(f"{where} is not a JSON object")
-    return value
+def _read_component(folder: Path) -> BaseModel:
+    """The folder of a denoiser by itself, as diffusers' ``save_pretrained`` writes it."""
+    config = read_json(folder / CONFIG)
+    component = "unet" if "UNet" in str(config.get("_class_name")) else "transformer"
+    shards = _read_part(folder, component)
+    own = {shard.path for shard in shards}
+    others = [file for file in sorted(folder.iterdir()) if file not in own]
+    kept = tuple(
+        file for file in others if file.is_file() and not is_weights(file) and not is_about_the_base(file)
+    )
+    left_out = tuple(file.name for file in others if file not in kept)
+    return BaseModel(folder, "diffusers", config, tuple(shards), kept, left_out)
+
+
+def _read_part(folder: Path, component: str) -> list[Shard]:
+    """Read all weights of one part: variants such as ``.fp16`` too, each of them one file or in shards."""
+    for index in sorted(folder.glob("*.index*.json")):
+        listed_shards(index)  # refuses one that lists a missing file
+    return [read_shard(file, component) for file in sorted(folder.glob("*.safetensors"))]
+
+
+def _belongs_to_pipeline(file: Path, folder: Path, shards: Iterable[Shard]) -> bool:
+    """Return True for configurations, tokenizers and weights that no LoRA changes.
+
+    Weights beside fused ones, in another format, would be those of the base model; so would a checkpoint
+    beside the folders.
+    """
+    inside = file.relative_to(folder)
+    if any(part.startswith(".") for part in inside.parts) or is_about_the_base(file):
+        return False
+    fused = {shard.component for shard in shards}
+    return not (is_weights(file) and (len(inside.parts) == 1 or inside.parts[0] in fused))
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(files))
+
+
+def _parts(folder: Path) -> list[str]:
+    return [name for name in DOTTED_COMPONENTS if (folder / name).is_dir()] or ["unet", "transformer"]

@@ -1,4 +1,4 @@
-"""Finding the place of each merged layer: which tensor of a base model its delta is added to."""
+"""Finding the place of each merged layer of a language model: which tensor its delta is added to."""
 
 from __future__ import annotations
 
@@ -8,28 +8,38 @@ from dataclasses import dataclass
 
 from ..errors import IncompatibleLoraError
 from ..formats.header import Entry
+from ..formats.quantised import Quantisation
 from ..merging.merged import Merged
 from ..merging.misfits import explain_misfit, refuse_most
-from .folder import BaseModel
+from .base_model import BaseModel
 
 _SUFFIX = ".weight"
-_DTYPES = ("F32", "F16", "BF16", "F64")
 # transformers' Conv1D stores its weight as (in, out); these model types use it, in modules of these names
 _CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 _WITH_HEAD = ("LM", "ForConditionalGeneration", "ForPreTraining")
 
 
+Rows = tuple[int, int]  # (start, length)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The layer whose delta is added to a tensor, and whether the tensor stores it transposed."""
+    """A layer whose delta is added to a tensor: to all of it or to some rows, and how it lies there."""
 
     layer: str
-    transposed: bool
+    transposed: bool = False
+    rows: Rows | None = None  # of the tensor that are changed; None for all
+    part: Rows | None = None  # of the layer that they are; None for all
+    swapped: bool = False  # the two halves of the layer's rows are the other way round in the tensor
 
 
-def find_places(base: BaseModel, merged: Merged) -> tuple[dict[str, Place], dict[str, str]]:
-    """Return the place of every merged layer, by tensor name, and why others are left out, by layer.
+# (part of a pipeline, tensor) -> what is added to it, in this order
+Places = dict[tuple[str, str], tuple[Place, ...]]
+
+
+def find_places(base: BaseModel, merged: Merged) -> tuple[Places, dict[str, str]]:
+    """Return the place of every merged layer, and why others are left out, by layer.
 
     Left out are layers whose tensor has another shape, unless they are most.
 
@@ -45,16 +55,38 @@ def find_places(base: BaseModel, merged: Merged) -> tuple[dict[str, Place], dict
     places: dict[str, Place] = {}
     misfits: dict[str, str] = {}
     layers = dict.fromkeys((*merged.whole_weights, *merged.layers))
+    stored = quantisations(base)
     for layer, stem in _matched(base, layers, stems).items():
         name = stem if stem.endswith(".bias") else stem + _SUFFIX
         if name in places:
             raise IncompatibleLoraError(f"{places[name].layer} and {layer} both match {name} of the base")
         places[name] = Place(layer, _is_transposed(base, merged, layer, stem))
+        refuse_packed(base, stored["", name], base.tensors[name])
         reason = _check(base, merged, places[name], base.tensors[name])
         if reason is not None:
             misfits[layer] = reason
     refuse_most(" and ".join(lora.name for lora in merged.loras[:3]), misfits, layers)
-    return {name: place for name, place in places.items() if place.layer not in misfits}, misfits
+    fitting = {name: place for name, place in places.items() if place.layer not in misfits}
+    return {("", name): (place,) for name, place in fitting.items()}, misfits
+
+
+def quantisations(base: BaseModel) -> dict[tuple[str, str], Quantisation]:
+    """Return how the file of each tensor stores its weights, by the part of a pipeline and the name."""
+    by_shard = [(shard, Quantisation(shard)) for shard in base.shards]
+    return {(shard.component, entry.name): how for shard, how in by_shard for entry in shard.entries}
+
+
+def refuse_packed(base: BaseModel, stored: Quantisation, entry: Entry) -> None:
+    """Refuse a tensor of a format that no delta can be added to.
+
+    Raises:
+        IncompatibleLoraError: naming the format.
+    """
+    reason = stored.why_not(entry)
+    if reason is not None:
+        raise IncompatibleLoraError(
+            f"{entry.name} of {base.path.name} is quantised ({reason}); fuse into the original weights"
+        )
 
 
 def _matched(base: BaseModel, layers: Iterable[str], stems: list[str]) -> dict[str, str]:
@@ -100,16 +132,12 @@ def _is_transposed(base: BaseModel, merged: Merged, layer: str, stem: str) -> bo
 
 
 def _check(base: BaseModel, merged: Merged, place: Place, entry: Entry) -> str | None:
-    """Refuse a tensor that no delta can be added to; return why this one cannot."""
+    """Refuse a tensor that two modules share; return why a delta cannot be added to this one."""
     whole = merged.whole_weights.get(place.layer)
     shape = merged.layer(place.layer).template.weight_shape if whole is None else tuple(whole.value.shape)
     expected = shape[::-1] if place.transposed else shape
     if entry.shape != expected:
         return explain_misfit(expected, entry.shape)
-    if entry.dtype not in _DTYPES:
-        raise IncompatibleLoraError(
-            f"{entry.name} of {base.path.name} is quantised ({entry.dtype}); fuse into the original weights"
-        )
     if _is_tied(base) and entry.shape[0] == base.setting("vocab_size"):
         raise IncompatibleLoraError(
             f"{entry.name} is both embedding and output head of {base.path.name} (tie_word_embeddings), "

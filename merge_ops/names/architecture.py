@@ -98,11 +98,13 @@ class Architecture:
             for both structures. What is not listed comes first.
         words: component -> the words of its names, to put the dots back into kohya's spelling of them.
         converter: what brings original names to diffusers'.
-        comfyui: ``image_model`` of ComfyUI's configuration -> diffusers' names that ComfyUI's own map lacks.
+        comfyui: ``image_model`` of ComfyUI's configuration -> diffusers' names of its layers, where they
+            differ; a model that shares its ``image_model``, or has none, is under a name of its own.
         checkpoint: beginnings of keys in a whole checkpoint of the model.
         lacks: field -> the reason why it is empty or None.
         processors: block sequence -> layer of XLabs' attention processors -> the layer that it changes.
-        swapped: original layers whose two halves of rows are the other way round in diffusers.
+        swapped: original layers whose two halves of rows are the other way round in diffusers, with ``#`` for
+            the number of a block; if they have more than two parts, they are the same.
         experts: the version of the model that has one expert for high noise and one for low noise.
         aliases: patterns of other names for a layer of the original model, without their component, and what
             replaces them.

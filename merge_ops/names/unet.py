@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+
 # first words of paths
 DIFFUSERS_HEADS = (
     "down_blocks", "up_blocks", "mid_block", "conv_in", "conv_out", "time_embedding", "add_embedding",
@@ -17,29 +21,36 @@ _RESNET = {
 }
 
 
-def _make_blocks() -> dict[str, str]:
-    """LDM's names of blocks to diffusers', with two residual blocks per level."""
+def _make_blocks(counts: Sequence[int]) -> dict[str, str]:
+    """LDM's names of blocks to diffusers'; ``counts`` has the residual blocks of each level."""
     table = {"input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}
     for i, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
         table[f"middle_block.{i}"] = f"mid_block.{name}"
     for i in (0, 2):
         table[f"time_embed.{i}"] = f"time_embedding.linear_{i // 2 + 1}"
         table[f"label_emb.0.{i}"] = f"add_embedding.linear_{i // 2 + 1}"
-    for level in range(4):
-        for i in range(2):
-            table[f"input_blocks.{3 * level + i + 1}.0"] = f"down_blocks.{level}.resnets.{i}"
-            table[f"input_blocks.{3 * level + i + 1}.1"] = f"down_blocks.{level}.attentions.{i}"
-        table[f"input_blocks.{3 * level + 3}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-        for i in range(3):
-            table[f"output_blocks.{3 * level + i}.0"] = f"up_blocks.{level}.resnets.{i}"
-            table[f"output_blocks.{3 * level + i}.1"] = f"up_blocks.{level}.attentions.{i}"
+    first = 1
+    for level, count in enumerate(counts):
+        for i in range(count):
+            table[f"input_blocks.{first + i}.0"] = f"down_blocks.{level}.resnets.{i}"
+            table[f"input_blocks.{first + i}.1"] = f"down_blocks.{level}.attentions.{i}"
+        table[f"input_blocks.{first + count}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+        first += count + 1
+    first = 0
+    for level, count in enumerate(reversed(counts)):
+        for i in range(count + 1):
+            table[f"output_blocks.{first + i}.0"] = f"up_blocks.{level}.resnets.{i}"
+            table[f"output_blocks.{first + i}.1"] = f"up_blocks.{level}.attentions.{i}"
         # after an attention the upsampler is module 2; where a level has no attention it is module 1
-        table[f"output_blocks.{3 * level + 2}.1.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
-        table[f"output_blocks.{3 * level + 2}.2.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+        table[f"output_blocks.{first + count}.1.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+        table[f"output_blocks.{first + count}.2.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+        first += count + 1
     return table
 
 
-_TO_DIFFUSERS = _make_blocks()
+_DOWNSAMPLER = re.compile(r"input_blocks\.(\d+)\.0\.op")
+_INPUT = re.compile(r"input_blocks\.(\d+)\.")
+_TO_DIFFUSERS = _make_blocks((2, 2, 2, 2))
 _TO_LDM = {diffusers: ldm for ldm, diffusers in _TO_DIFFUSERS.items()}
 _RESNET_TO_LDM = {diffusers: ldm for ldm, diffusers in _RESNET.items()}
 
@@ -55,11 +66,22 @@ def to_ldm(path: str) -> str:
     return path
 
 
-def from_ldm(path: str) -> str:
+def blocks_of(paths: Collection[str]) -> Mapping[str, str]:
+    """Return LDM's names of blocks to diffusers' for the UNet that has these modules, by their LDM names.
+
+    Small relatives of SDXL have one residual block per level instead of two.
+    """
+    ends = sorted({int(match[1]) for path in paths if (match := _DOWNSAMPLER.match(path))})
+    last = max((int(match[1]) for path in paths if (match := _INPUT.match(path))), default=0)
+    starts = [0, *ends, last + 1]
+    return _make_blocks([end - start - 1 for start, end in pairwise(starts)])
+
+
+def from_ldm(path: str, blocks: Mapping[str, str] = _TO_DIFFUSERS) -> str:
     """Return diffusers' name of a module of the LDM UNet; the path itself if it is not one."""
     parts = path.split(".")
     for length in (4, 3, 2):
         head, rest = ".".join(parts[:length]), ".".join(parts[length:])
-        if len(parts) >= length and head in _TO_DIFFUSERS:
-            return ".".join(filter(None, (_TO_DIFFUSERS[head], _RESNET.get(rest, rest))))
+        if len(parts) >= length and head in blocks:
+            return ".".join(filter(None, (blocks[head], _RESNET.get(rest, rest))))
     return path

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...merge_ops.lora import BaseDependent, Layer, WholeWeight
-from ...merge_ops.names.original import diffusers_names, is_swapped, pieces
+from ...merge_ops.names.original import diffusers_names, has_halves, is_swapped, pieces
 from ...merge_ops.names.parts import flat_name
 from ...merge_ops.names.spelling import kohya_name
 from .core import StoredWeight, image_model, read_stored_weights, read_widened_shapes, text_model
@@ -145,7 +145,8 @@ def _find_more_names(architecture: str, shapes: Shapes) -> list[tuple[str, Targe
         path = key[len(_PREFIX) : -len(".weight")]
         names = diffusers_names(architecture, path)
         if len(names) == 1:
-            function = _swap_halves if is_swapped(architecture, path) else None
+            swapped = is_swapped(architecture, path) and has_halves(shape)
+            function = _swap_halves if swapped else None
             found.append((flat_name(names[0]), Target(key, function=function)))
             continue
         for name, (start, length) in zip(names, pieces(len(names), shape) if names else (), strict=True):

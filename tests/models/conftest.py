@@ -15,6 +15,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import merge_ops
+from tests.models.checkpoints import KOHYA, lora_tensors, whole_checkpoint, write
+
 
 def _text_config(hidden):
     return CLIPTextConfig(
@@ -79,3 +82,15 @@ def sdxl(tmp_path):
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A whole checkpoint as a single file."""
+    return write(tmp_path / "base.safetensors", whole_checkpoint(), {"modelspec.title": "Base", "n": "1"})
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """A LoRA on the denoiser and both text encoders of it."""
+    return merge_ops.load(write(tmp_path / "lora.safetensors", lora_tensors(KOHYA, alpha=1)))

@@ -177,7 +177,7 @@ def test_folders_that_are_refused(tmp_path, make_lora):
     (base / "config.json").unlink()
     refused(r"no config\.json")
     shutil.rmtree(base)
-    refused("no folder 'base'")
+    refused("no file or folder 'base'")
     assert names(tmp_path) == ["there"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..architecture import Architecture, Evidence
 from ..families import BFL
+from .parts import EMBEDDER
 
 # Flux has no output projection in its single blocks, and more of them
 _OWN = r"^single_transformer_blocks_\d+_attn_to_out_0"
@@ -36,12 +37,35 @@ AURAFLOW = Architecture(
     ),
     words={},
     converter=None,
-    comfyui={},
+    comfyui={
+        "auraflow": (
+            ("double_layers.#.", "joint_transformer_blocks.#.", {
+                "attn.w2q": ("attn.to_q",), "attn.w2k": ("attn.to_k",), "attn.w2v": ("attn.to_v",),
+                "attn.w2o": ("attn.to_out.0",), "attn.w1q": ("attn.add_q_proj",),
+                "attn.w1k": ("attn.add_k_proj",), "attn.w1v": ("attn.add_v_proj",),
+                "attn.w1o": ("attn.to_add_out",), "mlpX.c_fc1": ("ff.linear_1",),
+                "mlpX.c_fc2": ("ff.linear_2",), "mlpX.c_proj": ("ff.out_projection",),
+                "mlpC.c_fc1": ("ff_context.linear_1",), "mlpC.c_fc2": ("ff_context.linear_2",),
+                "mlpC.c_proj": ("ff_context.out_projection",), "modX.1": ("norm1.linear",),
+                "modC.1": ("norm1_context.linear",),
+            }),
+            ("single_layers.#.", "single_transformer_blocks.#.", {
+                "attn.w1q": ("attn.to_q",), "attn.w1k": ("attn.to_k",), "attn.w1v": ("attn.to_v",),
+                "attn.w1o": ("attn.to_out.0",), "mlp.c_fc1": ("ff.linear_1",), "mlp.c_fc2": ("ff.linear_2",),
+                "mlp.c_proj": ("ff.out_projection",), "modCX.1": ("norm1.linear",),
+            }),
+            ("t_embedder.", "time_step_proj.", EMBEDDER),
+            ("", "", {
+                "cond_seq_linear": ("context_embedder",), "init_x_linear": ("pos_embed.proj",),
+                "final_linear": ("proj_out",), "modF.1": ("norm_out.linear",),
+            }),
+        ),
+    },
     checkpoint=("double_layers.", "joint_transformer_blocks."),
     lacks={
         "words": "no converter reads its original names",
         "converter": "diffusers has none for the original names",
-        "comfyui": "ComfyUI's own map has diffusers' names of all its layers",
     },
+    swapped=("modF.1",),
     kohya="transformer.",
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..architecture import Architecture, Converter, Evidence
 from ..families import BFL, JOINT
-from .parts import EMBEDDER
+from .parts import BLOCKS, EMBEDDER, LAST_NORM
 
 WORDS = """double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod modulation qkv proj
 lin linear1 linear2 img_in txt_in time_in guidance_in vector_in in_layer out_layer final_layer linear
@@ -35,10 +35,28 @@ FLUX = Architecture(
     words={"diffusion_model": WORDS},
     converter=Converter("FluxPipeline", "kohya"),
     comfyui={
-        "chroma": (("distilled_guidance_layer.layers.#.", "distilled_guidance_layer.layers.#.", EMBEDDER),),
+        "flux": (
+            *BLOCKS,
+            ("time_in.", "time_text_embed.timestep_embedder.", EMBEDDER),
+            ("vector_in.", "time_text_embed.text_embedder.", EMBEDDER),
+            ("guidance_in.", "time_text_embed.guidance_embedder.", EMBEDDER),
+            ("", "", {
+                "img_in": ("x_embedder",), "txt_in": ("context_embedder",),
+                "final_layer.linear": ("proj_out",), LAST_NORM: ("norm_out.linear",),
+            }),
+        ),
+        "chroma": (
+            *BLOCKS,
+            ("distilled_guidance_layer.layers.#.", "distilled_guidance_layer.layers.#.", EMBEDDER),
+            ("", "", {
+                "img_in": ("x_embedder",), "txt_in": ("context_embedder",),
+                "final_layer.linear": ("proj_out",),
+            }),
+        ),
     },
     checkpoint=("double_blocks.", "transformer_blocks."),
     lacks={"patterns": "the families have all its names"},
+    swapped=(LAST_NORM,),
     processors={
         "double_blocks": {
             "qkv_lora1": "img_attn.qkv",

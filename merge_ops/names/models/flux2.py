@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..architecture import Architecture, Converter, Evidence
 from ..families import BFL, JOINT
 from .flux import WORDS
-from .parts import EMBEDDER
+from .parts import DOUBLE, EMBEDDER, LAST_NORM
 
 _WIDTH = 6144
 
@@ -44,13 +44,27 @@ FLUX2 = Architecture(
     converter=Converter("Flux2Pipeline", "dotted"),
     comfyui={
         "flux2": (
+            ("double_blocks.#.", "transformer_blocks.#.", {
+                **DOUBLE,
+                "img_mlp.0": ("ff.linear_in",), "img_mlp.2": ("ff.linear_out",),
+                "txt_mlp.0": ("ff_context.linear_in",), "txt_mlp.2": ("ff_context.linear_out",),
+            }),
+            ("single_blocks.#.", "single_transformer_blocks.#.", {
+                "linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",),
+                "norm.query_norm": ("attn.norm_q",), "norm.key_norm": ("attn.norm_k",),
+            }),
             ("time_in.", "time_guidance_embed.timestep_embedder.", EMBEDDER),
             ("guidance_in.", "time_guidance_embed.guidance_embedder.", EMBEDDER),
             ("double_stream_modulation_img.", "double_stream_modulation_img.", {"lin": ("linear",)}),
             ("double_stream_modulation_txt.", "double_stream_modulation_txt.", {"lin": ("linear",)}),
             ("single_stream_modulation.", "single_stream_modulation.", {"lin": ("linear",)}),
+            ("", "", {
+                "img_in": ("x_embedder",), "txt_in": ("context_embedder",),
+                "final_layer.linear": ("proj_out",), LAST_NORM: ("norm_out.linear",),
+            }),
         ),
     },
     checkpoint=("double_blocks.", "transformer_blocks."),
     lacks={},
+    swapped=(LAST_NORM,),
 )  # fmt: skip

@@ -5,9 +5,8 @@ from __future__ import annotations
 from ..architecture import Architecture, Converter, Evidence
 from ..families import BFL
 from .flux import WORDS
-from .parts import EMBEDDER, QKV
+from .parts import BLOCKS, EMBEDDER, LAST_NORM, QKV
 
-_ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 _REFINER = "txt_in.individual_token_refiner.blocks.#."
 # one more double block and two more single blocks than Flux
 _DEEPER = r"^((double|transformer)_blocks_19|single_(transformer_)?blocks_3[89])_"
@@ -46,16 +45,7 @@ HUNYUAN = Architecture(
     )),
     comfyui={
         "hunyuan_video": (
-            ("double_blocks.#.", "transformer_blocks.#.", {
-                "img_attn.qkv": QKV, "txt_attn.qkv": _ADDED_QKV,
-                "img_attn.proj": ("attn.to_out.0",), "txt_attn.proj": ("attn.to_add_out",),
-                "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",),
-                "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
-                "img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",),
-            }),
-            ("single_blocks.#.", "single_transformer_blocks.#.", {
-                "linear1": (*QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",),
-            }),
+            *BLOCKS,
             (_REFINER, "context_embedder.token_refiner.refiner_blocks.#.", {
                 "self_attn.qkv": QKV, "self_attn.proj": ("attn.to_out.0",), "mlp.0": ("ff.net.0.proj",),
                 "mlp.2": ("ff.net.2",), "adaLN_modulation.1": ("norm_out.linear",),
@@ -67,7 +57,7 @@ HUNYUAN = Architecture(
             ("guidance_in.", "time_text_embed.guidance_embedder.", EMBEDDER),
             ("", "", {
                 "img_in.proj": ("x_embedder.proj",), "txt_in.input_embedder": ("context_embedder.proj_in",),
-                "final_layer.linear": ("proj_out",), "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+                "final_layer.linear": ("proj_out",), LAST_NORM: ("norm_out.linear",),
             }),
         ),
     },
@@ -80,5 +70,5 @@ HUNYUAN = Architecture(
         (r"((?:double_blocks|txt_in|time_in|vector_in|guidance_in)[._].*mlp[._])fc1", r"\g<1>0"),
         (r"((?:double_blocks|txt_in|time_in|vector_in|guidance_in)[._].*mlp[._])fc2", r"\g<1>2"),
     ),
-    swapped=("final_layer.adaLN_modulation.1",),  # shift, then scale; diffusers has scale first
+    swapped=(LAST_NORM,),
 )  # fmt: skip
