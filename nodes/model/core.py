@@ -186,25 +186,6 @@ def copy_patches(part: Any, other: Any) -> None:
     own.patches_uuid = given.patches_uuid
 
 
-def add_hook_patches(patcher: Any, hook: Any, patches: Mapping[Any, Any], strength: float) -> None:
-    """Add patches to a ModelPatcher for where a hook is on, at a strength that the hook's own multiplies."""
-    patcher.add_hook_patches(hook=hook, patches=patches, strength_patch=strength)
-
-
-def takes_hooks(patcher: Any) -> bool:
-    """Return whether hooks can change the weights of a ModelPatcher: not where some are quantised."""
-    try:
-        patcher.get_key_patches()
-    except AttributeError:  # a key of the state dict that is no weight
-        return False
-    return True
-
-
-def list_conditions(executor: Any) -> list[dict[str, Any]]:
-    """Return the conditions of a sampling, which are copies for it, from a wrapper around its outer part."""
-    return [condition for kind in executor.class_obj.conds.values() for condition in kind]
-
-
 def is_streamed(part: Any) -> bool:
     """Return whether ComfyUI streams the weights of a MODEL or CLIP in while it computes (dynamic VRAM)."""
     return bool(getattr(patcher_of(part), "is_dynamic", lambda: False)())

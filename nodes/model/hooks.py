@@ -16,13 +16,8 @@ from comfy.patcher_extension import WrappersMP
 from ...merge_ops.errors import IncompatibleLoraError, ParameterError
 from ...merge_ops.merging.merged import Merged
 from .configurations import configurations_of
-from .core import (
-    add_hook_patches,
-    is_patched_by_pack,
-    list_conditions,
-    read_widened_shapes,
-    takes_hooks,
-)
+from .core import is_patched_by_pack, read_widened_shapes
+from .core_hooks import add_hook_patches, list_conditions, takes_hooks
 from .patch import WholeWeightAdapter, add_merge
 from .static import make_static_model
 from .target import Target

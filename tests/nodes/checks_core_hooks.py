@@ -1,4 +1,4 @@
-"""Checks of what ``nodes/model/core.py`` expects of ComfyUI's hooks: one for each function, by its name."""
+"""Checks of what ``nodes/model/core_hooks.py`` expects of hooks: one for each function, by its name."""
 
 import sys
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import nodes as core_nodes
 
-core = sys.modules["alloy_pack.nodes.model.core"]
+core = sys.modules["alloy_pack.nodes.model.core_hooks"]
 
 
 @check
