@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..merge_ops.analysis.plots import THEMES
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Method, Param
-from .values.keywords import PEFT_OPTION, PEFT_PARAMS
+from .values.keywords import PEFT_OPTION, PEFT_PARAMS, SPEED_LORAS
 from .values.recommended import ADVICE, RECOMMENDED
 
 CATEGORY = "model/merging/lora"
@@ -121,7 +121,7 @@ def recording_input() -> io.Input:
 
 
 def auto_strength_input() -> io.Input:
-    """The strength by measuring. The last widget of a node: saved graphs keep values by their places."""
+    """The strength by measuring. Behind the other widgets: saved graphs keep values by their places."""
     return io.Boolean.Input(
         "auto_strength",
         default=False,
@@ -130,6 +130,22 @@ def auto_strength_input() -> io.Input:
         tooltip=(
             "Try five strengths of the whole merge, 0.7 to 1.3 times the one that is set, and take the "
             "one that keeps most of the recorded LoRAs. Needs a recording."
+        ),
+    )
+
+
+def speed_loras_input() -> io.Combo.Input:
+    """What is done with LoRAs for fewer steps. Behind ``auto_strength``, for the same reason."""
+    return io.Combo.Input(
+        "speed_loras",
+        options=list(SPEED_LORAS),
+        default=SPEED_LORAS[0],
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "LoRAs that make fewer steps enough, such as LCM, Lightning, Turbo and Hyper, break when they are"
+            " trimmed or voted on: apart adds them after the merge. merged treats them as any other LoRA. "
+            "linear does the same with both."
         ),
     )
 

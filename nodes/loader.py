@@ -20,6 +20,7 @@ from .inputs import (
     recording_input,
     result_inputs,
     space_input,
+    speed_loras_input,
     trigger_words_output,
 )
 from .model.attachments import chain_of_entries
@@ -103,6 +104,7 @@ class LoraAlloyLoader(io.ComfyNode):
                     ),
                 ),
                 auto_strength_input(),
+                speed_loras_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -158,13 +160,14 @@ class LoraAlloyLoader(io.ComfyNode):
         strength: float | None = None,
         recording: RecordedLoras | None = None,
         auto_strength: bool | None = None,
+        speed_loras: str | None = None,
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
         status = StatusLine(cls)
         refuse_unknown(unknown, known_inputs(cls), method)
         chosen = sweep or MethodChoice()
-        asked = chosen.override(method, strength, space=space, rank=rank, seed=seed)
+        asked = chosen.override(method, strength, space=space, rank=rank, seed=seed).with_speed(speed_loras)
         entries = change_entries(read_stack(stack) + read_list(loras or ""), asked.settings)
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:

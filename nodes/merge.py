@@ -19,6 +19,7 @@ from .inputs import (
     hooks_output,
     recording_input,
     result_inputs,
+    speed_loras_input,
 )
 from .model.fitting import FittedLoras, fit_to_model
 from .model.hooks import MergeHook, make_hooks
@@ -84,6 +85,7 @@ class LoraAlloyMerge(io.ComfyNode):
                     tooltip="auto uses ComfyUI's device, and the CPU if that runs out of memory.",
                 ),
                 auto_strength_input(),
+                speed_loras_input(),
             ],
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),
@@ -103,6 +105,7 @@ class LoraAlloyMerge(io.ComfyNode):
         clip: Any = None,
         recording: RecordedLoras | None = None,
         auto_strength: bool | None = None,
+        speed_loras: str | None = None,
         rank: int | None = None,
         seed: int | None = None,
         dtype: str | None = None,
@@ -114,7 +117,7 @@ class LoraAlloyMerge(io.ComfyNode):
         if not entries:
             raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
         chosen = method or MethodChoice()
-        asked = chosen.override(rank=rank, seed=seed)
+        asked = chosen.override(rank=rank, seed=seed).with_speed(speed_loras)
         entries = change_entries(entries, asked.settings)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"

@@ -120,7 +120,7 @@ class LoraAlloyRecipe(io.ComfyNode):
                 loras, recipe.weights, recipe.text_weights, recipe.blocks, strict=True
             )
         ]
-        merged, note = run_merge(loras, entries, recipe.keywords(), recipe.scale)
+        merged, note = run_merge(loras, entries, {**recipe.keywords(), "apart": recipe.apart}, recipe.scale)
         merged = recipe.cut(merged)
         lines = [*_describe(recipe), f"merged again: {describe_merge(merged, status.seconds)}"]
         said = Said("\n".join(lines), [*recipe.warnings, *list_notes(merged, None, note)])

@@ -37,6 +37,13 @@ def add_merging(parser: argparse.ArgumentParser, argv: list[str], reader: str = 
         type=int,
         help="truncate the result to this rank (default: keep it exact, or the sum of the ranks)",
     )
+    how.add_argument(
+        "--speed-loras",
+        choices=("apart", "merged"),
+        default="apart",
+        help="add LoRAs for fewer steps (LCM, Lightning, Turbo, Hyper) after the merge, or merge them as any "
+        "other (default: apart)",
+    )
     how.add_argument("--scale", type=float, default=1.0, help="multiply the whole result (default: 1)")
     how.add_argument("--seed", type=int, default=0, help="seed of the random masks of DARE (default: 0)")
     how.add_argument(

@@ -95,6 +95,7 @@ def merge_loras(args: argparse.Namespace, loras: list[Lora], exact: bool = False
             base=args.base,
             reader=args.reader,
             keep=args.keep,
+            apart=[False] * len(loras) if args.speed_loras == "merged" else None,
             **method_params(args),
         )
 

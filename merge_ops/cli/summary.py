@@ -22,6 +22,8 @@ def print_summary(merged: Merged) -> None:
             say(f"  {line.status}: {line.name} ({in_options(line.reason)})")
     for text in block_lines(merged.loras, merged.request.blocks):
         say(f"  {text}")
+    for line_on_added in merged.added_after:
+        say(f"  {line_on_added}")
     for warning in merged.outline.warnings:
         say(f"  warning: {in_options(warning)}")
     for sentence in advice_on_sum(merged):

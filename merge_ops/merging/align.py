@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Layer, Lora, LowRank
@@ -26,11 +26,18 @@ class AlignedLayer:
     identities: tuple[str, ...]  # what random masks are drawn by
     indices: tuple[int, ...] = ()  # the place of each LoRA in the list, from 0
     count: int = 0  # how many LoRAs the list has
+    added: AlignedLayer | None = None  # the LoRAs that are added after the merge of these
+    is_added: bool = False  # all its LoRAs are such: they are added, whatever the method
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """The rank of each part."""
         return tuple(part.rank for part in self.parts)
+
+    @property
+    def all_ranks(self) -> tuple[int, ...]:
+        """The rank of each part, and of those that are added."""
+        return self.ranks + (() if self.added is None else self.added.ranks)
 
     @property
     def is_low_rank(self) -> bool:
@@ -72,20 +79,30 @@ def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:
         if not chosen:
             continue
         weights = {i: request.weight(i, name) * strengths[i] for i in chosen}
-        identities = _identities(name, loras, marks, weights) if marks else {}
-        aligned.append(
-            AlignedLayer(
-                name,
-                tuple(loras[i].layers[name] for i in chosen),
-                tuple(weights.values()),
-                tuple(identities.get(i, "") for i in chosen),
-                tuple(chosen),
-                len(loras),
-            )
-        )
+        merged = {i: weight for i, weight in weights.items() if not request.is_apart(i)}
+        apart = {i: weight for i, weight in weights.items() if request.is_apart(i)}
+        added = _aligned(name, loras, apart, {}) if apart else None
+        if not merged and added is not None:
+            aligned.append(replace(added, is_added=True))
+            continue
+        identities = _identities(name, loras, marks, merged) if marks else {}
+        aligned.append(replace(_aligned(name, loras, merged, identities), added=added))
     if not aligned and any(lora.layers for lora in loras):
         raise ParameterError("the block strengths are 0 in every layer of every LoRA, so nothing is merged")
     return aligned
+
+
+def _aligned(
+    name: str, loras: list[Lora], weights: dict[int, float], identities: dict[int, str]
+) -> AlignedLayer:
+    return AlignedLayer(
+        name,
+        tuple(loras[i].layers[name] for i in weights),
+        tuple(weights.values()),
+        tuple(identities.get(i, "") for i in weights),
+        tuple(weights),
+        len(loras),
+    )
 
 
 def _own_order(loras: list[Lora], request: Request) -> list[int]:

@@ -49,6 +49,7 @@ def merge(
     moments: Moments | None = None,
     reader: str = "peft",
     keep: str | None = None,
+    apart: Sequence[bool] | None = None,
     combination_type: str | None = None,
     svd_rank: int | None = None,
     svd_clamp: float | None = None,
@@ -87,6 +88,9 @@ def merge(
         reader: which program's arithmetic such adapters follow where programs differ: ``peft`` (also the
             trainers'), or ``comfyui``, which takes the norms of a DoRA from the weight without the LoRA.
         keep: name of the LoRA whose heads and other whole weights are kept where the LoRAs differ.
+        apart: one entry per LoRA: True for one that is added after the merge of the others, without a vote
+            and untrimmed. By default these are LoRAs for fewer steps (LCM, Lightning, Turbo, Hyper), told by
+            name or metadata and by a spectrum that is nearly flat; in ``linear`` it makes no difference.
         combination_type: a name of PEFT's ``add_weighted_adapter`` instead of ``method``, with PEFT's
             keywords ``svd_rank``, ``svd_clamp``, ``density`` and ``majority_sign_method``. As in PEFT,
             keywords that a type does not use are ignored, and a single LoRA is merged as ``linear``.
@@ -101,7 +105,7 @@ def merge(
     request = Request.of(
         loras, weights, method, text_weights=text_weights, blocks=blocks, space=space, rank=rank, scale=scale,
         seed=seed, reader=reader, keep=keep, combination_type=combination_type, svd_rank=svd_rank,
-        svd_clamp=svd_clamp, **params,
+        svd_clamp=svd_clamp, apart=apart, **params,
     )  # fmt: skip
     return carry_out(request, loras, base, moments=moments, device=device, dtype=dtype, progress=progress)
 
@@ -143,8 +147,13 @@ def _merge_layers(
     progress: Progress | None, scratch: Scratch, moments: Moments | None,
 ) -> dict[str, MergedLayer]:  # fmt: skip
     """Every layer merged, in the order in which they are aligned."""
-    results: dict[str, MergedLayer] = {}
-    for group in group_into_batches(aligned, settings, device):
+    results: dict[str, MergedLayer] = {
+        layer.name: _cut(MergedLayer(layer, settings.of_sum()), settings, device, dtype, scratch)
+        for layer in aligned
+        if layer.is_added
+    }
+    merged = [layer for layer in aligned if not layer.is_added]
+    for group in group_into_batches(merged, settings, device):
         if progress is not None:
             progress(len(results), len(aligned), group[0].name)
         if settings.space == "factors":

@@ -19,6 +19,7 @@ from .rank_rule import RankRule
 from .report import LayerReport, MergeReport, sign_conflict
 from .request import Request
 from .spectra import Progress, Spectra, measure_spectra
+from .step_distilled import lines_on_added
 from .svd import product_inner
 
 
@@ -190,8 +191,8 @@ class Merged:
                 name=name,
                 status="merged",
                 reason=layer.note,
-                loras=len(layer.aligned.parts),
-                ranks_in=layer.aligned.ranks,
+                loras=len(layer.aligned.all_ranks),
+                ranks_in=layer.aligned.all_ranks,
                 rank_out=_rank_out(layer),
                 energy_kept=layer.energy_kept,
                 sign_conflict=sign_conflict(layer.aligned, layer.thresholds) if measured else None,
@@ -204,8 +205,15 @@ class Merged:
         rows += [LayerReport(name, "passed", weight.why) for name, weight in self.whole_weights.items()]
         return MergeReport.of(rows, self.loras, self.request.blocks)
 
+    @property
+    def added_after(self) -> list[str]:
+        """A line for each LoRA that was added after the merge of the others."""
+        return lines_on_added([lora for i, lora in enumerate(self.loras) if self.request.is_apart(i)])
+
 
 def _rank_out(layer: MergedLayer) -> int | None:
-    if layer.fixed is not None:
-        return layer.fixed.rank
-    return sum(layer.aligned.ranks) if layer.is_low_rank else None
+    if not layer.is_low_rank:
+        return None
+    if layer.fixed is None:
+        return sum(layer.aligned.all_ranks)
+    return layer.fixed.rank + (0 if layer.added is None else sum(layer.added.aligned.ranks))

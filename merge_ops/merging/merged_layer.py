@@ -49,13 +49,27 @@ class MergedLayer:
     energy_kept: float = 1.0
     core: Tensor | None = None  # (R, R) in float64, on the CPU
     note: str = ""  # for the report
+    is_whole: bool = False  # ``fixed`` holds the LoRAs that are added after the merge, too
 
     @property
     def is_low_rank(self) -> bool:
         """True if the result has up and down factors."""
         method = self.settings.method
         of_factors = method.linear or method.kind != "entrywise"
-        return self.fixed is not None or (of_factors and self.aligned.is_low_rank)
+        own = self.fixed is not None or (of_factors and self.aligned.is_low_rank)
+        return own and (self.added is None or self.added.is_low_rank)
+
+    @property
+    def added(self) -> MergedLayer | None:
+        """The sum of the LoRAs that are added after the merge, as a layer of its own."""
+        if self.is_whole or self.aligned.added is None:
+            return None
+        return MergedLayer(self.aligned.added, self.settings.of_sum())
+
+    @property
+    def without_added(self) -> MergedLayer:
+        """The merge of the other LoRAs alone."""
+        return replace(self, aligned=replace(self.aligned, added=None))
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
@@ -80,10 +94,12 @@ class MergedLayer:
     def matrix(self, device: torch.device | None = None, scratch: Scratch | None = None) -> Tensor:
         """Return the merged delta as a float32 matrix ``(out, in)``; refused if no memory can hold it."""
         check_room(f"the delta of {self.aligned.name}", *self.template.matrix_shape)
-        pair = self._product(device)
+        pair, added = self._product(device), self.added
         if pair is None:
-            return merge_deltas(self.aligned, self.settings, self.figures, device, scratch)
-        return pair[0] @ pair[1]
+            own = merge_deltas(self.aligned, self.settings, self.figures, device, scratch)
+        else:
+            own = pair[0] @ pair[1]
+        return own if added is None else own.add_(added.matrix(device))
 
     @property
     def is_sum(self) -> bool:
@@ -98,6 +114,9 @@ class MergedLayer:
         the other, with the scale multiplied in after the factors, as ComfyUI does. Anything else is one
         matrix, behind the last LoRA.
         """
+        if self.added is not None:
+            behind = [(place + self.aligned.count + 1, make) for place, make in self.added.addends(device)]
+            return [*self.without_added.addends(device), *behind]
         if not self.is_sum:
             return [(self.aligned.count, partial(self.matrix, device))]
         parts, weights = self.aligned.low_rank()
@@ -111,6 +130,11 @@ class MergedLayer:
     def tiles(self, device: torch.device, scratch: Scratch | None = None) -> Iterator[tuple[int, Tensor]]:
         """Yield ``(first row, rows of the merged delta)`` over all rows; a tile may be used up."""
         scratch, scale = scratch or Scratch(), self.settings.scale
+        if self.added is not None:
+            rest = self.added.matrix(device)
+            for start, tile in self.without_added.tiles(device, scratch):
+                yield start, tile.add_(rest[start : start + tile.shape[0]])
+            return
         pair = self._product(device)
         if pair is None:
             for start, tile in merged_tiles(self.aligned, self.settings, self.figures, device, scratch):
@@ -127,10 +151,19 @@ class MergedLayer:
         Unless ``even``, the scales of a sum are all on ``up``: ``down`` then has the LoRAs' own values, which
         need no rounding in their dtype.
         """
-        return self._product(device, even) if self.is_low_rank else None
+        if not self.is_low_rank:
+            return None
+        pair, added = self._product(device, even), self.added
+        rest = None if added is None else added.factors(device, even)
+        if pair is None or rest is None:
+            return pair
+        return torch.cat((pair[0], rest[0]), dim=1), torch.cat((pair[1], rest[1]))
 
     def _product(self, device: torch.device | None, even: bool = True) -> tuple[Tensor, Tensor] | None:
-        """The factors, even if they are larger than the delta; None where it is made entry by entry."""
+        """The factors, even if they are larger than the delta; None where it is made entry by entry.
+
+        Without what is added after the merge.
+        """
         method = self.settings.method
         if self.fixed is not None:
             up, down = (f.to(device, torch.float32) for f in (self.fixed.up, self.fixed.down))
@@ -159,8 +192,16 @@ class MergedLayer:
             return svd_of_product(*value, rank)
         if exactly:
             return exact_svd_of_matrix(value, rank)
-        linear = concatenate(self.aligned, self.settings.scale, value.device)
-        return svd_of_matrix(value, rank, leading_rows(*linear, rank + OVERSAMPLE))
+        ups, downs = zip(
+            *(
+                concatenate(each, self.settings.scale, value.device)
+                for each in (self.aligned, None if self.added is None else self.added.aligned)
+                if each is not None
+            ),
+            strict=True,
+        )
+        leading = leading_rows(torch.cat(ups, dim=1), torch.cat(downs), rank + OVERSAMPLE)
+        return svd_of_matrix(value, rank, leading)
 
     def squared_singular_values(self, device: torch.device | None = None) -> Tensor:
         """Return the squared singular values of the layer, descending, in float64.
@@ -194,7 +235,7 @@ class MergedLayer:
         clamp = self.settings.svd_clamp
         up, down = svd.balanced() if clamp is None else _clamped(svd, clamp)
         energy = self.energy_kept * svd.energy_kept
-        return replace(self.pinned(up, down, dtype), energy_kept=energy)
+        return replace(self.pinned(up, down, dtype), energy_kept=energy, is_whole=True)
 
     def cut_exactly(self, rank: int, device: torch.device | None) -> MergedLayer:
         """Return the same layer at a rank that was chosen by its singular values; unchanged if it fits."""
@@ -203,7 +244,7 @@ class MergedLayer:
             return self
         svd = self.svd(rank, value, exactly=True)
         pinned = self.pinned(*svd.balanced(), torch.float32)
-        return replace(pinned, energy_kept=self.energy_kept * svd.energy_kept)
+        return replace(pinned, energy_kept=self.energy_kept * svd.energy_kept, is_whole=True)
 
     def pinned(self, up: Tensor, down: Tensor, dtype: torch.dtype) -> MergedLayer:
         """Return the same layer with its result given as factors, stored where the LoRAs are."""

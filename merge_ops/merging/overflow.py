@@ -26,7 +26,10 @@ def refuse_overflow(aligned: Sequence[AlignedLayer], scale: float, loras: Sequen
         MergeError: naming the layer and the LoRA.
     """
     for layer in aligned:
-        for part, weight in zip(layer.parts, layer.weights, strict=True):
+        after = layer.added or layer
+        pairs = {id(part): (part, weight) for each in (layer, after)
+                 for part, weight in zip(each.parts, each.weights, strict=True)}  # fmt: skip
+        for part, weight in pairs.values():
             if not _bound_entries(part) * abs(weight * scale) < _SAFE:
                 _check_entries(layer.name, part, weight * scale, loras)
 

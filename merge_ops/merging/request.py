@@ -15,6 +15,7 @@ from ..methods.peft_names import COMBINATION_TYPES, SPACES, CombinationType, get
 from ..methods.registry import Method, get_method
 from ..names.parts import is_text
 from .rank_rule import RankRule
+from .step_distilled import is_step_distilled
 
 _PEFT_PARAMS = ("density", "majority_sign_method")
 
@@ -60,6 +61,10 @@ class Settings:
             )
         return cls(chosen, chosen.resolve(params), space, rank, float(scale), int(seed), svd_clamp)
 
+    def of_sum(self) -> Settings:
+        """Return the settings with which LoRAs are added, whatever the method."""
+        return replace(self, method=get_method("linear"), params={}, space="delta")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -77,6 +82,7 @@ class Request:
     keep: str | None = None  # the LoRA whose whole weights win
     cut_to: int | None = None  # the rank that the finished result was truncated to
     cut_by: RankRule | None = None  # what chose the ranks that the finished result was truncated to
+    apart: tuple[bool, ...] = ()  # the LoRAs that are added after the merge of the others
     learned: dict[str, Any] | None = None  # how the result was trained, as plain data, if it was
 
     @classmethod
@@ -86,7 +92,7 @@ class Request:
         blocks: Sequence[str | BlockStrengths | None] | None = None, space: str = "delta",
         rank: int | None = None, scale: float = 1.0, seed: int = 0, reader: str = READERS[0],
         keep: str | None = None, combination_type: str | None = None, svd_rank: int | None = None,
-        svd_clamp: float | None = None, **params: Any,
+        svd_clamp: float | None = None, apart: Sequence[bool] | None = None, **params: Any,
     ) -> Request:  # fmt: skip
         """Return the request that the keywords of ``merge`` make, with defaults filled in.
 
@@ -112,7 +118,10 @@ class Request:
                 rank=svd_rank or None if row.truncated else None,
                 svd_clamp=svd_clamp if row.truncated else None,
             )  # fmt: skip
-        return cls(checked, text, strengths, settings, combination_type, reader, keep)
+        return cls(
+            checked, text, strengths, settings, combination_type, reader, keep,
+            apart=_checked_apart(loras, settings, combination_type, apart),
+        )  # fmt: skip
 
     @property
     def rank(self) -> int | None:
@@ -130,10 +139,30 @@ class Request:
         """Return the weight of one LoRA in a layer, without its block strength."""
         return (self.text_weights if is_text(layer) else self.weights)[index]
 
+    def is_apart(self, index: int) -> bool:
+        """Return whether a LoRA is added after the merge of the others."""
+        return bool(self.apart) and self.apart[index]
+
     def block_strength(self, index: int, layer: str) -> float:
         """Return what multiplies the weight of one LoRA in a layer; 0 leaves the LoRA out of it."""
         strengths = self.blocks[index]
         return 1.0 if strengths is None else strengths.factor(layer)
+
+
+def _checked_apart(
+    loras: Sequence[Lora], settings: Settings, combination_type: str | None, apart: Sequence[bool] | None
+) -> tuple[bool, ...]:
+    """Which LoRAs are added after the merge: those that speed up sampling, unless it is said.
+
+    A sum has no vote, PEFT's types and factor space are as in PEFT, and a recording knows all LoRAs.
+    """
+    if apart is not None and len(apart) != len(loras):
+        raise ParameterError(f"{len(loras)} LoRAs need {len(loras)} entries of apart, not {len(apart)}")
+    of_all = settings.method.linear or settings.method.needs_recording or settings.space == "factors"
+    if of_all or combination_type is not None:
+        return ()
+    found = tuple(map(is_step_distilled, loras)) if apart is None else tuple(map(bool, apart))
+    return found if any(found) else ()
 
 
 def settle_rank(request: Request, loras: Sequence[Lora]) -> Request:

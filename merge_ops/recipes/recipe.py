@@ -93,10 +93,16 @@ class Recipe:
         ranks, rank = (rank, None) if isinstance(rank, RankRule) else (request.cut_by, rank)
         sources = tuple(
             Source(
-                checked.made_plain(lora.name), lora.sha256, weight, text_weight, _text(blocks), lora.adapter
+                checked.made_plain(lora.name),
+                lora.sha256,
+                weight,
+                text_weight,
+                _text(blocks),
+                lora.adapter,
+                request.is_apart(i),
             )
-            for lora, weight, text_weight, blocks in zip(
-                merged.loras, request.weights, request.text_weights, request.blocks, strict=True
+            for i, (lora, weight, text_weight, blocks) in enumerate(
+                zip(merged.loras, request.weights, request.text_weights, request.blocks, strict=True)
             )
         )
         shared: dict[str, Any] = {
@@ -128,7 +134,7 @@ class Recipe:
                 "supported; update LoRA Alloy, or check the key 'recipe'"
             )
         listed = checked.items(plain.get("sources"), "sources")
-        names = ("name", "sha256", "weight", "text_weight", "blocks", "adapter")
+        names = ("name", "sha256", "weight", "text_weight", "blocks", "adapter", "apart")
         sources = tuple(Source(**({"name": None} | checked.mapping(s, "a source", names))) for s in listed)
         rest = {key: value for key, value in plain.items() if key not in ("recipe", "sources")}
         if rest.get("ranks") is not None:
@@ -176,6 +182,11 @@ class Recipe:
         """The block strengths of each source; None for a source without any."""
         return [source.blocks for source in self.sources]
 
+    @property
+    def apart(self) -> list[bool]:
+        """Which sources are added after the merge of the others."""
+        return [source.apart for source in self.sources]
+
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of ``merge``, except for the scale and what there is one of per LoRA.
 
@@ -211,7 +222,7 @@ class Recipe:
             raise ParameterError(f"the recipe has {len(self.sources)} sources, but {len(loras)} were given")
         merged = merge(
             loras, self.weights, text_weights=self.text_weights, blocks=self.blocks, scale=self.scale,
-            device=device, dtype=dtype, progress=progress, base=base, **self.keywords(),
+            device=device, dtype=dtype, progress=progress, base=base, apart=self.apart, **self.keywords(),
         )  # fmt: skip
         return self.cut(merged)
 

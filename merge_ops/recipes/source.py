@@ -15,7 +15,8 @@ class Source:
     """One LoRA of a recipe: its name without a folder, the SHA-256 of its file, and its weights.
 
     ``blocks`` is the text of its block strengths, as ``BlockStrengths`` writes it. ``adapter`` was chosen
-    among several that the keys of the file name.
+    among several that the keys of the file name. ``apart`` is true for one that was added after the merge of
+    the others.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Source:
     text_weight: float | None = None  # None: the same as weight
     blocks: str | None = None
     adapter: str | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         name = checked.plain_name(self.name, "the name of a source")
@@ -39,6 +41,8 @@ class Source:
         if self.blocks is not None:
             text = checked.text(self.blocks, f"blocks of {name}")
             object.__setattr__(self, "blocks", str(BlockStrengths.parse(text)))
+        if not isinstance(self.apart, bool):
+            raise ParameterError(f"apart of {name} must be true or false, not {checked.shown(self.apart)}")
         if self.adapter is not None:
             checked.text(self.adapter, f"adapter of {name}")
         object.__setattr__(self, "sha256", sha256)
@@ -49,4 +53,5 @@ class Source:
         """Return the source as plain values, without what is not set."""
         own = {"name": self.name, "sha256": self.sha256, "weight": self.weight}
         more = {"text_weight": self.text_weight, "blocks": self.blocks, "adapter": self.adapter}
+        more |= {"apart": self.apart or None}
         return own | {key: value for key, value in more.items() if value is not None}

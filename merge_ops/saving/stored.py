@@ -76,7 +76,9 @@ def largest_rank(layer: MergedLayer, rank: Rank) -> int:
     """Return the largest rank at which a layer may be stored."""
     if isinstance(rank, Mapping):
         rank = rank.get(layer.aligned.name)
-    held = layer.fixed.rank if layer.fixed is not None else sum(layer.aligned.ranks)
+    held = sum(layer.aligned.all_ranks)
+    if layer.fixed is not None:
+        held = layer.fixed.rank + (0 if layer.added is None else sum(layer.added.aligned.ranks))
     wanted = held if rank is None else min(rank, held) if layer.is_low_rank else rank
     return min(wanted, *layer.template.matrix_shape)
 

@@ -77,7 +77,7 @@ class MergedLoraModel(dict[str, Tensor]):
             self[f"{self.stems[name]}.{_roles(self.merged, name)[0]}"] = layer.matrix().flatten().cpu()
             return
         if not layer.is_low_rank:
-            layer = layer.truncated(sum(layer.aligned.ranks), None, torch.float32)
+            layer = layer.truncated(sum(layer.aligned.all_ranks), None, torch.float32)
         pair = layer.factors()
         assert pair is not None
         up, down = (pair[1].T, pair[0].T) if layer.template.stored_in_out else pair

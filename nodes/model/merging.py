@@ -15,6 +15,7 @@ from ...merge_ops.lora import Lora
 from ...merge_ops.merging.merge import carry_out
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.request import Request
+from ..values.keywords import SPEED_LORAS
 from ..values.stack_entries import StackEntry
 from .memory import compute_with_less_memory
 from .summary import count_loras
@@ -46,13 +47,15 @@ def run_merge(
         device = torch.device("cpu")
     if device.type != "cpu":
         comfy.model_management.free_memory(_estimate_memory(loras), device)
+    if keywords.get("speed_loras") == SPEED_LORAS[1]:
+        keywords = {**keywords, "apart": [False] * len(loras)}
     request = Request.of(
         loras,
         weights=[entry.strength for entry in entries],
         text_weights=[entry.strength_clip for entry in entries],
         blocks=[entry.blocks for entry in entries],
         scale=scale,
-        **{name: value for name, value in keywords.items() if name != "dtype"},
+        **{name: value for name, value in keywords.items() if name not in ("dtype", "speed_loras")},
     )
     report = _progress_reporter(f"{request.method_name} of {count_loras(len(loras))}", show_progress)
 

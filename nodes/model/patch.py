@@ -200,11 +200,28 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         _add_one_lora(patcher, merged, index, plain, strength)
     keys: set[str] = set()
     patches = {
-        targets[name]: _make_adapter(layer, targets[name], keys)
+        targets[name]: _make_adapter(layer.without_added, targets[name], keys)
         for name, layer in layers.items()
         if name not in plain
     }
     _add_patches(patcher, patches, strength)
+    _add_after(patcher, merged, targets, strength)
+
+
+def _add_after(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:
+    """Add the LoRAs that come after the merge, as ComfyUI's loader would behind it."""
+    layers = {name: merged.layer(name).added for name in targets if name in merged.layers}
+    after = {name: layer for name, layer in layers.items() if layer is not None}
+    plain = {name: targets[name] for name, layer in after.items() if layer.aligned.is_low_rank}
+    for index in range(len(merged.loras)):
+        if plain and merged.request.is_apart(index):
+            _add_one_lora(patcher, merged, index, plain, strength)
+    others = {
+        targets[name]: MergedAdapter.of(layer, whole=targets[name].function is not None)
+        for name, layer in after.items()
+        if name not in plain
+    }
+    _add_patches(patcher, others, strength)
 
 
 def _add_one_lora(

@@ -23,7 +23,7 @@ def describe_nothing(label: str = "") -> str:
 
 def list_notes(merged: Merged, fitted: FittedLoras | None = None, note: str = "") -> list[str]:
     """Return a line for each thing that a user should know of a merge: advice, and what was left out."""
-    lines = [*advice_on_sum(merged), *list_left_out(merged, fitted)]
+    lines = [*merged.added_after, *advice_on_sum(merged), *list_left_out(merged, fitted)]
     if note:
         lines.append(note)
     if fitted and fitted.apart:

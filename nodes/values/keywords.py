@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.methods.registry import METHODS, Param, get_method
 
 PEFT_OPTION = "peft"
+SPEED_LORAS = ("apart", "merged")  # what is done with LoRAs for fewer steps
 # what a sweep can vary of one LoRA; its number or name stands after it, as in "clip mia"
 OF_ONE_LORA = ("strength", "clip", "blocks")
 PEFT_PARAMS = (
@@ -42,6 +43,19 @@ class Asked:
     strength: float = 1.0
     # of single LoRAs: the setting, of ``OF_ONE_LORA``, and the LoRA's number or name, to its value
     settings: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def with_speed(self, speed_loras: str | None) -> Asked:
+        """Return it with what is done with LoRAs for fewer steps, one of ``SPEED_LORAS``.
+
+        Raises:
+            ParameterError: for anything else.
+        """
+        chosen = SPEED_LORAS[0] if speed_loras is None else speed_loras
+        if chosen not in SPEED_LORAS:
+            raise ParameterError(
+                f"speed_loras {chosen!r} is not a choice{did_you_mean(str(chosen), SPEED_LORAS)}"
+            )
+        return replace(self, keywords=self.keywords | {"speed_loras": chosen})
 
 
 @dataclass(frozen=True, slots=True)
