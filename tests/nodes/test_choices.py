@@ -29,7 +29,7 @@ VALUE = """([id, name]) => app.graph.nodes.find((node) => String(node.id) === id
     .widgets.find((widget) => widget.name === name).value"""
 SHOWN = """(id) => {
     const node = app.graph.nodes.find((each) => String(each.id) === id)
-    const names = ['seed', 'space', 'rank', 'auto_strength']
+    const names = ['seed', 'space', 'rank', 'auto_strength', 'speed_loras']
     const isShown = ({ name, hidden, options }) => names.includes(name) && !hidden && !options?.hidden
     return [node.widgets.filter(isShown).map(({ name }) => name), node.serialize().widgets_values]
 }"""
@@ -140,7 +140,7 @@ def test_values_that_were_written_stay(graph):
 def test_settings_are_shown_where_they_count(graph):
     """By the method, unless a sweep may choose another; their places among the saved values stay."""
     page, merge, sweep = graph
-    assert page.evaluate(SHOWN, merge)[0] == ["space", "rank", "seed"]  # a sweep is connected
+    assert page.evaluate(SHOWN, merge)[0] == ["space", "rank", "seed", "speed_loras"]  # a sweep
     page.evaluate(REMOVE, sweep)
     seen = {}
     for method in ("linear", "mean", "even", "dare_linear", "linear", "peft"):
@@ -150,8 +150,8 @@ def test_settings_are_shown_where_they_count(graph):
         assert saved[1] == method
         assert saved[place : place + 6] == ["delta", 0, 0, "fixed", 1, False]
     assert seen == {
-        "linear": ["space", "rank"], "mean": ["rank"], "even": ["rank"],
-        "dare_linear": ["space", "rank", "seed"], "peft": ["seed"],
+        "linear": ["space", "rank"], "mean": ["rank", "speed_loras"], "even": ["rank", "speed_loras"],
+        "dare_linear": ["space", "rank", "seed", "speed_loras"], "peft": ["seed"],
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ export function hideUnusedSettings(node) {
       seed: () => isLinked("sweep") || random.has(method.value),
       space: () => isLinked("sweep") || inFactors.has(method.value),
       rank: () => isLinked("sweep") || method.value !== PEFT,
+      speed_loras: () => isLinked("sweep") || !["linear", PEFT].includes(method.value), // a sum has no vote
     });
   }
   const settings = Object.entries(rules).flatMap(([name, isUsed]) => {
