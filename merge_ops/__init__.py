@@ -2,6 +2,7 @@
 
 from .blocks import BlockStrengths
 from .errors import IncompatibleLoraError, LoraFormatError, MergeError, ParameterError, UnknownMethodError
+from .extracting import Extracted, extract
 from .formats import load
 from .lora import Lora, LowRank
 from .merging.merge import merge
@@ -17,6 +18,7 @@ __all__ = [
     "FORMATS",
     "METHODS",
     "BlockStrengths",
+    "Extracted",
     "IncompatibleLoraError",
     "Lora",
     "LoraFormatError",
@@ -30,6 +32,7 @@ __all__ = [
     "SaveReport",
     "UnknownMethodError",
     "__version__",
+    "extract",
     "find_sources",
     "load",
     "merge",

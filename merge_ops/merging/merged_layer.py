@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,7 +135,7 @@ class MergedLayer:
     def kept(self, svd: TruncatedSVD, dtype: torch.dtype) -> MergedLayer:
         """Return the same layer as what a truncated SVD of it keeps."""
         clamp = self.settings.svd_clamp
-        up, down = svd.balanced() if clamp is None else _clamped(svd, clamp)
+        up, down = svd.balanced() if clamp is None else svd.clamped(clamp)
         energy = self.energy_kept * svd.energy_kept
         return replace(self.pinned(up, down, dtype), energy_kept=energy)
 
@@ -153,11 +152,3 @@ class MergedLayer:
             self.padded_to,
         )
         return replace(self, fixed=fixed)
-
-
-def _clamped(svd: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:
-    """PEFT's ``svd_clamp``: all singular values go on ``up``, then both are clipped at a quantile."""
-    up, down = svd.u * svd.s, svd.vh
-    entries = torch.cat((up.flatten(), down.flatten())).cpu().numpy()
-    limit = float(np.quantile(entries, clamp))
-    return up.clamp(-limit, limit), down.clamp(-limit, limit)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoraFormatError, reading, shown
-from ..formats.header import Entry, parse_header
-from ..formats.lookalike import refuse_by_bytes
+from ..formats.header import Entry
+from ..formats.tensor_file import read_entries
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 RECIPE = "lora_alloy.json"  # the recipe that a fused model was made with
-_MAX_HEADER = 100 << 20  # the limit of the safetensors format itself
 _MAX_JSON = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
 _ABOUT_THE_BASE = ("README.md", RECIPE)
@@ -95,27 +93,8 @@ def read_shard(path: Path) -> Shard:
         LoraFormatError: if the file cannot be read, or is damaged or truncated.
     """
     with reading(path.name):
-        header, size = _read_header(path)
-        shard = Shard(path, header, tuple(parse_header(header[8:])[0]))
-        if shard.size != size:
-            raise LoraFormatError(f"the file needs {shard.size} bytes and has {size}; download it again")
-        return shard
-
-
-def _read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header of a file with its length before it, and the size of the file."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(64)
-            refuse_by_bytes(start, size)
-            length = struct.unpack("<Q", start[:8])[0]
-            if length > _MAX_HEADER or length + 8 > size:
-                raise LoraFormatError("this is cut off or not a safetensors file; download it again")
-            file.seek(0)
-            return file.read(8 + length), size
-    except OSError as error:
-        raise LoraFormatError(f"the file cannot be read: {error.strerror or error}") from error
+        header, entries, _ = read_entries(path)
+        return Shard(path, header, entries)
 
 
 def _shard_names(folder: Path) -> list[str]:

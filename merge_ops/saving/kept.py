@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..extracting import Extracted
 from ..merging.merged import Merged
 from ..merging.merged_layer import MergedLayer
 from ..merging.svd import squared_singular_values
 
+DIFFERENCE = "the difference"
 LOW = 0.9  # a file that keeps less is worth a warning
 _ALL = 0.9995  # of which one cannot see the rest
 _NOISE = 1e-6  # of a share as a float
@@ -29,13 +31,14 @@ class Kept:
     """``energy`` is the share of the merge that a file of rank ``rank`` keeps.
 
     ``wider`` is a larger rank with the share that it would keep; ``estimated`` if that was measured on some
-    of the layers.
+    of the layers. ``whole`` is what the shares are of.
     """
 
     energy: float
     rank: int
     wider: tuple[int, float] | None = None
     estimated: bool = False
+    whole: str = "this merge"
 
     @property
     def is_low(self) -> bool:
@@ -45,8 +48,8 @@ class Kept:
     def sentence(self) -> str:
         """Return what is kept, and what a larger rank would keep if it is little."""
         if self.energy >= _ALL:
-            return "keeps all of this merge, up to rounding"
-        text = f"rank {self.rank} keeps {percent(self.energy)} of this merge"
+            return f"keeps all of {self.whole}, up to rounding"
+        text = f"rank {self.rank} keeps {percent(self.energy)} of {self.whole}"
         if self.wider is not None:
             about = "about " if self.estimated else ""
             text += f"; rank {self.wider[0]} would keep {about}{percent(self.wider[1])}"
@@ -58,6 +61,33 @@ def percent(share: float) -> str:
     if share >= 0.99:
         return f"{math.floor(1000 * share + _NOISE) / 10:.1f} %"
     return f"{math.floor(100 * share + _NOISE)} %"
+
+
+def kept_by_extraction(extracted: Extracted, energy: float | None = None, rank: int | None = None) -> Kept:
+    """Return what an extraction keeps of the difference of its models, or a file that keeps less of it.
+
+    A larger rank is estimated from the layers whose singular values the extraction measured: it loses the
+    same share there of what this rank loses.
+    """
+    found = extracted.found
+    kept = Kept(
+        found.held if energy is None else energy, rank or found.ranks[1], estimated=True, whole=DIFFERENCE
+    )
+    if not kept.is_low or not kept.rank or not found.spectra:
+        return kept
+    whole = sum(float(squares.sum()) for squares in found.spectra)
+    now, *lost = (
+        whole - sum(float(squares[: times * kept.rank].sum()) for squares in found.spectra)
+        for times in (1, *_STEPS)
+    )
+    shares = [1 - (1 - kept.energy) * (rest / now if now else 0.0) for rest in lost]
+    return replace(kept, wider=_first_enough([times * kept.rank for times in _STEPS], shares))
+
+
+def _first_enough(ranks: Sequence[int], shares: Sequence[float]) -> tuple[int, float]:
+    """The first rank that keeps enough, or the last, with its share."""
+    best = next((i for i, share in enumerate(shares) if share >= LOW), len(ranks) - 1)
+    return ranks[best], shares[best]
 
 
 def suggest_rank(merged: Merged, rank: int) -> tuple[tuple[int, float] | None, bool]:
@@ -81,8 +111,7 @@ def suggest_rank(merged: Merged, rank: int) -> tuple[tuple[int, float] | None, b
     if not whole:
         return None, False
     shares = [min(energy / whole, 1.0) for energy in kept]
-    best = next((i for i, share in enumerate(shares) if share >= LOW), len(ranks) - 1)
-    return (ranks[best], shares[best]), len(chosen) < len(layers)
+    return _first_enough(ranks, shares), len(chosen) < len(layers)
 
 
 def _energies(layers: Sequence[MergedLayer], ranks: Sequence[int]) -> Iterator[tuple[list[float], float]]:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from ..errors import ParameterError, did_you_mean
+from ..extracting import Extracted
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..recipes import recipe_of
 from .experts import at_one_rank
 from .file_names import check_destination
 from .ia3 import check_alone, ia3_errors, ia3_tensors
-from .kept import Kept, suggest_rank
+from .kept import Kept, kept_by_extraction, suggest_rank
 from .metadata import file_metadata, peft_config
 from .stems import module_names
 from .stored import Progress, StoredLayer, relative, store_layers
@@ -174,6 +175,8 @@ def _kept(merged: Merged, stored: dict[str, StoredLayer]) -> Kept:
     whole = sum(part.whole for part in stored.values())
     left = sum(max(part.norm - part.error, 0.0) for part in stored.values())
     ranks = [part.layer.rank for part in stored.values() if part.energy_kept < 1]
+    if isinstance(merged, Extracted):
+        return kept_by_extraction(merged, left / whole * (1 - merged.found.lost), max(ranks, default=0))
     kept = Kept(left / whole if whole else 1.0, max(ranks, default=0))
     if not kept.is_low or not kept.rank:
         return kept
