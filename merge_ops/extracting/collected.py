@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import MergeError
-from ..formats.whole_model import WholeModel
-from ..layer import Layer, Layout
+from ..formats.whole_model import ModelWeight, WholeModel
+from ..layer import Layer
 from .difference import Difference
 from .found import FoundLayer, warnings_of
 from .layer_names import NamesInFiles
@@ -33,6 +33,7 @@ class Collected:
     lost: dict[str, float] = field(default_factory=dict)  # the energy of some of ``left_out``
     same: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
+    stems: dict[str, str] = field(default_factory=dict)  # of bare parameters, as ComfyUI spells them
     _names: dict[str, str] = field(default_factory=dict)  # the name in files -> the name in the model
     _close: list[str] = field(default_factory=list)  # no larger than rounding, but of one dtype
     _rounding: float = 0.0  # of ``energy``, what rounding to the coarser of two dtypes makes
@@ -56,12 +57,14 @@ class Collected:
         if found.is_rounding and not found.same_dtype:
             self.ignored[name] = _ROUNDING
             return
-        why = self._why_not(weight.layout)
+        why = self._why_not(name, weight)
         if why:
             self.left_out[name], self.lost[name] = why, found.energy
             return
         result = lowered(found, weight, self.options)
         in_file = names.of(name, weight)
+        if weight.is_bare:
+            self.stems[in_file] = in_file
         self.layers[in_file] = result.layer.changed(key=names.key(name, weight))
         self._names[in_file] = name
         self.held[name], self.energy[name] = result.held, found.energy
@@ -69,13 +72,16 @@ class Collected:
         if found.is_rounding:
             self._close.append(name)
 
-    def _why_not(self, layout: Layout | None) -> str:
+    def _why_not(self, name: str, weight: ModelWeight) -> str:
         """Why a difference cannot be in the LoRA, or nothing."""
-        if layout is None:
+        is_language, is_vector = self.model.dialect == "peft", weight.layout == "vector"
+        # ComfyUI has names for bare parameters of its own diffusion models, and nobody for others
+        is_named = not weight.is_bare or (name.startswith("diffusion_model.") and not is_language)
+        if weight.layout is None or not is_named:
             return _NO_NAME
-        if layout == "vector" and not self.options.vectors:
+        if is_vector and not self.options.vectors:
             return _NOT_ASKED
-        return _NO_VECTOR if layout == "vector" and self.model.dialect == "peft" else ""
+        return _NO_VECTOR if is_vector and is_language else ""
 
     def refuse_nothing(self, base: WholeModel, count: int) -> None:
         """Refuse models of which nothing comes into the LoRA; ``count`` weights were compared.

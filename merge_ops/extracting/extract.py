@@ -137,4 +137,4 @@ def _finished(collected: Collected, base: WholeModel, pairs: Pairs, spectra: tup
     )
     settings = collected.options.to_dict()
     record = {"base": {"name": base.name, "sha256": base.sha256()}, "settings": settings, "held": held}
-    return Extracted(lora, found, record)
+    return Extracted(lora, found, record, collected.stems)

@@ -18,10 +18,11 @@ from .found import Found
 class Extracted(Merged):
     """A LoRA that was extracted from two models. Made by ``extract``; everything that takes a merge takes it.
 
-    ``found`` says what share of the difference each layer holds, and what is not in the LoRA.
+    ``found`` says what share of the difference each layer holds, and what is not in the LoRA. ``stems`` are
+    the beginnings of keys in a file that do not follow from the names of layers.
     """
 
-    def __init__(self, lora: Lora, found: Found, record: dict[str, Any]) -> None:
+    def __init__(self, lora: Lora, found: Found, record: dict[str, Any], stems: dict[str, str]) -> None:
         merged = carry_out(Request.of([lora]), [lora])
         held = {layer.name: layer.held for layer in found.layers}
         layers = {
@@ -30,6 +31,7 @@ class Extracted(Merged):
         request = replace(merged.request, extracted=record)
         super().__init__(request, merged.loras, layers, {}, {}, None, torch.float32)
         self.found = found
+        self.stems = stems
 
     @property
     def energy_kept(self) -> float:

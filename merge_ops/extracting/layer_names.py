@@ -6,6 +6,7 @@ import re
 
 from ..formats.whole_model import ModelWeight, WholeModel
 from ..names.spelling import kohya_name
+from ..names.unet import LDM_HEADS
 
 _TEXT = ("text_encoder", "text_encoder_2")
 # ComfyUI has kohya's names for these modules of CLIP models only
@@ -24,8 +25,8 @@ class NamesInFiles:
         self._is_language = model.dialect == "peft"
         names = model.weights.keys()
         self._is_single = not any(name.startswith("text_encoder_2.") for name in names)
-        self._ldm = not self._is_single and any(name.startswith("unet.") for name in names)
-        self._ldm |= "unet.add_embedding.linear_1" in names  # of SDXL, whose LoRAs have the authors' names
+        # LoRAs of SDXL have the authors' names, and those of UNets with other numbers of blocks only these
+        self._ldm = "unet.add_embedding.linear_1" in names or any(map(_is_unusual, names))
 
     def of(self, name: str, weight: ModelWeight) -> str:
         """Return the name of a layer."""
@@ -39,4 +40,14 @@ class NamesInFiles:
         """Return what the keys of a layer begin with."""
         if self._is_language:
             return weight.key
+        if weight.is_bare:
+            return name
+        if self._ldm and weight.key.startswith(LDM_HEADS):
+            return f"lora_unet_{weight.key.replace('.', '_')}"
         return kohya_name(name.removesuffix(".bias"), self._ldm, self._is_single)
+
+
+def _is_unusual(name: str) -> bool:
+    """True for a module that diffusers' UNets with two blocks in each level do not have."""
+    path = name.removeprefix("unet.")
+    return path != name and (path.startswith(LDM_HEADS) or path.endswith(".op"))

@@ -6,11 +6,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import LoraFormatError, reading, shown
-from ..layer import Layout
 from ..names.checkpoint import BUFFERS, part_of
 from ..names.language import is_conv1d
 from ..names.open_clip import TRANSPOSED, from_open_clip
@@ -22,7 +22,7 @@ from .container import file_digest
 from .header import torch_dtype
 from .stored_numbers import Stored, is_number, is_scale, refuse_packed, rows_of
 from .tensor_file import TensorFile
-from .whole_model import ModelWeight, WholeModel
+from .whole_model import ModelWeight, WholeModel, layout_of, split_role
 
 _CONFIG, _PIPELINE = "config.json", "model_index.json"
 _INDEX_END = ".safetensors.index.json"
@@ -180,25 +180,27 @@ def _weights(model: str, named: list[_Named], model_type: str) -> dict[str, Mode
     """
     modules: dict[str, str] = {}  # the name in the file -> the canonical one
     for each in named:
-        module = _split(each.name)[0]
+        module = split_role(each.name)[0]
         modules.setdefault(module, canonical_name(module))
     sides = {
         modules[module]: _Sides(module, (shape[0], _columns(shape)))
         for each in named
-        if (module := _split(each.name)[0]) and len(shape := each.stored.shape) > 1
+        if (module := split_role(each.name)[0]) and len(shape := each.stored.shape) > 1
     }
     settled = settle_names(modules.values(), sides)
     weights: dict[str, ModelWeight] = {}
     for each in named:
-        module, role = _split(each.name)
+        module, role = split_role(each.name)
         name = settled.get(modules[module], modules[module])
         name = f"{name}.bias" if role == "bias" else name
         if name in weights:
             raise LoraFormatError(f"{model} has {name} twice ({each.stored.key} is the second)")
         dtype = torch_dtype(each.stored.entry)
-        layout = _layout(role, each.stored.shape)
-        spelled = _split(each.spelled)[0]
-        weights[name] = ModelWeight(each.stored.shape, dtype, layout, spelled, rows_of(each.stored))
+        layout = layout_of(role, each.stored.shape)
+        spelled = split_role(each.spelled)[0]
+        weights[name] = ModelWeight(
+            each.stored.shape, dtype, layout, spelled, rows_of(each.stored), is_bare=not role
+        )  # fmt: skip
     return weights
 
 
@@ -207,20 +209,6 @@ def _columns(shape: tuple[int, ...]) -> int:
     for side in shape[1:]:
         columns *= side
     return columns
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The module and ``weight`` or ``bias``; a bare parameter has its whole name and no role."""
-    module, _, role = name.rpartition(".")
-    return (module, role) if module and role in ("weight", "bias") else (name, "")
-
-
-def _layout(role: str, shape: tuple[int, ...]) -> Layout | None:
-    if not role or not shape or (role == "bias" and len(shape) > 1):
-        return None
-    if len(shape) == 1:
-        return "vector"
-    return "conv" if len(shape) > 2 else "linear"
 
 
 def _of_language(weights: Mapping[str, ModelWeight], model_type: str) -> dict[str, ModelWeight]:
@@ -232,6 +220,5 @@ def _of_language(weights: Mapping[str, ModelWeight], model_type: str) -> dict[st
             layout = "embedding"
         elif layout == "linear" and is_conv1d(model_type, name):
             layout = "fan_in_fan_out"
-        key = f"base_model.model.{weight.key}"
-        found[name] = ModelWeight(weight.shape, weight.dtype, layout, key, weight.open)
+        found[name] = replace(weight, layout=layout, key=f"base_model.model.{weight.key}")
     return found

@@ -15,7 +15,9 @@ ReadRows = Callable[[int, int], Tensor]  # rows from the first to before the las
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelWeight:
-    """One weight of a model. ``layout`` is that of its layer; None where LoRAs have no name for it.
+    """One weight of a model. ``layout`` is that of its layer, None where it is no layer.
+
+    ``is_bare`` says that it is a parameter of its own, and neither ``.weight`` nor ``.bias`` of a module.
 
     ``open`` returns a function that reads some of its rows as floating-point numbers; a weight without
     dimensions has one row.
@@ -26,6 +28,7 @@ class ModelWeight:
     layout: Layout | None
     key: str  # what the keys of its layer begin with in a file, as the program of the model's names has it
     open: Callable[[], ReadRows]
+    is_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,3 +44,18 @@ class WholeModel:
     sha256: Callable[[], str | None]
     metadata: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
+
+
+def split_role(name: str) -> tuple[str, str]:
+    """Return the module of a tensor and ``weight`` or ``bias``; a bare parameter has its whole name."""
+    module, _, role = name.rpartition(".")
+    return (module, role) if module and role in ("weight", "bias") else (name, "")
+
+
+def layout_of(role: str, shape: tuple[int, ...]) -> Layout | None:
+    """Return the layout of a layer; None for a tensor that is no layer of any."""
+    if not shape or (role == "bias" and len(shape) > 1):
+        return None
+    if len(shape) == 1:
+        return "vector"
+    return "conv" if len(shape) > 2 else "linear"

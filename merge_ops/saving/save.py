@@ -102,7 +102,9 @@ def save(
     target = Path(path)
     form = check_output(target, merged.loras, format, rank, dtype, overwrite=overwrite)
     check_alone(merged.ia3, len(merged.layers), form)
-    stems = stems or module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
+    if stems is None:
+        stems = module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
+        stems |= merged.stems if isinstance(merged, Extracted) else {}
     stored = store_layers(merged, form, rank, dtype, progress)
     kept = _kept(merged, stored)
     content, lines = _lay_out(merged, stored, stems, target.stem, form, dtype, rank)
