@@ -118,4 +118,4 @@ def _title(part: str) -> str:
 
 def _beside(model: WholeModel) -> Iterable[str]:
     for what, count in model.beside.items():
-        yield f"not compared: {what} ({count} tensors), which a LoRA does not change"
+        yield f"not compared: {what} ({count} tensor{'s' * (count != 1)})"

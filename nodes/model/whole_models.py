@@ -15,13 +15,22 @@ from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.extracting import Extracted, extract
 from ...merge_ops.formats.whole_model import ModelWeight, ReadRows, WholeModel, layout_of, split_role
 from ...merge_ops.names.spelling import canonical_name
-from .core import StoredWeight, hand_to_patch, read_stored_weights, read_widened_shapes, with_patches
+from .core import (
+    StoredWeight,
+    hand_to_patch,
+    read_stored_weights,
+    read_widened_shapes,
+    text_model,
+    with_patches,
+)
 from .key_maps import read_key_maps
 from .packed import is_readable, read_true_shape
 from .target import Target
 from .weight_names import choose_stem, list_spellings
 
 _DENOISER, _TEXT = "", "text_encoders."  # what canonical names have in front of the keys of each part
+# of a checkpoint without it, as those of SD1.x and SDXL are, it is whatever the memory held
+_UNFILLED = "clip_l.transformer.text_projection.weight"
 _BUFFERS = 6  # full-size float32 matrices that the difference of one weight takes at most
 
 
@@ -33,7 +42,9 @@ def read_whole_model(name: str, model: Any, clip: Any | None = None) -> WholeMod
         if part is not None
         for found, weight in _weights_of(part, prefix).items()
     }
-    return WholeModel(name, weights, "kohya", lambda: None)
+    has_unfilled = clip is not None and _UNFILLED in text_model(clip).state_dict()
+    beside = {"the text projection of CLIP-L, which most checkpoints lack": 1} if has_unfilled else {}
+    return WholeModel(name, weights, "kohya", lambda: None, beside=beside)
 
 
 def extract_with_comfyui(
@@ -44,18 +55,16 @@ def extract_with_comfyui(
     Raises:
         MergeError: as ``merge_ops.extract`` does.
     """
-    device = comfy.model_management.get_torch_device()
-    cpu = torch.device("cpu")
+    device, note = comfy.model_management.get_torch_device(), ""
     if device.type not in ("cpu", "mps"):  # MPS shares the CPU's memory and lacks what decompositions need
         largest = max((math.prod(weight.shape) for weight in tuned.weights.values()), default=0)
         comfy.model_management.free_memory(largest * 4 * _BUFFERS, device)
         try:
-            return extract(tuned, base, device=device, progress=progress, **options), ""
+            return extract(tuned, base, device=device, progress=progress, **options), note
         except torch.OutOfMemoryError:
-            logging.warning(f"There was not enough memory on {device}; the LoRA is extracted on the CPU.")
-        note = f"There was not enough memory on {device}; the LoRA was extracted on the CPU."
-        return extract(tuned, base, device=cpu, progress=progress, **options), note
-    return extract(tuned, base, device=cpu, progress=progress, **options), ""
+            note = f"There was not enough memory on {device}; the LoRA was extracted on the CPU."
+            logging.warning(note)
+    return extract(tuned, base, device="cpu", progress=progress, **options), note
 
 
 def choose_stems(extracted: Extracted, model: Any, clip: Any | None) -> dict[str, str]:
@@ -77,6 +86,8 @@ def _weights_of(part: Any, prefix: str) -> dict[str, ModelWeight]:
     widened = read_widened_shapes(part)
     found = {}
     for key, stored in read_stored_weights(part).items():
+        if key == _UNFILLED:
+            continue
         if prefix == _DENOISER and not key.startswith("diffusion_model."):
             continue  # buffers of the sampling, and models beside the one that LoRAs change
         module, role = split_role(key)
