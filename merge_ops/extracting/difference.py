@@ -79,4 +79,4 @@ def rest_energy(matrix: Tensor, up: Tensor, down: Tensor) -> float:
 
 
 def _energy(matrix: Tensor) -> float:
-    return total(torch.linalg.vector_norm(matrix, dim=1).to(torch.float64).square())
+    return total(torch.linalg.vector_norm(matrix, dim=1).cpu().to(torch.float64).square())

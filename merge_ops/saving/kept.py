@@ -96,8 +96,9 @@ def suggest_rank(merged: Merged, rank: int) -> tuple[tuple[int, float] | None, b
     The rank is twice ``rank``, or four times if twice keeps too little. Layers with factors are measured
     exactly. Where there are full matrices, up to eight of these are, spread over the model.
     """
-    settings = merged.request.settings
-    if settings.space == "factors" or merged.request.combination_type or merged.request.learned is not None:
+    request = merged.request
+    made_at_once = request.combination_type or request.learned is not None or request.extracted is not None
+    if request.settings.space == "factors" or made_at_once:
         return None, False  # a larger rank would be another merge
     layers = [replace(layer, fixed=None, energy_kept=1.0) for layer in map(merged.layer, merged.layers)]
     layers = [layer for layer in layers if layer.template.layout != "vector"]
