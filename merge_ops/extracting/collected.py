@@ -54,14 +54,17 @@ class Collected:
         if found.largest <= self.options.min_diff:
             self.ignored[name] = f"no entry differs by more than {self.options.min_diff:g}"
             return
-        if found.is_rounding and not found.same_dtype:
+        why, may_be_rounding = self._why_not(name, weight), found.is_rounding and not found.same_dtype
+        if why and may_be_rounding:
             self.ignored[name] = _ROUNDING
             return
-        why = self._why_not(name, weight)
         if why:
             self.left_out[name], self.lost[name] = why, found.energy
             return
         result = lowered(found, weight, self.options)
+        if may_be_rounding and not result.stands_out:
+            self.ignored[name] = _ROUNDING
+            return
         in_file = names.of(name, weight)
         if weight.is_bare:
             self.stems[in_file] = in_file
@@ -69,7 +72,7 @@ class Collected:
         self._names[in_file] = name
         self.held[name], self.energy[name] = result.held, found.energy
         self._rounding += found.rounding
-        if found.is_rounding:
+        if found.is_rounding and not result.stands_out:
             self._close.append(name)
 
     def _why_not(self, name: str, weight: ModelWeight) -> str:

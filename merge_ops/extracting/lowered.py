@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +13,21 @@ from ..merging.svd import TruncatedSVD, best_svd
 from .difference import Difference, rest_energy
 from .options import ExtractOptions
 
+_OUTSTANDING = 2  # times the energy that the first direction of independent entries has
 _NOTHING = 1e-7  # singular values below this share of the largest are rounding of float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lowered:
-    """A layer, and the share of the difference's energy that it holds."""
+    """A layer, and the share of the difference's energy that it holds.
+
+    ``stands_out`` says that one direction holds more than it would of entries that are independent of each
+    other, as those of rounding are.
+    """
 
     layer: LowRank
     held: float
+    stands_out: bool = False
 
 
 def lowered(difference: Difference, weight: ModelWeight, options: ExtractOptions) -> Lowered:
@@ -38,4 +45,8 @@ def lowered(difference: Difference, weight: ModelWeight, options: ExtractOptions
     up, down = svd.balanced() if options.clamp is None else svd.clamped(options.clamp)
     lost = rest_energy(matrix, up.to(matrix.device), down.to(matrix.device))
     layer = LowRank(up.cpu().contiguous(), down.cpu().contiguous(), 1.0, weight.layout, kernel, weight.key)
-    return Lowered(layer, max(0.0, 1 - lost / difference.energy))
+    rows, columns = matrix.shape
+    # the largest singular value of independent entries is close to this many times their size
+    usual = (math.sqrt(rows) + math.sqrt(columns)) ** 2 * difference.energy / (rows * columns)
+    stands_out = float(svd.s[0]) ** 2 > _OUTSTANDING * usual
+    return Lowered(layer, max(0.0, 1 - lost / difference.energy), stands_out)

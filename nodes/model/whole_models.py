@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ...merge_ops.errors import IncompatibleLoraError
 from ...merge_ops.extracting import Extracted, extract
+from ...merge_ops.formats.stored_numbers import is_scale
 from ...merge_ops.formats.whole_model import ModelWeight, ReadRows, WholeModel, layout_of, split_role
 from ...merge_ops.names.spelling import canonical_name
 from .core import (
     StoredWeight,
     hand_to_patch,
+    quantised_as,
     read_stored_weights,
     read_widened_shapes,
     text_model,
@@ -85,8 +87,9 @@ def choose_stems(extracted: Extracted, model: Any, clip: Any | None) -> dict[str
 def _weights_of(part: Any, prefix: str) -> dict[str, ModelWeight]:
     widened = read_widened_shapes(part)
     found = {}
-    for key, stored in read_stored_weights(part).items():
-        if key == _UNFILLED:
+    weights = read_stored_weights(part)
+    for key, stored in weights.items():
+        if key == _UNFILLED or is_scale(key, weights):
             continue
         if prefix == _DENOISER and not key.startswith("diffusion_model."):
             continue  # buffers of the sampling, and models beside the one that LoRAs change
@@ -109,7 +112,10 @@ def _weights_of(part: Any, prefix: str) -> dict[str, ModelWeight]:
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of the numbers; of a quantised tensor, that which it computes in."""
+    """The dtype of the numbers as they are stored; a quantised tensor tells that by its layout."""
+    layout = quantised_as(weight)
+    if "FP8" in layout:
+        return torch.float8_e5m2 if "E5M2" in layout else torch.float8_e4m3fn
     return weight.dtype if weight.dtype.is_floating_point else torch.float16
 
 

@@ -86,6 +86,20 @@ def test_rounding_of_untouched_layers_is_no_difference(write, tuned, base):
     assert "rounding to the coarser of the two dtypes" in "\n".join(extracted.found.lines())
 
 
+def test_a_lora_below_the_rounding_is_found(write):
+    """Half as large as the rounding of fp8, but in few directions, which rounding is not."""
+    base = random_weights(SD1)[TO_Q]
+    generator = torch.Generator().manual_seed(1)
+    change = torch.outer(*(torch.randn(160, generator=generator) for _ in range(2)))
+    change *= 0.012 * base.norm() / change.norm()
+    tensors, numbers = scaled(base + change, torch.float8_e4m3fn, "old")
+    assert change.norm() < 0.55 * (numbers - base - change).norm()
+    paths = write("tuned.safetensors", tensors), write("base.safetensors", {TO_Q: base})
+    extracted = merge_ops.extract(*paths, rank=1)
+    assert torch.cosine_similarity(extracted.delta(NAME).flatten(), change.flatten(), dim=0) > 0.9
+    assert "is rounding of the weights to their dtype" in extracted.outline.warnings[0]
+
+
 def test_rounding_of_fp8_too(write):
     """Of scaled fp8 the numbers below the smallest normal one are rounded more coarsely; most are above."""
     weights = random_weights(SD1)
@@ -99,7 +113,8 @@ def test_a_small_change_of_one_dtype_is_kept_and_said(write):
     """Nothing is left out that may have been trained: equal dtypes differ only where a number does."""
     base = random_weights(SD1)[TO_Q].bfloat16()
     tuned = base.clone()
-    tuned[::7] += base[::7].abs() * 2**-8
+    signs = torch.randn(base[::7].shape, generator=torch.Generator().manual_seed(2)).sign()
+    tuned[::7] += (base[::7].float().abs() * 2**-8 * signs).bfloat16()
     paths = write("tuned.safetensors", {TO_Q: tuned}), write("base.safetensors", {TO_Q: base})
     extracted = merge_ops.extract(*paths, rank=4)
     warnings = "\n".join(extracted.outline.warnings)

@@ -23,6 +23,7 @@ from comfy_inside import (
     weights_of,
     write_lora,
 )
+from packed_weights import load_quantised
 from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[1] / "architectures"))
@@ -33,6 +34,7 @@ from configs import COMFYUI
 CPU = torch.device("cpu")
 NamesInFiles = sys.modules["alloy_pack.merge_ops.extracting.layer_names"].NamesInFiles
 module_names = sys.modules["alloy_pack.merge_ops.saving.stems"].module_names
+core = sys.modules["alloy_pack.nodes.model.core"]
 read_whole_model = sys.modules["alloy_pack.nodes.model.whole_models"].read_whole_model
 
 
@@ -244,3 +246,26 @@ for _name in COMFYUI:
         unknown = [name for name, stem in stems.items() if stem not in known]
         assert len(layers) > 100 and not unknown, (len(unknown), unknown[:5])
         assert len(set(stems.values())) == len({name.removesuffix(".bias") for name in layers})
+
+
+@check
+def extract_from_quantised_weights():
+    """fp8 with scales, as ComfyUI loads it: its numbers are read, and what is only rounding is left out."""
+    quantised, _ = load_quantised("float8_e4m3fn")
+    model, _ = load_model("flux")
+    tuned, _ = chained(quantised, None, [(write_lora("flux_known", "flux", 2, 2, 1, every=4), 1.0, 1.0)])
+    with torch.inference_mode():
+        lora, report = run("LoraAlloyExtract", tuned=tuned, base=quantised, rank=8)
+        assert "keeps " in report, report
+        applied = comfy.sd.load_lora_for_models(quantised, None, dict(lora.items()), 1.0, 1.0)[0]
+        stored = core.read_stored_weights(quantised)
+        for key in tuned.patches:
+            want, got = (
+                core.with_patches(part, key, core.hand_to_patch(stored[key])).float()
+                for part in (tuned, applied)
+            )
+            assert torch.allclose(want, got, atol=1e-3 * float(want.abs().max())), key
+        both = run("LoraAlloyExtract", tuned=tuned, base=model, rank=8)
+    assert set(lora.merged.layers) <= set(both[0].merged.layers)
+    ignored = both[0].merged.found.ignored
+    assert ignored and all("rounding" in why for why in ignored.values()), both[1]
