@@ -120,6 +120,7 @@ def extract_gives_back_a_loaded_lora():
     )
     assert "keeps all of the difference" in report, report
     expected = weights_of(tuned_model, tuned_clip)
+    del expected["clip_l.transformer.text_projection.weight"]  # which the checkpoint lacks; not compared
     applied = run("LoraAlloyApply", lora=lora, strength_model=1.0, strength_clip=1.0, model=model, clip=clip)[
         :2
     ]
