@@ -14,7 +14,7 @@ OVERSAMPLE = 8  # directions tracked in addition to the rank
 _SMALL = 128  # a matrix with a side up to this long is decomposed in full
 _FEW = 64  # directions that are tried before all of them are computed
 _ENOUGH = 0.9  # of the energy, where the error of subspace iteration is below 0.2 % of all
-_GRAM_ROWS = 1024  # of a matrix that are multiplied in float64 at a time
+_GRAM_ROWS = 256  # of a matrix that are multiplied in float64 at a time
 _MAX_TURNS = 8
 _SETTLED = 5e-3  # a turn that lowers the squared error by less than this share ends the iteration
 
@@ -139,7 +139,7 @@ def _from_gram(matrix: Tensor, rank: int, energy: float | None) -> TruncatedSVD:
     squares, directions = torch.linalg.eigh(_gram(tall))
     squares = squares.flip(0).clamp(min=0)
     kept = rank if energy is None else min(_rank_of(squares, energy, float(squares.sum())), rank)
-    directions, s = directions.flip(1)[:, :kept], squares[:kept].sqrt()
+    s, directions = squares[:kept].sqrt(), directions[:, -kept:].flip(1)
     others = torch.cat([product(rows.to(directions.dtype), directions) for rows in _split(tall)])
     others /= torch.where(s > 0, s, 1.0)
     u, v = (directions, others) if wide else (others, directions)
