@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-# commands that other tests run: fuse in tests/text, extract in tests/cli, the demo in tests/test_demo.py, YAML
-# in tests/recipes, and those that need a model in tests/learning
+# commands that other tests run: fuse in tests/text, extract in tests/cli, the demo in tests/test_demo.py,
+# YAML in tests/recipes, and those that need a model in tests/learning
 ELSEWHERE = tuple(
     f"lora-alloy {rest}"
     for rest in ("fuse", "extract", "demo", "measure", "distill", "recipe run mergekit.yaml")
