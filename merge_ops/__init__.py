@@ -2,6 +2,7 @@
 
 from .blocks import BlockStrengths
 from .errors import IncompatibleLoraError, LoraFormatError, MergeError, ParameterError, UnknownMethodError
+from .extracting import Extracted, extract
 from .formats import load, load_all
 from .lora import Lora, LowRank
 from .merging.merge import merge
@@ -19,6 +20,7 @@ __all__ = [
     "FORMATS",
     "METHODS",
     "BlockStrengths",
+    "Extracted",
     "IncompatibleLoraError",
     "Lora",
     "LoraFormatError",
@@ -33,6 +35,7 @@ __all__ = [
     "SaveReport",
     "UnknownMethodError",
     "__version__",
+    "extract",
     "find_sources",
     "load",
     "load_all",

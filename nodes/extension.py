@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import LoraAlloyApply
 from .distill import LoraAlloyDistill
+from .extract import LoraAlloyExtract
 from .grid import LoraAlloyGrid
 from .inspect import LoraAlloyInspect
 from .loader import LoraAlloyLoader
@@ -47,4 +48,5 @@ class LoraAlloyExtension(ComfyExtension):
             LoraAlloyRecord,
             LoraAlloyMeasure,
             LoraAlloyDistill,
+            LoraAlloyExtract,
         ]

@@ -17,7 +17,7 @@ FLOORS = (
     ("merge_ops.adapters", "merge_ops.methods", "merge_ops.blocks"),
     ("merge_ops.formats",),
     ("merge_ops.merging",),
-    ("merge_ops.recipes", "merge_ops.analysis"),
+    ("merge_ops.recipes", "merge_ops.analysis", "merge_ops.extracting"),
     ("merge_ops.saving",),
     ("merge_ops.learning",),
     ("merge_ops.models",),

@@ -1,4 +1,5 @@
-"""The command line ``lora-alloy``: merge, fuse, distill, measure, inspect, resize, recipe, methods, demo.
+"""The command line ``lora-alloy``: merge, fuse, extract, distill, measure, inspect, resize, recipe,
+methods, demo.
 
 Exit codes: 0 for success, 1 for a refusal (the message gives the reason), 2 for wrong usage.
 """
@@ -12,14 +13,15 @@ from collections.abc import Sequence
 from ..errors import MergeError, did_you_mean, escaped
 from ..methods.registry import METHODS
 from ..version import __version__
-from . import demo, distill, fuse, inspect, measure, merge, methods, recipe, resize
+from . import demo, distill, extract, fuse, inspect, measure, merge, methods, recipe, resize
 from .how import expand_loras
 from .options import UsageError, in_options, say
 
-_COMMANDS = (merge, fuse, distill, measure, inspect, resize, recipe, methods, demo)
+_COMMANDS = (merge, fuse, extract, distill, measure, inspect, resize, recipe, methods, demo)
 _EPILOG = """examples:
   lora-alloy merge ink.safetensors:0.8 mia.safetensors:0.6 --method ties --density 0.5 -o both.safetensors
   lora-alloy fuse base_model adapter_a:0.7 adapter_b:0.3 -o fused_model
+  lora-alloy extract tuned.safetensors base.safetensors --rank 32 -o tuned_lora.safetensors
   lora-alloy distill ink.safetensors mia.safetensors --model sdxl --prompt ink="ink fox" --prompt mia="mia" \
       -o both.safetensors
   lora-alloy inspect ink.safetensors mia.safetensors

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..errors import LoraFormatError
 from ..names.spelling import DOTTED_COMPONENTS
-from .header import Entry, torch_dtype
 from .layer_index import LayerIndex, Span
 from .quantised import Quantisation
 from .shard import Shard, read_shard
@@ -41,29 +40,15 @@ class BaseFiles:
 
     def _rows(self, span: Span) -> Tensor:
         shard, stored = self._files[span.component, span.entry.name]
-        reason = stored.why_not(span.entry)
+        reason = stored.why_unreadable(span.entry)
         if reason is not None:
             raise LoraFormatError(
                 f"{span.entry.name} of {shard.path.name} is quantised ({reason}); give the original weights "
                 "as the base model"
             )
-        weight = read_tensor(shard, span.entry)
-        if (scale := stored.scale(span.entry)) is not None:
-            weight = weight.to(torch.float32) * read_tensor(shard, scale).to(torch.float32)
+        weight = stored.read(span.entry)
         weight = weight.T if span.turned else weight
         return weight if span.rows is None else weight.narrow(0, *span.rows).clone()
-
-
-def read_tensor(shard: Shard, entry: Entry) -> Tensor:
-    """Read one tensor of a file.
-
-    Raises:
-        LoraFormatError: if the file is shorter than its header said.
-    """
-    tensor = torch.empty(entry.shape, dtype=torch_dtype(entry))  # torch aligns what it allocates
-    if tensor.numel() and not shard.read_into(entry, tensor.flatten().view(torch.uint8).numpy().data):
-        raise LoraFormatError(f"{shard.path.name} changed while it was read; try again")
-    return tensor
 
 
 def open_base(path: str | os.PathLike[str]) -> BaseFiles:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -233,7 +232,7 @@ class MergedLayer:
     def kept(self, svd: TruncatedSVD, dtype: torch.dtype) -> MergedLayer:
         """Return the same layer as what a truncated SVD of it keeps."""
         clamp = self.settings.svd_clamp
-        up, down = svd.balanced() if clamp is None else _clamped(svd, clamp)
+        up, down = svd.balanced() if clamp is None else svd.clamped(clamp)
         energy = self.energy_kept * svd.energy_kept
         return replace(self.pinned(up, down, dtype), energy_kept=energy, is_whole=True)
 
@@ -266,11 +265,3 @@ def _product_of(name: str, part: LowRank, weight: float, device: torch.device | 
     check_room(f"the delta of {name}", *part.matrix_shape)
     up, down = (factor.to(device, torch.float32) for factor in (part.up, part.down))
     return (up @ down).mul_(weight * part.scale)
-
-
-def _clamped(svd: TruncatedSVD, clamp: float) -> tuple[Tensor, Tensor]:
-    """PEFT's ``svd_clamp``: all singular values go on ``up``, then both are clipped at a quantile."""
-    up, down = svd.u * svd.s, svd.vh
-    entries = torch.cat((up.flatten(), down.flatten())).cpu().numpy()
-    limit = float(np.quantile(entries, clamp))
-    return up.clamp(-limit, limit), down.clamp(-limit, limit)

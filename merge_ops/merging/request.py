@@ -84,6 +84,7 @@ class Request:
     cut_by: RankRule | None = None  # what chose the ranks that the finished result was truncated to
     apart: tuple[bool, ...] = ()  # the LoRAs that are added after the merge of the others
     learned: dict[str, Any] | None = None  # how the result was trained, as plain data, if it was
+    extracted: dict[str, Any] | None = None  # the base that it was extracted from, and how, if it was
 
     @classmethod
     def of(
@@ -130,9 +131,13 @@ class Request:
 
     @property
     def method_name(self) -> str:
-        """The name that was asked for: PEFT's combination type, a method of ours, or ``distilled``."""
+        """The name that was asked for: PEFT's combination type, a method of ours, ``distilled`` or
+        ``extracted``.
+        """
         if self.learned is not None:
             return "distilled"
+        if self.extracted is not None:
+            return "extracted"
         return self.combination_type or self.settings.method.name
 
     def weight(self, index: int, layer: str) -> float:

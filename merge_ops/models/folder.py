@@ -7,20 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import LoraFormatError
+from ..formats.model_folder import CONFIG, PIPELINE, listed_shards, read_json
 from ..formats.shard import Shard, read_shard
 from ..names.spelling import DOTTED_COMPONENTS
-from .base_model import (
-    CONFIG,
-    BaseModel,
-    is_about_the_base,
-    is_weights,
-    listed_shards,
-    read_json,
-    refuse_duplicates,
-)
+from .base_model import BaseModel, is_about_the_base, is_weights, refuse_duplicates
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PIPELINE = "model_index.json"
 _DIFFUSERS = "diffusion_pytorch_model*.safetensors"
 _KINDS = "give a .safetensors file, a diffusers folder or a transformers folder"
 
@@ -36,10 +28,10 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
         return BaseModel(where, "file", {}, (_read_single(where),), (), ())
     if not where.is_dir():
         raise LoraFormatError(f"there is no file or folder {where.name!r}; {_KINDS}")
-    if (where / _PIPELINE).is_file():
+    if (where / PIPELINE).is_file():
         return _read_pipeline(where)
     if not (where / CONFIG).is_file():
-        raise LoraFormatError(f"{where.name} has no {CONFIG} and no {_PIPELINE}; {_KINDS}")
+        raise LoraFormatError(f"{where.name} has no {CONFIG} and no {PIPELINE}; {_KINDS}")
     if any(where.glob(_DIFFUSERS)):
         return _read_component(where)
     return _read_transformers(where)
@@ -94,7 +86,7 @@ def _read_pipeline(folder: Path) -> BaseModel:
     others = [file for file in _all_files(folder) if file not in own]
     kept = tuple(file for file in others if _belongs_to_pipeline(file, folder, shards))
     left_out = tuple(str(file.relative_to(folder)) for file in others if file not in kept)
-    return BaseModel(folder, "diffusers", read_json(folder / _PIPELINE), tuple(shards), kept, left_out)
+    return BaseModel(folder, "diffusers", read_json(folder / PIPELINE), tuple(shards), kept, left_out)
 
 
 def _read_component(folder: Path) -> BaseModel:

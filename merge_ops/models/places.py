@@ -11,12 +11,10 @@ from ..formats.header import Entry
 from ..formats.quantised import Quantisation
 from ..merging.merged import Merged
 from ..merging.misfits import explain_misfit, refuse_most
+from ..names.language import has_conv1d, is_conv1d
 from .base_model import BaseModel
 
 _SUFFIX = ".weight"
-# transformers' Conv1D stores its weight as (in, out); these model types use it, in modules of these names
-_CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
-_CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 _WITH_HEAD = ("LM", "ForConditionalGeneration", "ForPreTraining")
 
 
@@ -126,9 +124,10 @@ def _is_transposed(base: BaseModel, merged: Merged, layer: str, stem: str) -> bo
     PEFT has one ``fan_in_fan_out`` for all layers, which is wrong where Conv1D and linear layers mix.
     """
     layout = merged.layer(layer).template.layout if layer in merged.layers else ""
-    if layout not in ("linear", "fan_in_fan_out") or base.setting("model_type") not in _CONV1D_TYPES:
+    model_type = str(base.setting("model_type"))
+    if layout not in ("linear", "fan_in_fan_out") or not has_conv1d(model_type):
         return False
-    return (layout == "fan_in_fan_out") != (stem.rpartition(".")[2] in _CONV1D_NAMES)
+    return (layout == "fan_in_fan_out") != is_conv1d(model_type, stem)
 
 
 def _check(base: BaseModel, merged: Merged, place: Place, entry: Entry) -> str | None:

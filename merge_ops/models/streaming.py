@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError, reading
-from ..formats.checkpoint import read_tensor
 from ..formats.container import changed
 from ..formats.header import Entry, torch_dtype
 from ..formats.quantised import Quantisation
-from ..formats.shard import Shard, read_shard
+from ..formats.shard import Shard, read_shard, read_tensor
 from ..merging.merged import Merged
 from .places import Place, Places
 from .stored_weight import add_layers, check_finite, norm, read_exact, store

@@ -12,8 +12,9 @@ from .prefixes import strip_wrappers
 from .spelling import canonical_name
 
 DENOISER = "diffusion_model"
+_CHECKPOINT = "model.diffusion_model."
 # what single files put in front of a part
-_DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "net.")
+_DENOISER_PREFIXES = (_CHECKPOINT, "diffusion_model.", "unet.", "transformer.", "net.")
 _ENCODER_PREFIXES = {
     "cond_stage_model.transformer.": "text_encoder",
     "cond_stage_model.model.": "text_encoder",
@@ -29,16 +30,38 @@ _CLIPS = {
     "clip_h": ("text_encoder",),
     "clip_g": ("text_encoder_2", "text_encoder"),
 }
-_OTHERS = ("first_stage_model.", "vae.", "model_ema.")  # no LoRA changes these
+UNNAMED = "a part of the text encoder that no LoRA has a name for"
+# prefix of what no LoRA changes -> what it is
+_OTHERS = {
+    "first_stage_model.": "the VAE",
+    "vae.": "the VAE",
+    "model_ema.": "the EMA weights",
+    "control_model.": "a control model",
+    "cond_stage_model.": UNNAMED,
+    "conditioner.": UNNAMED,
+}
+BUFFERS = "buffers"
+# those of the schedule and of samplers, which are no weights
+_BUFFERS = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "log_one_minus_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+    "logvar", "denoiser.sigmas", "ztsnr", "v_pred", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
+)  # fmt: skip
+_BUFFER_ENDS = ("position_ids", "logit_scale", "inv_freq", "attn_mask", "num_batches_tracked")
 _LDM = re.compile(r"(?:^|_)((?:input_blocks|middle_block|output_blocks)_.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorName:
-    """Which parts of a pipeline a tensor is in, as LoRAs call them, and its name there."""
+    """Which parts of a pipeline a tensor is in, as LoRAs call them, and its name there.
+
+    ``is_open_clip`` says that the part has the names of OpenCLIP.
+    """
 
     parts: tuple[str, ...]
     path: str
+    is_open_clip: bool = False
 
 
 class Parts:
@@ -55,18 +78,46 @@ class Parts:
         name = strip_wrappers(name)
         if component:
             return TensorName((DENOISER if component in DENOISERS else component,), name)
-        if name.startswith(_OTHERS):
+        if (stated := self.stated(name)) is not None:
+            return stated
+        if other_part(name) is not None:
             return None
-        for prefix, part in _ENCODER_PREFIXES.items():
-            if name.startswith(prefix):
-                return TensorName((part,), name.removeprefix(prefix))
-        if (match := _COMFYUI_ENCODER.match(name)) is not None:
-            return TensorName(self._encoders[match[1]], name[match.end() :])
         for prefix in _DENOISER_PREFIXES:
             if name.startswith(prefix):
                 return TensorName((DENOISER,), name.removeprefix(prefix))
         part, _, path = canonical_name(name).partition(".")
         return TensorName((part,), path) if part == "text_encoder" else TensorName((DENOISER,), name)
+
+    def stated(self, name: str) -> TensorName | None:
+        """Return the parts of a tensor where the prefix of a single file tells them; None for any other."""
+        for prefix, part in _ENCODER_PREFIXES.items():
+            if name.startswith(prefix):
+                is_open_clip = prefix.endswith(".model.")
+                return TensorName((part,), name.removeprefix(prefix), is_open_clip)
+        if (match := _COMFYUI_ENCODER.match(name)) is not None:
+            return TensorName(self._encoders[match[1]], name[match.end() :])
+        if name.startswith(_CHECKPOINT):
+            return TensorName((DENOISER,), name.removeprefix(_CHECKPOINT))
+        return None
+
+
+def is_buffer(name: str) -> bool:
+    """Return True for a tensor that is no weight of any part: of a schedule, a sampler, or positions."""
+    return name in _BUFFERS or name.rpartition(".")[2] in _BUFFER_ENDS
+
+
+def other_part(name: str) -> str | None:
+    """Return what a tensor is that no LoRA changes, in words; None for any other.
+
+    ``name`` is that in a single file, of no part that ``Parts.stated`` knows.
+    """
+    return next((what for prefix, what in _OTHERS.items() if name.startswith(prefix)), None)
+
+
+def has_comfyui_name(name: str) -> bool:
+    """Return True for a text encoder of a file of ComfyUI that its LoRAs call as the file does: not CLIP."""
+    match = _COMFYUI_ENCODER.match(name)
+    return match is not None and match[1] not in _CLIPS
 
 
 def _encoders_of(names: Collection[str]) -> dict[str, tuple[str, ...]]:

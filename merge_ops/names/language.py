@@ -28,6 +28,9 @@ _CURRENT = (
     "model.language_model.", "model.text_model.", "language_model.", "model.", "language_model.model.", "",
 )  # fmt: skip
 _TOWERS = ("model.vision_tower.", "model.vision_tower.vision_model.", "vision_tower.vision_model.")
+# transformers' Conv1D stores its weight as (in, out); these model types use it, in modules of these names
+_CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+_CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 _CURRENT_OF = {"decoder": _CURRENT, "head": ("", *_CURRENT), "vision_tower": _TOWERS}
 
 
@@ -48,3 +51,13 @@ def current_wrappers(part: str, wrappers: Iterable[str]) -> str:
     """Return those of some wrappers around one part that the newest readers know."""
     order = _CURRENT_OF.get(part, ("model.", ""))
     return min(wrappers, key=lambda each: (order.index(each) if each in order else len(order), each))
+
+
+def has_conv1d(model_type: str) -> bool:
+    """Return True if models of this type in transformers store some weights as ``(in, out)``."""
+    return model_type in _CONV1D_TYPES
+
+
+def is_conv1d(model_type: str, module: str) -> bool:
+    """Return True if a module of a model of this type stores its weight as ``(in, out)``."""
+    return has_conv1d(model_type) and module.rpartition(".")[2] in _CONV1D_NAMES

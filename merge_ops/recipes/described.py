@@ -27,6 +27,8 @@ def describe_how(recipe: Recipe) -> str:
     parts += [f"only {recipe.keep}"] if recipe.keep is not None else []
     if recipe.learned is not None:
         parts.append("then distilled")
+    if recipe.extracted is not None:
+        parts[0] = f"extracted from {count} model{'s' * (count != 1)} and a base"
     return ", ".join(parts)
 
 

@@ -26,7 +26,7 @@ RECIPE_VERSION = 1
 _PEFT_PARAMS = ("density", "majority_sign_method")
 _KEYS = (
     "recipe", "version", "sources", "method", "combination_type", "svd_rank", "svd_clamp", "params", "space",
-    "rank", "ranks", "scale", "seed", "reader", "keep", "learned",
+    "rank", "ranks", "scale", "seed", "reader", "keep", "learned", "extracted",
 )  # fmt: skip
 _MAX_RANK = 2**31
 _MAX_SEED = 10**100
@@ -39,8 +39,9 @@ class Recipe:
     ``params``, ``space``, ``scale``, ``seed``, ``reader`` and ``keep`` have the same meaning as in ``merge``;
     ``rank`` is the rank of the result, whether it was requested when merging or when saving; ``ranks`` is the
     rule that chose the rank of each layer, if there was one. ``learned`` tells how the result was distilled,
-    if it was: such a recipe cannot be run without the model. ``warnings`` list what an import from another
-    program left out.
+    if it was: such a recipe cannot be run without the model. ``extracted`` names the base model, if the
+    result is the difference of the source and that, and how it was made: that takes both models. ``warnings``
+    list what an import from another program left out.
 
     Raises:
         UnknownMethodError, ParameterError: on creation, for a value that ``merge`` would refuse too.
@@ -60,6 +61,7 @@ class Recipe:
     reader: str = "peft"
     keep: str | None = None
     learned: dict[str, Any] | None = None
+    extracted: dict[str, Any] | None = None
     version: str = __version__  # of the program that wrote it
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -80,6 +82,8 @@ class Recipe:
             checked.plain_name(self.keep, "keep")
         if self.learned is not None:
             checked.mapping(self.learned, "learned")
+        if self.extracted is not None:
+            checked.mapping(self.extracted, "extracted")
         for what, rank in (("rank", self.rank), ("svd_rank", self.svd_rank)):
             if rank is not None:
                 checked.whole(rank, what, 1, _MAX_RANK)
@@ -108,7 +112,7 @@ class Recipe:
         shared: dict[str, Any] = {
             "params": how.params, "scale": how.scale, "seed": how.seed, "reader": merged.reader,
             "keep": None if request.keep is None else checked.made_plain(request.keep),
-            "learned": request.learned, "ranks": ranks,
+            "learned": request.learned, "ranks": ranks, "extracted": request.extracted,
         }  # fmt: skip
         if request.combination_type is None:
             return cls(sources, how.method.name, space=how.space, rank=request.rank or rank, **shared)
@@ -161,6 +165,7 @@ class Recipe:
             **({} if self.reader == "peft" else {"reader": self.reader}),
             **({} if self.keep is None else {"keep": self.keep}),
             **({} if self.learned is None else {"learned": self.learned}),
+            **({} if self.extracted is None else {"extracted": self.extracted}),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -191,8 +196,13 @@ class Recipe:
         """Return the keywords of ``merge``, except for the scale and what there is one of per LoRA.
 
         Raises:
-            ParameterError: if the merge was distilled, which ``merge`` cannot do.
+            ParameterError: if the result was distilled or extracted, which ``merge`` cannot do.
         """
+        if self.extracted is not None:
+            raise ParameterError(
+                "this LoRA was extracted from two models; to make it again, extract it from the source and "
+                "the base of the recipe, with the settings under 'extracted'"
+            )
         if self.learned is not None:
             raise ParameterError(
                 "this merge was distilled, and making it again needs the base model: record its LoRAs, and "

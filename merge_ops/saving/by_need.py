@@ -13,7 +13,7 @@ from ..errors import ParameterError
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
 from .layout import Layout, numbers
-from .stems import module_names
+from .stems import stems_of
 from .stored import Progress
 from .tensors import resolve_format
 
@@ -79,7 +79,7 @@ def plan_sizes(
         MergeError: if the format cannot hold the layers, or one contains NaN.
     """
     form = resolve_format(format, merged.loras[0])
-    stems = module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
+    stems = stems_of(merged, form)
     title = merged.loras[0].name if path is None else Path(path).stem
     layout = Layout(merged, form, dtype, stems, title)
     merged.spectra(progress)

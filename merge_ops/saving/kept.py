@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..extracting import Extracted
 from ..merging.merged import Merged
 from ..merging.merged_layer import MergedLayer
 from ..merging.svd import squared_singular_values
 
+DIFFERENCE = "the difference"
 LOW = 0.9  # a file that keeps less is worth a warning
 _ALL = 0.9995  # of which one cannot see the rest
 _NOISE = 1e-6  # of a share as a float
@@ -29,7 +31,8 @@ class Kept:
     """``energy`` is the share of the merge that a file of rank ``rank`` keeps.
 
     ``wider`` is a larger rank with the share that it would keep; ``estimated`` if that was measured on some
-    of the layers. Where the ranks were chosen by need, they are from ``smallest`` to ``rank``.
+    of the layers. Where the ranks were chosen by need, they are from ``smallest`` to ``rank``. ``whole`` is
+    what the shares are of.
     """
 
     energy: float
@@ -37,6 +40,7 @@ class Kept:
     wider: tuple[int, float] | None = None
     estimated: bool = False
     smallest: int | None = None
+    whole: str = "this merge"
 
     @property
     def is_low(self) -> bool:
@@ -46,10 +50,10 @@ class Kept:
     def sentence(self) -> str:
         """Return what is kept, and what a larger rank would keep if it is little."""
         if self.energy >= _ALL:
-            return "keeps all of this merge, up to rounding"
+            return f"keeps all of {self.whole}, up to rounding"
         if self.smallest not in (None, self.rank):
-            return f"ranks {self.smallest} to {self.rank} keep {percent(self.energy)} of this merge"
-        text = f"rank {self.rank} keeps {percent(self.energy)} of this merge"
+            return f"ranks {self.smallest} to {self.rank} keep {percent(self.energy)} of {self.whole}"
+        text = f"rank {self.rank} keeps {percent(self.energy)} of {self.whole}"
         if self.wider is not None:
             about = "about " if self.estimated else ""
             text += f"; rank {self.wider[0]} would keep {about}{percent(self.wider[1])}"
@@ -63,14 +67,42 @@ def percent(share: float) -> str:
     return f"{math.floor(100 * share + _NOISE)} %"
 
 
+def kept_by_extraction(extracted: Extracted, energy: float | None = None, rank: int | None = None) -> Kept:
+    """Return what an extraction keeps of the difference of its models, or a file that keeps less of it.
+
+    A larger rank is estimated from the layers whose singular values the extraction measured: it loses the
+    same share there of what this rank loses.
+    """
+    found = extracted.found
+    kept = Kept(
+        found.held if energy is None else energy, rank or found.ranks[1], estimated=True, whole=DIFFERENCE
+    )
+    if not kept.is_low or not kept.rank or not found.spectra:
+        return kept
+    whole = sum(float(squares.sum()) for squares in found.spectra)
+    now, *lost = (
+        whole - sum(float(squares[: times * kept.rank].sum()) for squares in found.spectra)
+        for times in (1, *_STEPS)
+    )
+    shares = [1 - (1 - kept.energy) * (rest / now if now else 0.0) for rest in lost]
+    return replace(kept, wider=_first_enough([times * kept.rank for times in _STEPS], shares))
+
+
+def _first_enough(ranks: Sequence[int], shares: Sequence[float]) -> tuple[int, float]:
+    """The first rank that keeps enough, or the last, with its share."""
+    best = next((i for i, share in enumerate(shares) if share >= LOW), len(ranks) - 1)
+    return ranks[best], shares[best]
+
+
 def suggest_rank(merged: Merged, rank: int) -> tuple[tuple[int, float] | None, bool]:
     """Return a larger rank with the share of the merge that it would keep, and whether that is an estimate.
 
     The rank is twice ``rank``, or four times if twice keeps too little. Layers with factors are measured
     exactly. Where there are full matrices, up to eight of these are, spread over the model.
     """
-    settings = merged.request.settings
-    if settings.space == "factors" or merged.request.combination_type or merged.request.learned is not None:
+    request = merged.request
+    made_at_once = request.combination_type or request.learned is not None or request.extracted is not None
+    if request.settings.space == "factors" or made_at_once:
         return None, False  # a larger rank would be another merge
     layers = [replace(layer, fixed=None, energy_kept=1.0) for layer in map(merged.layer, merged.layers)]
     layers = [layer for layer in layers if layer.template.layout != "vector"]
@@ -84,8 +116,7 @@ def suggest_rank(merged: Merged, rank: int) -> tuple[tuple[int, float] | None, b
     if not whole:
         return None, False
     shares = [min(energy / whole, 1.0) for energy in kept]
-    best = next((i for i, share in enumerate(shares) if share >= LOW), len(ranks) - 1)
-    return (ranks[best], shares[best]), len(chosen) < len(layers)
+    return _first_enough(ranks, shares), len(chosen) < len(layers)
 
 
 def _energies(layers: Sequence[MergedLayer], ranks: Sequence[int]) -> Iterator[tuple[list[float], float]]:

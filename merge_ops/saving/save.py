@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ParameterError, did_you_mean
+from ..extracting import Extracted
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
@@ -18,9 +19,9 @@ from .by_need import settle_ranks
 from .carried import check_stated
 from .file_names import check_destination
 from .ia3 import check_alone, ia3_errors
-from .kept import Kept, suggest_rank
+from .kept import DIFFERENCE, Kept, kept_by_extraction, suggest_rank
 from .layout import Layout
-from .stems import module_names
+from .stems import module_names, stems_of
 from .stored import Progress, StoredLayer, relative, store_layers
 from .tensors import FORMATS, resolve_format
 from .verified import write_verified
@@ -107,7 +108,7 @@ def save(
     target = Path(path)
     form = check_output(target, merged.loras, format, rank, dtype, overwrite=overwrite)
     check_alone(merged.ia3, len(merged.layers), form)
-    stems = stems or module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
+    stems = stems or stems_of(merged, form)
     layout = Layout(merged, form, dtype, stems, target.stem, check_stated(metadata or {}))
     if isinstance(rank, RankRule):
         rank, ranks = settle_ranks(layout, rank, progress)
@@ -171,9 +172,14 @@ def _kept(merged: Merged, stored: dict[str, StoredLayer], by_need: bool) -> Kept
     left = sum(max(part.norm - part.error, 0.0) for part in stored.values())
     ranks = [part.layer.rank for part in stored.values() if part.energy_kept < 1]
     energy = left / whole if whole else 1.0
+    if isinstance(merged, Extracted):
+        energy *= 1 - merged.found.lost
     if by_need:
         every = [part.layer.rank for part in stored.values() if part.layer.layout != "vector"]
-        return Kept(energy, max(every, default=0), smallest=min(every, default=0))
+        kept = Kept(energy, max(every, default=0), smallest=min(every, default=0))
+        return replace(kept, whole=DIFFERENCE) if isinstance(merged, Extracted) else kept
+    if isinstance(merged, Extracted):
+        return kept_by_extraction(merged, energy, max(ranks, default=0))
     kept = Kept(energy, max(ranks, default=0))
     if not kept.is_low or not kept.rank:
         return kept

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 
 from ..errors import MergeError
+from ..extracting import Extracted
 from ..lora import Lora
+from ..merging.merged import Merged
 from ..names.original import add_dots
 from ..names.parts import DENOISERS, is_language_model
 from ..names.recognise import Guess, guess
@@ -27,6 +29,16 @@ def module_names(layers: Iterable[str], form: str, loras: list[Lora]) -> dict[st
     modules = list(dict.fromkeys(name.removesuffix(".bias") for name in names))
     stems = _stems(modules, form, loras)
     return {name: stems[name.removesuffix(".bias")] for name in names}
+
+
+def stems_of(merged: Merged, form: str) -> dict[str, str]:
+    """Return ``module_names`` of everything in a merge, and the stems that an extraction states.
+
+    Raises:
+        MergeError: if the format cannot hold the layers of these models together.
+    """
+    stems = module_names((*merged.layers, *merged.whole_weights), form, merged.loras)
+    return stems | merged.stems if isinstance(merged, Extracted) else stems
 
 
 def _stems(names: list[str], form: str, loras: list[Lora]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.lora
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
@@ -147,6 +148,15 @@ def hand_to_patch(stored: StoredWeight) -> Tensor:
     """
     copy = stored.weight.to(torch.float32, copy=True)
     return copy if stored.convert is None else stored.convert(copy, inplace=True)
+
+
+def with_patches(part: Any, key: str, weight: Tensor) -> Tensor:
+    """Return a weight from ``hand_to_patch``, which is used up, with the patches of a MODEL or CLIP."""
+    patches = patcher_of(part).patches.get(key)
+    if not patches:
+        return weight
+    patched: Tensor = comfy.lora.calculate_weight(patches, weight, key)
+    return patched
 
 
 def is_patched_by_pack(part: Any) -> bool:

@@ -42,6 +42,8 @@ def describe_merge(merged: Merged, seconds: float | None = None, label: str = ""
     how = merged.request.method_name
     skipped = sum(len(lora.unmerged) for lora in merged.loras)
     parts = [f"{how} of {count_loras(len(merged.loras))}", f"{len(merged.layers)} layers"]
+    if merged.request.extracted is not None:
+        parts[0] = f"LoRA extracted from {merged.loras[0].name}"
     if merged.request.rank is not None:
         kept = merged.energy_kept
         parts += [f"rank {merged.request.rank}", f"{100 * kept:.1f} % of the energy kept"]

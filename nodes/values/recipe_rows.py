@@ -52,6 +52,8 @@ def list_lost(recipe: Recipe) -> list[str]:
     lost = []
     if recipe.learned is not None:
         lost.append("this merge was distilled: record and distill its sources again to get the same result")
+    if recipe.extracted is not None:
+        lost.append("this LoRA was extracted from two models: extract it again with Extract LoRA")
     if recipe.combination_type is not None and recipe.rank is not None:
         lost.append(f"the result was cut to rank {recipe.rank}; set this rank in Save LoRA")
     if recipe.ranks is not None:

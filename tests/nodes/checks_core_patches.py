@@ -42,6 +42,22 @@ def probed(model, key):
 
 
 @check
+def core_with_patches():
+    """What ComfyUI computes of a weight and the patches on it; a weight without any is as it was."""
+    model, _ = load_model("sd15")
+    tuned = run("LoraAlloyLoader", model=model, loras=text_of(three_loras("sd15")))[0]
+    stored = core.read_stored_weights(tuned)
+    key, other = next(iter(tuned.patches)), next(key for key in stored if key not in tuned.patches)
+    with torch.inference_mode():
+        expected = tuned.patch_weight_to_device(key, return_weight=True)
+        got = core.with_patches(tuned, key, core.hand_to_patch(stored[key]))
+        assert torch.allclose(got.to(expected.dtype), expected, atol=1e-3)
+        assert not torch.equal(got, stored[key].weight.float())
+    weight = core.hand_to_patch(stored[other])
+    assert core.with_patches(tuned, other, weight) is weight
+
+
+@check
 def core_read_stored_weights():
     """The weights without patches: while a merge is loaded, while a hook is on, and of quantised modules."""
     model, _ = load_model("flux")

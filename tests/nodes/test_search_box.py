@@ -15,6 +15,7 @@ HELPERS = {
     "slerp": ["Merge Method"],
     "lora info": ["Inspect LoRAs"],
     "distill lora": ["Distill LoRAs", "Record LoRAs"],
+    "lora from checkpoint": ["Extract LoRA"],
     "apply lora": ["Apply Merged LoRA"],
     "merge loaded loras": ["Merge Loaded LoRAs"],
     "mergekit": ["LoRA Recipe"],

@@ -16,7 +16,7 @@ EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODES = {
     "LoraAlloyLoader", "LoraAlloyStack", "LoraAlloyMethod", "LoraAlloyMerge", "LoraAlloyApply",
     "LoraAlloySave", "LoraAlloyInspect", "LoraAlloyRecipe", "LoraAlloySweep", "LoraAlloyGrid",
-    "LoraAlloyRecord", "LoraAlloyMeasure", "LoraAlloyDistill", "LoraAlloyMergeLoaded",
+    "LoraAlloyRecord", "LoraAlloyMeasure", "LoraAlloyDistill", "LoraAlloyMergeLoaded", "LoraAlloyExtract",
 }  # fmt: skip
 
 
@@ -61,6 +61,23 @@ def test_every_example_runs(server, path, request):
     entry = server.run(example(path))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["outputs"]
+
+
+def test_extracting_a_lora(server):
+    """Of a model with LoRAs on it: what the node says, the file, and one model twice."""
+    workflow = example(ROOT / "example_workflows" / "api" / "Extract a LoRA from a model.json")
+    workflow["24"]["inputs"] |= {"energy": 0, "rank": 64}
+    outputs = server.run(workflow)["outputs"]
+    said = "".join(outputs["24"]["text"])
+    assert re.match(r"extracted \d+ layers, ranks? \d+", said) and "keeps all of the difference" in said
+    (text,) = outputs["15"]["text"]
+    assert "loras/extracted_" in text and "kohya, read back and compared" in text
+    workflow["24"]["inputs"]["tuned"] = ["4", 0]
+    workflow["24"]["inputs"]["tuned_clip"] = ["4", 1]
+    assert "tuned and base are the same in all" in failure(server.run(workflow))
+    workflow["24"]["inputs"]["base_clip"] = ["10", 1]
+    del workflow["24"]["inputs"]["tuned_clip"]
+    assert "connect the text encoders of both models" in failure(server.run(workflow))
 
 
 def test_recipes_give_their_own_pictures(server):

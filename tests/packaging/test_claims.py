@@ -18,10 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-# commands that other tests run: fuse in tests/text, the demo in tests/test_demo.py, YAML in tests/recipes,
-# and those that need a model in tests/learning
+# commands that other tests run: fuse in tests/text, extract in tests/cli, the demo in tests/test_demo.py,
+# YAML in tests/recipes, and those that need a model in tests/learning
 ELSEWHERE = tuple(
-    f"lora-alloy {rest}" for rest in ("fuse", "demo", "measure", "distill", "recipe run mergekit.yaml")
+    f"lora-alloy {rest}"
+    for rest in ("fuse", "extract", "demo", "measure", "distill", "recipe run mergekit.yaml")
 )
 
 
@@ -82,8 +83,8 @@ def test_code_of_the_page_on_recipes(folder):
 def test_options_of_the_commands(capsys):
     """Each option of the table is one of the commands that its row names, and of no others."""
     every = (
-        "merge", "distill", "measure", "inspect", "resize", "recipe show", "recipe run", "fuse", "methods",
-        "demo",
+        "merge", "extract", "distill", "measure", "inspect", "resize", "recipe show", "recipe run", "fuse",
+        "methods", "demo",
     )  # fmt: skip
     offered = {}
     for command in every:

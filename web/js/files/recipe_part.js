@@ -8,7 +8,8 @@ import { bareName } from "./facts.js";
 export function recipePart(recipe, loadSources = null) {
   if (!recipe) return null;
   const given = Object.entries(recipe.params).map(([name, value]) => `${name} ${value}`);
-  const method = recipe.learned ? say("distilled") : recipe.method ?? `peft, ${recipe.combination_type}`;
+  const made = recipe.learned ? say("distilled") : recipe.extracted ? say("extracted") : null;
+  const method = made ?? recipe.method ?? `peft, ${recipe.combination_type}`;
   const scale = recipe.scale === 1 ? [] : [say("strength {value}", { value: recipe.scale })];
   const sources = recipe.sources.map((source) => make("li", {},
     make("span", {}, bareName(source.name)), make("span", { class: "number" }, strengths(source))));

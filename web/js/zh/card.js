@@ -33,6 +33,7 @@ export const CARD = {
   "Notes": "备注",
   "Description": "说明",
   "distilled": "蒸馏",
+  "extracted": "提取",
   "strength {value}": "强度 {value}",
   "Load its sources…": "载入它的来源…",
   "Merge of {count} LoRAs": "由 {count} 个 LoRA 合并",
