@@ -29,20 +29,19 @@ _NUMBERED = re.compile(r"(.*?)[-_. ]*(?:epoch|ep|e|steps?|s)?[-_. ]*(\d+)", re.I
 def load_all(path: str | os.PathLike[str], allow_pickle: bool = False) -> list[Lora]:
     """Read all LoRAs that a pattern or a folder names, such as the epochs of a training, oldest first.
 
-        >>> from pathlib import Path, PurePath
-    from typing import TypeVar
-        >>> import shutil
-        >>> Path("epochs").mkdir()
-        >>> for name in ("ink-000002", "ink-000010", "ink"):
-        ...     copied = shutil.copy("ink.safetensors", f"epochs/{name}.safetensors")
-        >>> [lora.name for lora in merge_ops.load_all("epochs/ink*")]
-        ['ink-000002', 'ink-000010', 'ink']
+    >>> import shutil
+    >>> from pathlib import Path
+    >>> Path("epochs").mkdir()
+    >>> for name in ("ink-000002", "ink-000010", "ink"):
+    ...     copied = shutil.copy("ink.safetensors", f"epochs/{name}.safetensors")
+    >>> [lora.name for lora in merge_ops.load_all("epochs/ink*")]
+    ['ink-000002', 'ink-000010', 'ink']
 
-        ``merge`` averages them with ``method="mean"``; ``recency_weights`` counts newer ones more.
+    ``merge`` averages them with ``method="mean"``; ``recency_weights`` counts newer ones more.
 
     Raises:
-            ParameterError: if the pattern names no LoRA.
-            LoraFormatError: as ``load`` does.
+        ParameterError: if the pattern names no LoRA.
+        LoraFormatError: as ``load`` does.
     """
     return [load(found, allow_pickle=allow_pickle) for found in find_epochs(path, allow_pickle)]
 

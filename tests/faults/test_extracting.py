@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 MB = 1 << 20
-SIDE, LAYERS = 1024, 40
+SIDE, LAYERS = 1024, 64
 
 # the peak of memory of an extraction of a few directions, beyond what is there before it
 PEAK = """
@@ -35,7 +35,7 @@ for number, how in enumerate(({"rank": 16}, {"energy": 0.5})):
 
 @pytest.mark.slow
 def test_memory_of_one_weight(run_python, tmp_path):
-    """Of models of 168 MB each: the matrices of one weight, most of them for its decomposition."""
+    """Of models of 268 MB each: the matrices of one weight, most of them for its decomposition."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("memory is measured through /proc, which this system does not have")
     generator = torch.Generator().manual_seed(0)
@@ -51,7 +51,7 @@ def test_memory_of_one_weight(run_python, tmp_path):
     done = run_python(PEAK, *paths)
     assert done.returncode == 0, done.stderr[-2000:]
     both = sum(path.stat().st_size for path in paths)
-    assert int(done.stdout) < 36 * SIDE * SIDE * 4 < both / 2, int(done.stdout) // MB
+    assert int(done.stdout) < 48 * SIDE * SIDE * 4 < both / 2, int(done.stdout) // MB
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Imported by ``inside.py`` and its checks; reads the command line of that script.
 """
 
 import asyncio
+import gc
 import importlib.util
 import sys
 import time
@@ -46,6 +47,7 @@ def load_pack(name):
 
 
 BEFORE = set(sys.modules)
+gc.collect()  # of what ComfyUI and torch left, which may else fall into the time of the pack
 _begin = time.process_time()
 NODES = load_pack("alloy_pack")
 LOADED_IN = time.process_time() - _begin  # seconds of processor time

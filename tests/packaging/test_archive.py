@@ -79,4 +79,4 @@ def test_it_loads_in_comfyui(files, tmp_path, comfyui_python, comfyui_env):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 13 and "LoraAlloyLoader" in found
+    assert len(found) == 15 and "LoraAlloyLoader" in found
