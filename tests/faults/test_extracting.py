@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 MB = 1 << 20
-SIDE, LAYERS = 1024, 64
+SIDE, LAYERS = 1024, 40
 
-# the peak of memory of an extraction of a few directions, beyond what is there before it
+# The peak of memory of an extraction of a few directions, beyond what is there before it. Large blocks are
+# given back at once: how much freed memory the C library keeps is chance.
 PEAK = """
-import re, sys
+import ctypes, re, sys
+ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
 from pathlib import Path
 import torch, merge_ops
 status = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
@@ -35,7 +37,7 @@ for number, how in enumerate(({"rank": 16}, {"energy": 0.5})):
 
 @pytest.mark.slow
 def test_memory_of_one_weight(run_python, tmp_path):
-    """Of models of 268 MB each: the matrices of one weight, most of them for its decomposition."""
+    """Of models of 168 MB each: the matrices of one weight, most of them for its decomposition."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("memory is measured through /proc, which this system does not have")
     generator = torch.Generator().manual_seed(0)
@@ -51,7 +53,7 @@ def test_memory_of_one_weight(run_python, tmp_path):
     done = run_python(PEAK, *paths)
     assert done.returncode == 0, done.stderr[-2000:]
     both = sum(path.stat().st_size for path in paths)
-    assert int(done.stdout) < 48 * SIDE * SIDE * 4 < both / 2, int(done.stdout) // MB
+    assert int(done.stdout) < 16 * SIDE * SIDE * 4 < both / 2, int(done.stdout) // MB
 
 
 @pytest.mark.slow

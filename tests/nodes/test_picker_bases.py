@@ -61,7 +61,7 @@ def opened(editor, folder):
         editor.page.keyboard.type(f"{FOLDER}/")
         editor.page.locator(CHIP).filter(has_text="Flux.1").wait_for()
         editor.page.locator(CHIP).filter(has_text="Unknown").wait_for()
-        editor.page.locator(f"{OPTION} .base").nth(3).wait_for()  # all but the one that nobody can tell
+        editor.page.locator(f"{OPTION} .base").first.wait_for()
         return rows
 
     yield show
