@@ -6,15 +6,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..merge_ops.errors import MergeError
 from .inputs import CATEGORY, LORA_MODEL, METHOD, STACK, method_input, result_inputs, space_input
 from .model.loaded import describe_unmerged, list_found, list_stayed, merge_loaded, read_loaded
 from .model.loaded_files import read_named
 from .model.lora_model import MergedLoraModel
-from .model.queued import known_inputs, sent_inputs
+from .model.queued import check_method, known_inputs
 from .model.summary import describe_merge, list_notes
 from .status import SAYS, Said, StatusLine
-from .values.keywords import MethodChoice, check_sent, refuse_unknown
+from .values.keywords import MethodChoice, refuse_unknown
 
 
 class LoraAlloyMergeLoaded(io.ComfyNode):
@@ -85,12 +84,7 @@ class LoraAlloyMergeLoaded(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, method: dict[str, Any] | str | None = None) -> bool | str:
         """Refuse a misspelled method or parameter at queue time."""
-        name = method.get("method") if isinstance(method, dict) else method
-        try:
-            check_sent(sent_inputs(cls) or {"method": name}, known_inputs(cls))
-        except MergeError as error:
-            return str(error)
-        return True
+        return check_method(cls, method)
 
     @classmethod
     def execute(

@@ -6,10 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..merge_ops.errors import MergeError
 from .inputs import CATEGORY, METHOD, method_input, space_input
-from .model.queued import known_inputs, sent_inputs
-from .values.keywords import MethodChoice, build_merge_keywords, check_sent, refuse_unknown
+from .model.queued import check_method, known_inputs
+from .values.keywords import MethodChoice, build_merge_keywords, refuse_unknown
 
 
 class LoraAlloyMethod(io.ComfyNode):
@@ -37,12 +36,7 @@ class LoraAlloyMethod(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, method: dict[str, Any] | str | None = None) -> bool | str:
         """Refuse a misspelled method or parameter."""
-        name = method.get("method") if isinstance(method, dict) else method
-        try:
-            check_sent(sent_inputs(cls) or {"method": name}, known_inputs(cls))
-        except MergeError as error:
-            return str(error)
-        return True
+        return check_method(cls, method)
 
     @classmethod
     def execute(cls, method: Any = None, space: str | None = None, **unknown: Any) -> io.NodeOutput:

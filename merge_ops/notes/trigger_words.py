@@ -6,7 +6,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from .plain_text import clean_line
 
@@ -26,11 +27,12 @@ _COMMON = frozenset(
 )
 
 
-class Tag(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tag:
     """A tag of the training images; ``share`` is that of the images with it, None if unknown."""
 
     text: str
-    count: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
+    count: int
     share: float | None
 
 

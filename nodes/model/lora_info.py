@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def _describe(path: Path) -> dict[str, Any]:
         "modified": int(stat.st_mtime * 1000),
         "trigger_words": words,
         "words_from": source,
-        "training_tags": [tag._asdict() for tag in tags],
+        "training_tags": [asdict(tag) for tag in tags],
         "title": sidecar.title or _line(metadata, "modelspec.title"),
         "author": sidecar.author or _line(metadata, "modelspec.author"),
         "license": _line(metadata, "modelspec.license"),

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from inspect import signature
 from typing import Any
 
+from ...merge_ops.errors import MergeError
+from ..values.keywords import check_sent
 from .core import running_server
 
 # the request that queues a workflow also validates it, in the same task
@@ -39,6 +41,19 @@ def sent_inputs(node: type[Any]) -> dict[str, Any]:
     if not isinstance(inputs, Mapping):
         return {}
     return {name: value for name, value in inputs.items() if not isinstance(value, list)}
+
+
+def check_method(node: type[Any], method: Any) -> bool | str:
+    """Return True, or what is wrong with the method and the inputs of a node that is queued.
+
+    ``method`` is what ComfyUI hands to the validation, for where the inputs as they were sent are unknown.
+    """
+    name = method.get("method") if isinstance(method, Mapping) else method
+    try:
+        check_sent(sent_inputs(node) or {"method": name}, known_inputs(node))
+    except MergeError as error:
+        return str(error)
+    return True
 
 
 def _look(request: Any) -> Any:

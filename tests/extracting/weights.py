@@ -1,6 +1,9 @@
 """Weights of a part of a checkpoint, and changes of them."""
 
 import torch
+from safetensors.torch import load_file
+
+import merge_ops
 
 UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0"
 CLIP = "cond_stage_model.transformer.text_model"
@@ -36,3 +39,22 @@ def tuned_from(base, rank=4, only=""):
     generator = torch.Generator().manual_seed(1)
     changes = {name: low_rank(weight.shape, rank, generator) for name, weight in base.items() if only in name}
     return {name: weight + changes[name] if name in changes else weight for name, weight in base.items()}
+
+
+def differences(tuned, base):
+    one, other = load_file(tuned), load_file(base)
+    return {name: one[name].float() - other[name].float() for name in other}
+
+
+def assert_equal_deltas(lora, wanted):
+    """Each layer of a LoRA is one of the differences, whatever its name."""
+    left = list(wanted.values())
+    for name in lora.layers:
+        delta = merge_ops.merge([lora]).delta(name)
+        match = next(
+            i
+            for i, each in enumerate(left)
+            if each.numel() == delta.numel() and torch.allclose(each.view_as(delta), delta, atol=5e-6)
+        )
+        left.pop(match)
+    assert not left

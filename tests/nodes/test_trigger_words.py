@@ -27,7 +27,7 @@ def triggers(noted):
 def test_a_tag_of_all_images_is_a_trigger():
     """One that people give to any picture is none, and neither is a rare one."""
     noted = metadata(TAGS, {"10_mia": {"n_repeats": 10, "img_count": 20}})
-    assert trigger_words.read_tags(noted)[2] == ("red scarf", 12, 0.6)
+    assert trigger_words.read_tags(noted)[2] == trigger_words.Tag("red scarf", 12, 0.6)
     assert triggers(noted) == ["mia"]
 
 
@@ -36,7 +36,7 @@ def test_without_the_number_of_images_no_tag_is_trusted():
     assert triggers(metadata(TAGS)) == []
     both = TAGS | {"5_other": {"mia": 5}}
     assert triggers(metadata(both, {"10_mia": {"img_count": 20}})) == []
-    assert trigger_words.read_tags(metadata(both))[0] == ("mia", 25, None)
+    assert trigger_words.read_tags(metadata(both))[0] == trigger_words.Tag("mia", 25, None)
 
 
 def test_several_folders_are_added():
