@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..extracting import Extracted, ExtractOptions, extract
 from ..extracting.options import RANK
-from ..formats.model_files import open_model
+from ..formats.model_files import open_whole_model
 from ..formats.whole_model import WholeModel
 from ..merging.devices import usable_device
 from ..saving import save
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         rank=args.rank, energy=args.energy, conv_rank=args.conv_rank, min_diff=args.min_diff,
         clamp=args.clamp, vectors=args.vectors,
     )  # fmt: skip
-    tuned, base = open_model(args.tuned), open_model(args.base)
+    tuned, base = open_whole_model(args.tuned), open_whole_model(args.base)
     _refuse_output(args, tuned)
     with progress_bar("extracting", unit="weight") as progress:
         extracted = extract(

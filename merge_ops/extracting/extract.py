@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..formats.model_files import open_model
+from ..formats.model_files import open_whole_model
 from ..formats.whole_model import WholeModel
 from ..lora import Lora
 from ..merging.devices import usable_device
@@ -84,7 +84,7 @@ def extract(
         rank=rank, energy=energy, conv_rank=conv_rank, min_diff=min_diff, clamp=clamp, vectors=vectors
     )
     where = usable_device(device)
-    own, other = (each if isinstance(each, WholeModel) else open_model(each) for each in (tuned, base))
+    own, other = (each if isinstance(each, WholeModel) else open_whole_model(each) for each in (tuned, base))
     pairs = pair_weights(own, other)
     collected, names = Collected(own, options, dict(pairs.left_out)), NamesInFiles(own)
     for done, name in enumerate(pairs.names):

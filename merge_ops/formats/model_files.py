@@ -56,7 +56,7 @@ class _Sides(NamedTuple):
     matrix_shape: tuple[int, int]
 
 
-def open_model(path: str | os.PathLike[str]) -> WholeModel:
+def open_whole_model(path: str | os.PathLike[str]) -> WholeModel:
     """Open a model: a safetensors file, or a folder of a diffusers pipeline, one part of it, or transformers.
 
     Only headers are read. A checkpoint may hold the diffusion model alone or text encoders too.

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import merge_ops
 from merge_ops import LoraFormatError
-from merge_ops.formats.model_files import open_model
+from merge_ops.formats.model_files import open_whole_model
 from merge_ops.names.unet import to_ldm
 from tests.extracting.weights import random_weights, tuned_from
 
@@ -78,35 +78,35 @@ def test_shards_are_read_through_their_index_and_a_missing_one_is_named(write):
     index.write_text(json.dumps({"weight_map": where}))
     # one of another precision has a longer name
     (folder / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text("{}")
-    model = open_model(folder)
+    model = open_whole_model(folder)
     assert len(model.weights) == len(UNET)
     (folder / "b.safetensors").unlink()
     with pytest.raises(LoraFormatError, match=r"unet lacks b.safetensors, which its index lists"):
-        open_model(folder)
+        open_whole_model(folder)
     index.write_text(json.dumps({"weight_map": {"x": "../b.safetensors"}}))
     with pytest.raises(LoraFormatError, match="which is not a safetensors file"):
-        open_model(folder)
+        open_whole_model(folder)
 
 
 def test_the_usual_file_of_a_folder_is_taken_and_two_others_are_refused(write):
     unet = random_weights(UNET)
     folder = write("unet/diffusion_pytorch_model.fp16.safetensors", unet).parent
     write("unet/diffusion_pytorch_model.safetensors", tuned_from(unet))
-    ((_, weight), *_) = open_model(folder).weights.items()
+    ((_, weight), *_) = open_whole_model(folder).weights.items()
     read = weight.open()(0, 64)
     assert any(torch.equal(read, each) for each in tuned_from(unet).values() if each.shape == read.shape)
     (folder / "diffusion_pytorch_model.safetensors").rename(folder / "other.safetensors")
     with pytest.raises(LoraFormatError, match=r"holds 2 \.safetensors files and no index"):
-        open_model(folder)
+        open_whole_model(folder)
 
 
 @pytest.mark.parametrize("path", ["missing.safetensors", "missing"])
 def test_what_is_not_there_is_said(tmp_path, path):
     with pytest.raises(LoraFormatError, match="there is no file or folder 'missing"):
-        open_model(tmp_path / path)
+        open_whole_model(tmp_path / path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(LoraFormatError, match=r"empty holds no \.safetensors file"):
-        open_model(tmp_path / "empty")
+        open_whole_model(tmp_path / "empty")
 
 
 def test_openclip_names_of_sdxl(write, tmp_path):
@@ -168,7 +168,7 @@ def test_one_weight_under_two_names_is_refused(write):
     weight = torch.randn(32, 32)
     path = write("twice.safetensors", {"a._orig_mod.b.weight": weight, "a.b.weight": weight + 1})
     with pytest.raises(LoraFormatError, match=r"twice.safetensors has a.b twice"):
-        open_model(path)
+        open_whole_model(path)
 
 
 def test_what_a_checkpoint_says_of_its_use_goes_into_the_lora(sd1, write, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 import merge_ops
 from merge_ops import LoraFormatError
-from merge_ops.formats.model_files import open_model
+from merge_ops.formats.model_files import open_whole_model
 from tests.extracting.weights import SD1, UNET, random_weights, tuned_from
 
 TO_Q = f"{UNET}.attn1.to_q.weight"
@@ -17,7 +17,7 @@ FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def read(path, name=NAME):
-    weight = open_model(path).weights[name]
+    weight = open_whole_model(path).weights[name]
     return weight.open()(0, weight.shape[0]).to(torch.float32)
 
 
@@ -44,7 +44,7 @@ def test_plain_numbers(write, dtype):
     weight = random_weights(SD1)[TO_Q].to(dtype)
     path = write("model.safetensors", {TO_Q: weight})
     torch.testing.assert_close(read(path), weight.float(), rtol=0, atol=0)
-    rows = open_model(path).weights[NAME].open()(7, 20)
+    rows = open_whole_model(path).weights[NAME].open()(7, 20)
     torch.testing.assert_close(rows.float(), weight[7:20].float(), rtol=0, atol=0)
 
 
@@ -53,9 +53,9 @@ def test_plain_numbers(write, dtype):
 def test_fp8_with_a_scale(write, dtype, form):
     tensors, numbers = scaled(random_weights(SD1)[TO_Q], dtype, form)
     path = write("model.safetensors", tensors)
-    assert list(open_model(path).weights) == [NAME]
+    assert list(open_whole_model(path).weights) == [NAME]
     torch.testing.assert_close(read(path), numbers, rtol=0, atol=0)
-    rows = open_model(path).weights[NAME].open()(30, 33)
+    rows = open_whole_model(path).weights[NAME].open()(30, 33)
     torch.testing.assert_close(rows, numbers[30:33], rtol=0, atol=0)
 
 
@@ -146,7 +146,7 @@ def test_the_format_of_a_packed_weight_is_named_as_comfyui_writes_it(write):
     mark = torch.tensor(list(json.dumps({"format": "int8_tensorwise"}).encode())).byte()
     tensors = {"x.weight": torch.ones(4, 4).to(torch.int8), "x.comfy_quant": mark}
     with pytest.raises(LoraFormatError, match=r"x\.weight is packed \(int8_tensorwise\)"):
-        open_model(write("packed.safetensors", tensors))
+        open_whole_model(write("packed.safetensors", tensors))
 
 
 def test_a_scale_for_each_block_is_refused(write):
@@ -171,16 +171,16 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(LoraFormatError, match=f"model.safetensors: .*{message}"):
-        open_model(path)
+        open_whole_model(path)
 
 
 def test_a_file_that_is_cut_off_or_changes_is_refused(write):
     path = write("model.safetensors", random_weights(SD1))
-    model = open_model(path)
+    model = open_whole_model(path)
     path.write_bytes(path.read_bytes())
     data = path.read_bytes()
     path.write_bytes(data[:-4])
     with pytest.raises(LoraFormatError, match="changed while it was read"):
         model.weights[NAME].open()(0, 3)
     with pytest.raises(LoraFormatError, match=r"needs .* bytes"):
-        open_model(path)
+        open_whole_model(path)
