@@ -13,15 +13,21 @@ from collections.abc import Sequence
 from ..lora import Lora, LowRank
 from .svd import squared_singular_values
 
-# words in the names of such LoRAs; styles and subjects have some of them too
+# names of the methods and models themselves. Where a LoRA was cut from a whole model by SVD, its spectrum
+# falls as that of any difference does, and says nothing
+_NAMES = {
+    "lcm", "hypersd", "hypersdxl", "sdxllightning", "dmd2", "tcd", "rcm", "lightx2v", "causvid", "accvid",
+    "accvideo", "fastwan", "selfforcing",
+}  # fmt: skip
+# words in the names of such LoRAs that styles and subjects have too
 _WORDS = {
-    "lcm", "lightning", "turbo", "hyper", "hypersd", "hypersdxl", "sdxllightning", "dmd", "dmd2", "tcd",
-    "pcm", "sda", "rcm", "lightx2v", "causvid", "accvid", "fastwan", "fast", "distill", "distilled",
-    "accelerated",
+    "lightning", "turbo", "hyper", "dmd", "pcm", "sda", "fast", "distill", "distilled", "accelerated",
 }  # fmt: skip
 _STEPS = re.compile(r"(?<![0-9])(?:[1-9]|1[0-6])[ _-]?steps?(?![a-z])")  # 4steps, 8-step
-_STATED = ("modelspec.title", "ss_output_name")  # in the metadata
+_FORCING = re.compile(r"self[ -]forcing")
+_METADATA = ("modelspec.title", "ss_output_name")
 _WORD = re.compile(r"[a-z]+[0-9]*[a-z]*")
+_NUMBERED = re.compile(r"[0-9]+[a-z]*$")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])")
 _SAMPLED = 24  # layers
 _FLAT = 1 / 3  # of the rank: what a near-flat spectrum spreads over
@@ -29,11 +35,13 @@ _MOST = 0.75  # of the layers that are looked at
 
 
 def is_step_distilled(lora: Lora) -> bool:
-    """Return True for a LoRA whose name or metadata says so, and whose spectrum does not speak against it.
+    """Return True for a LoRA whose name or metadata says so.
 
-    A LoRA of a style or subject has most of its change in a few directions of each layer.
+    Where they have nothing but a word that may mean something else, the spectrum must not speak against it: a
+    LoRA of a style or subject has most of its change in a few directions of each layer.
     """
-    return _says_so(lora) and _is_flat(lora)
+    words, has_steps = _stated(lora)
+    return bool(words & _NAMES) or (bool(words & _WORDS or has_steps) and _is_flat(lora))
 
 
 def lines_on_added(loras: Sequence[Lora]) -> list[str]:
@@ -46,13 +54,15 @@ def lines_on_added(loras: Sequence[Lora]) -> list[str]:
     ]
 
 
-def _says_so(lora: Lora) -> bool:
-    for text in (lora.name, *(lora.metadata.get(key, "") for key in _STATED)):
+def _stated(lora: Lora) -> tuple[set[str], bool]:
+    """The words of the name and of the titles in the metadata, and whether one states a number of steps."""
+    words, has_steps = set[str](), False
+    for text in (lora.name, *(lora.metadata.get(key, "") for key in _METADATA)):
         plain = f"{text} {_CAMEL.sub(' ', text)}".lower()
-        words = set(_WORD.findall(plain.replace("_", " ")))
-        if words & _WORDS or _STEPS.search(plain):
-            return True
-    return False
+        found = _WORD.findall(_FORCING.sub("selfforcing", plain.replace("_", " ")))
+        words.update(found, (_NUMBERED.sub("", word) for word in found))  # lcm15, but dmd2 too
+        has_steps = has_steps or bool(_STEPS.search(plain))
+    return words, has_steps
 
 
 def _is_flat(lora: Lora) -> bool:
