@@ -61,7 +61,7 @@ def extract(
     Args:
         tuned: a safetensors file, with or without text encoders; a folder of diffusers or transformers,
             sharded or not; or a ``WholeModel``.
-        base: what it was tuned from, in the same layout; dtypes may differ.
+        base: what it was tuned from; layouts and dtypes may differ.
         rank: of every layer, 32 by default. With ``energy``, the largest rank that a layer may get.
         energy: the share of each layer's difference to hold, in (0, 1]; each layer gets the smallest rank
             that does. The energy is the squared Frobenius norm: 0.95 leaves a relative error of
@@ -86,6 +86,7 @@ def extract(
     where = usable_device(device)
     own, other = (each if isinstance(each, WholeModel) else open_whole_model(each) for each in (tuned, base))
     pairs = pair_weights(own, other)
+    other = pairs.base
     collected, names = Collected(own, options, dict(pairs.left_out)), NamesInFiles(own)
     for done, name in enumerate(pairs.names):
         if progress is not None:

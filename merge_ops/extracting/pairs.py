@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import IncompatibleLoraError
 from ..formats.whole_model import WholeModel
+from ..names.checkpoint import DENOISER
+from ..names.parts import DENOISERS
 from ..names.recognise import Guess, guess_from
 from ..names.whole_file import component_and_path
 
@@ -16,8 +18,12 @@ _PARTS = {"text_encoders": "text encoder", "text_encoder": "text encoder", "text
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The names that both models have with one shape, why others are left out, and what a user may know."""
+    """The names that both models have with one shape, why others are left out, and what a user may know.
 
+    ``base`` has the names of the tuned model, whatever its own layout is.
+    """
+
+    base: WholeModel
     names: tuple[str, ...]
     left_out: dict[str, str]
     notes: tuple[str, ...]
@@ -35,11 +41,17 @@ def pair_weights(tuned: WholeModel, base: WholeModel) -> Pairs:
     """Pair the weights of a tuned model with those of its base.
 
     Raises:
-        IncompatibleLoraError: if the models are of two architectures, have names of two programs, or if most
-            of their weights have different shapes.
+        IncompatibleLoraError: if the models are of two architectures, have no name in common, or if most of
+            their weights have different shapes.
     """
+    _refuse_other_architecture(tuned, base)
+    base = _with_names_of(tuned, base)
     common = [name for name in tuned.weights if name in base.weights]
-    _refuse_other_model(tuned, base, common)
+    if not common:
+        raise IncompatibleLoraError(
+            f"{tuned.name} and {base.name} have no weight of the same name ({_example(tuned)}, and "
+            f"{_example(base)}); give a model and its own base"
+        )
     misfits = {
         name: f"has the shape {tuned.weights[name].shape}, and in {base.name} {base.weights[name].shape}"
         for name in common
@@ -54,26 +66,36 @@ def pair_weights(tuned: WholeModel, base: WholeModel) -> Pairs:
     extra, notes = _only_in(tuned, base, f"{base.name} has no such weight", "is left out")
     missing, more = _only_in(base, tuned, f"{tuned.name} has no such weight", "stays as it is")
     names = tuple(name for name in common if name not in misfits)
-    return Pairs(names, {**misfits, **extra, **missing}, (*notes, *more, *_beside(tuned)))
+    return Pairs(base, names, {**misfits, **extra, **missing}, (*notes, *more, *_beside(tuned)))
 
 
-def _refuse_other_model(tuned: WholeModel, base: WholeModel, common: list[str]) -> None:
+def _refuse_other_architecture(tuned: WholeModel, base: WholeModel) -> None:
     own, other = _guess(tuned), _guess(base)
     if own is not None and other is not None and not _titles(own) & _titles(other):
         raise IncompatibleLoraError(
             f"{tuned.name} is {own.title} and {base.name} is {other.title}; give a model and its own base"
         )
-    if own is not None and other is not None and own.structure != other.structure and not common:
-        names = {"original": "the model's authors", "diffusers": "diffusers"}
-        raise IncompatibleLoraError(
-            f"{tuned.name} has the layer names of {names[own.structure]} and {base.name} those of "
-            f"{names[other.structure]}; give both in one layout"
-        )
-    if not common:
-        raise IncompatibleLoraError(
-            f"{tuned.name} and {base.name} have no weight of the same name ({_example(tuned)}, and "
-            f"{_example(base)}); give a model and its own base"
-        )
+
+
+def _with_names_of(tuned: WholeModel, base: WholeModel) -> WholeModel:
+    """The base, with the names of the tuned model for what its file has in another layout."""
+    lacking = {name: weight for name, weight in tuned.weights.items() if name not in base.weights}
+    found = base.find(lacking) if base.find is not None and lacking else {}
+    if not found:
+        return base
+    parts = {_layout_part(name) for name in found}
+    kept = {
+        name: weight
+        for name, weight in base.weights.items()
+        if name in tuned.weights or _layout_part(name) not in parts
+    }
+    return replace(base, weights={**kept, **found})
+
+
+def _layout_part(name: str) -> str:
+    """The part of a pipeline that a weight is in; layouts have names of their own for the denoiser."""
+    part = name.partition(".")[0]
+    return DENOISER if part in DENOISERS else part
 
 
 def _guess(model: WholeModel) -> Guess | None:

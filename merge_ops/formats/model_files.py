@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +23,9 @@ from .header import torch_dtype
 from .layer_index import Span
 from .model_folder import CONFIG, PIPELINE, listed_shards, read_json
 from .quantised import READABLE, Quantisation, is_beside
+from .relaid import find_relaid, open_span
 from .shard import Shard, read_shard
-from .whole_model import ModelWeight, ReadRows, WholeModel, layout_of, split_role
+from .whole_model import ModelWeight, WholeModel, layout_of, split_role
 
 _INDEX_END = ".safetensors.index.json"
 _WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -85,6 +86,7 @@ def open_whole_model(path: str | os.PathLike[str]) -> WholeModel:
         lambda: file_digest(*(shard.path for shard in shards)),
         shards[0].metadata if len(shards) == 1 else {},
         dict(beside),
+        find_relaid(shards, {(each.span.component, each.span.entry.name): each.stored for each in named}),
     )
 
 
@@ -169,19 +171,6 @@ def _place(parts: Parts, component: str, name: str) -> _Place | str:
     return _Place(prefix, paths, clip.turned)
 
 
-def _opener(stored: Quantisation, span: Span) -> Callable[[], ReadRows]:
-    """What opens a weight: a function that returns one that reads some of its rows, with their scale."""
-
-    def opened() -> ReadRows:
-        if span.turned:
-            whole = stored.read(span.entry).T
-            return lambda first, last: whole[first:last]
-        start, length = span.rows or (0, span.entry.shape[0] if span.entry.shape else 1)
-        return lambda first, last: stored.read(span.entry, start + first, start + min(last, length))
-
-    return opened
-
-
 def _weights(model: str, named: Sequence[_Named]) -> dict[str, ModelWeight]:
     """The weights by canonical name.
 
@@ -206,7 +195,7 @@ def _weights(model: str, named: Sequence[_Named]) -> dict[str, ModelWeight]:
         if name in weights:
             raise LoraFormatError(f"{model} has {name} twice ({each.span.entry.name} is the second)")
         shape, dtype = each.span.shape, torch_dtype(each.span.entry)
-        spelled, read = split_role(each.spelled)[0], _opener(each.stored, each.span)
+        spelled, read = split_role(each.spelled)[0], open_span(each.stored, each.span)
         weights[name] = ModelWeight(shape, dtype, layout_of(role, shape), spelled, read, is_bare=not role)
     return weights
 

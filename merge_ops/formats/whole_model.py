@@ -31,11 +31,16 @@ class ModelWeight:
     is_bare: bool = False
 
 
+FindByNames = Callable[[Mapping[str, ModelWeight]], dict[str, ModelWeight]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeModel:
     """The weights by canonical name; ``module.bias`` is a bias, and other names stand for ``.weight``.
 
     ``beside`` counts what is in the files and no weight that a LoRA changes: the VAE, EMA weights, buffers.
+    ``find`` returns the weights that the model has by the names of weights of another, whose file may have
+    another layout; None where the model has one layout only.
     """
 
     name: str
@@ -44,6 +49,7 @@ class WholeModel:
     sha256: Callable[[], str | None]
     metadata: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
+    find: FindByNames | None = None
 
 
 def split_role(name: str) -> tuple[str, str]:
