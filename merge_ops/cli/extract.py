@@ -48,7 +48,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
         _EXAMPLES,
     )
     parser.add_argument("tuned", metavar="TUNED", help="the tuned model: a .safetensors file or a folder")
-    parser.add_argument("base", metavar="BASE", help="what it was tuned from, in the same layout")
+    parser.add_argument("base", metavar="BASE", help="what it was tuned from; its layout may be another one")
     how = parser.add_argument_group("how much to keep")
     how.add_argument(
         "--rank", type=int,
