@@ -8,7 +8,7 @@ from torch import Tensor
 
 # Entries of one tile of one LoRA. On the CPU the buffers of a tile should stay in the cache, and the calls
 # should still be few; elsewhere launches cost more than memory.
-_TILE_ON_CPU = 1 << 18
+_TILE_ON_CPU = 1 << 17
 _TILE_ELSEWHERE = 1 << 22
 _ROWS = 64
 _LINE = 16  # entries of float32 in a line of the cache

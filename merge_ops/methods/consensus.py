@@ -31,29 +31,36 @@ def elect_signs(deltas: Tensor, majority_sign_method: str) -> Tensor:
 
     ``total`` goes by the sign of the sum, ``frequency`` by the sign of the sum of the signs.
     """
-    by_sign = majority_sign_method == "frequency"
-    total: Tensor = deltas[0].sign() if by_sign else deltas[0].clone()
-    for delta in deltas[1:].unbind():
-        total.add_(delta.sign() if by_sign else delta)
-    return total.ge_(0).mul_(2).sub_(1)
+    votes = deltas.sign() if majority_sign_method == "frequency" else deltas
+    total = torch.add(votes[0], votes[1]) if len(votes) > 1 else votes[0].clone()
+    for vote in votes[2:].unbind():
+        total.add_(vote)
+    return torch.copysign(total.new_ones(()), total, out=total)
 
 
 def average_agreeing(deltas: Tensor, signs: Tensor, weights: Tensor, overwrite: bool = False) -> Tensor:
     """Return the weighted sum of the entries that have the elected sign, divided by their number.
 
-    ``deltas`` is ``(n, ..., out, in)``, ``signs`` and the result are ``(..., out, in)``. Uses ``signs`` up,
-    and with ``overwrite`` the deltas as well.
+    ``deltas`` is ``(n, ..., out, in)``, ``signs`` and the result are ``(..., out, in)``. Uses the deltas up
+    with ``overwrite``.
     """
-    scratch = None if overwrite else torch.empty_like(signs)
-    total = count = None
-    for delta, weight in zip(deltas.unbind(), weights.tolist(), strict=True):
-        agreeing = torch.mul(delta, signs, out=delta if scratch is None else scratch)
-        agreeing.relu_()  # the magnitude where the sign is the elected one, else 0
-        if total is None or count is None:
-            total, count = agreeing * weight, agreeing.sign()
-        else:
-            total.add_(agreeing, alpha=weight)
-            count.add_(agreeing.sign_())
-    assert total is not None and count is not None
-    average: Tensor = total.mul_(signs).div_(count.clamp_min_(1))
-    return average
+    deltas = deltas if overwrite else deltas.clone()
+    first, *others = weights.tolist()
+    if len(deltas) == 2:
+        one, other = (_magnitudes(delta, signs) for delta in deltas.unbind())
+        both = torch.minimum(one, other).sign_()
+        pair = one.mul_(first).add_(other, alpha=others[0])
+        # half of it where both agree: as exact as a division, without a count
+        return pair.addcmul_(pair, both, value=-0.5).mul_(signs)
+    own = _magnitudes(deltas[0], signs)
+    total: Tensor = own * first
+    count = own.sign_()
+    for delta, weight in zip(deltas[1:].unbind(), others, strict=True):
+        total.add_(_magnitudes(delta, signs), alpha=weight)
+        count.add_(delta.sign_())
+    return total.mul_(signs).div_(count.clamp_min_(1))
+
+
+def _magnitudes(delta: Tensor, signs: Tensor) -> Tensor:
+    """The magnitude of each entry that has the elected sign, else 0; in place of the delta."""
+    return delta.mul_(signs).relu_()
