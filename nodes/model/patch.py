@@ -180,13 +180,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     A linear merge becomes ComfyUI's own LoRA adapters, one for each LoRA and in the order of the list, so
     that it equals loading them one after the other bit for bit, loaded whole or in parts.
     """
-    whole = {
-        targets[name]: ("set", (weight.value,))
-        for name, weight in merged.whole_weights.items()
-        if name in targets
-    }
-    _add_patches(patcher, whole, strength)
-    add_configurations(patcher, merged, strength)
+    add_whole_weights(patcher, merged, targets, strength)
     layers = {name: merged.layer(name) for name in merged.layers if name in targets}
     plain = {  # in the order of the map: where slices overlap, sums round as in ComfyUI's own loader
         name: target
@@ -204,8 +198,19 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         for name, layer in layers.items()
         if name not in plain
     }
-    _add_patches(patcher, patches, strength)
+    add_patches(patcher, patches, strength)
     _add_after(patcher, merged, targets, strength)
+
+
+def add_whole_weights(patcher: Any, merged: Merged, targets: Mapping[str, Target], strength: float) -> None:
+    """Add what a merge puts in place of weights of the model, and the configurations of its modules."""
+    whole = {
+        targets[name]: ("set", (weight.value,))
+        for name, weight in merged.whole_weights.items()
+        if name in targets
+    }
+    add_patches(patcher, whole, strength)
+    add_configurations(patcher, merged, strength)
 
 
 def _add_after(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:
@@ -221,7 +226,7 @@ def _add_after(patcher: Any, merged: Merged, targets: dict[str, Target], strengt
         for name, layer in after.items()
         if name not in plain
     }
-    _add_patches(patcher, others, strength)
+    add_patches(patcher, others, strength)
 
 
 def _add_one_lora(
@@ -235,25 +240,26 @@ def _add_one_lora(
         strength_here = merged.request.block_strength(index, name)
         if isinstance(layer, LowRank) and strength_here:
             scaled = layer if strength_here == 1 else layer.scaled(strength_here)
-            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _make_lora_adapter(
+            by_weight.setdefault(merged.request.weight(index, name), {})[target] = make_lora_adapter(
                 scaled, keys
             )
     for weight, patches in by_weight.items():
-        _add_patches(patcher, patches, weight * merged.request.settings.scale * strength)
+        add_patches(patcher, patches, weight * merged.request.settings.scale * strength)
 
 
-def _add_patches(patcher: Any, patches: Mapping[Target, Any], strength: float) -> None:
+def add_patches(patcher: Any, patches: Mapping[Target, Any], strength: float) -> None:
+    """Add patches by the weight, or the part of one, that each changes."""
     if patches:
         patcher.add_patches({target.to_comfyui(): patch for target, patch in patches.items()}, strength)
 
 
 def _make_adapter(layer: MergedLayer, target: Target, keys: set[str]) -> WeightAdapterBase:
     if layer.fixed is not None:
-        return _make_lora_adapter(layer.fixed, keys)
+        return make_lora_adapter(layer.fixed, keys)
     return MergedAdapter.of(layer, whole=target.function is not None)
 
 
-def _make_lora_adapter(layer: LowRank, keys: set[str]) -> LowRankAdapter:
+def make_lora_adapter(layer: LowRank, keys: set[str]) -> LowRankAdapter:
     """Make ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
     up, down = (layer.down.T, layer.up.T) if layer.stored_in_out else (layer.up, layer.down)
     return LowRankAdapter(keys, pack_low_rank(up, down, layer.scale * layer.rank, layer.padded_to))

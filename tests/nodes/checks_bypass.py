@@ -1,0 +1,241 @@
+"""Checks of merges that layers add to their outputs: against patched weights, and ComfyUI's bypass loaders."""
+
+import comfy.sd
+import comfy.utils
+import comfy_extras.nodes_lora_debug as core_loaders
+import comfy_extras.nodes_train as core_train
+import folder_paths
+import torch
+from bypass_inside import assert_near, count_changed, outputs_of
+from checks_based import dora
+from checks_kinds import write_kinds
+from comfy_inside import (
+    LORAS,
+    MODELS,
+    NODES,
+    check,
+    load_model,
+    merge_ops,
+    run,
+    some_methods,
+    text_of,
+    three_loras,
+    write_lora,
+)
+from safetensors.torch import load_file, save_file
+from steps_inside import conditions, differ, refused, sample, timed, unchanged
+
+LINEAR = {"method": "linear"}
+WAYS = [("linear", {}), *some_methods(("ties", "dare_ties", "even", "knots_ties"))]
+
+
+def loaded(model, clip, rows, method=None, **more):
+    """MODEL, CLIP, and what the node said."""
+    given = {"model": model, "clip": clip, "loras": text_of(rows), "method": method or LINEAR, **more}
+    with torch.inference_mode():
+        out = NODES["LoraAlloyLoader"].execute(**given)
+    return *out.result[:2], out.ui.text
+
+
+def rounding_of(part):
+    """How much outputs may differ: patched weights are rounded to the dtype of the model."""
+    dtypes = {weight.dtype for weight in getattr(part, "patcher", part).model.parameters()}
+    return 2e-3 if torch.float16 in dtypes else 2e-5
+
+
+def near(a, b, what):
+    """The same samples, to rounding of what the steps in float32 add up to."""
+    off = (a["samples"] - b["samples"]).abs().max() / b["samples"].abs().max()
+    assert off < 1e-4, (what, off)
+
+
+def without_embeddings(name):
+    """The file without the layers that ComfyUI's own bypass fails on."""
+    tensors = load_file(LORAS / name)
+    kept = {key: tensor for key, tensor in tensors.items() if "embedding" not in key}
+    assert len(kept) < len(tensors)
+    save_file(kept, LORAS / f"layers_{name}")
+    return f"layers_{name}"
+
+
+for _name in MODELS:
+
+    @check
+    def bypass_is_the_patched_model(name=_name):
+        """Every layer gives the same, slices of fused weights and convolutions included; no weight changes."""
+        model, clip = load_model(name)
+        rows = three_loras(name)
+        for method, density in WAYS:
+            chosen = {"method": method, **density}
+            patched = loaded(model, clip, rows, chosen)
+            ours = loaded(model, clip, rows, chosen, patching="bypass")
+            for part, usual, kept in ((ours[0], patched[0], model), (ours[1], patched[1], clip)):
+                if part is None:
+                    continue
+                got, wanted = outputs_of(part), outputs_of(usual)
+                assert_near(got, wanted, (name, method), rounding_of(kept))
+                assert count_changed(got, outputs_of(kept)) > 10, (name, method)
+                patches = getattr(part, "patcher", part).patches
+                assert patches.keys().isdisjoint(got), list(patches)[:3]
+            assert "3 LoRAs by bypass:" in ours[2], ours[2]
+            assert ("full rank, and is made anew" in ours[2]) is (method in ("ties", "dare_ties")), ours[2]
+
+
+@check
+def bypass_of_one_lora_is_cores():
+    """To the last bit, on model and text encoder, and through the sampler; chained, ours keeps the first."""
+    model, clip = load_model("sd15")
+    one, other = (without_embeddings(name) for name, *_ in three_loras("sd15")[:2])
+    theirs = core_loaders.LoraLoaderBypass().load_lora(model, clip, one, 0.7, 0.4)
+    ours = loaded(model, clip, [(one, 0.7, 0.4)], patching="bypass")
+    for got, wanted in zip(ours[:2], theirs, strict=True):
+        assert_near(outputs_of(got), outputs_of(wanted), "one LoRA", 0)
+    plain = conditions(clip, "a fox", "")
+    hot, cold = (conditions(part[1], "a fox", "") for part in (ours, theirs))
+    assert torch.equal(hot[0][0][0], cold[0][0][0]) and not torch.equal(hot[0][0][0], plain[0][0][0])
+    with unchanged(model):
+        expected = sample(theirs[0], *plain)
+        assert torch.equal(sample(ours[0], *plain)["samples"], expected["samples"])
+        differ(sample(model, *plain), expected, "without")
+        behind = loaded(theirs[0], None, [(other, -0.5, 0)], patching="bypass")[0]
+        both = loaded(model, None, [(one, 0.7, 0), (other, -0.5, 0)], patching="bypass")[0]
+        patched = loaded(model, None, [(one, 0.7, 0), (other, -0.5, 0)])[0]
+        wanted = sample(patched, *plain)
+        differ(wanted, expected, "the second")
+        for chain in (behind, both, ours[0], behind):  # each is loaded after the others, and comes off again
+            near(sample(chain, *plain), expected if chain is ours[0] else wanted, chain is ours[0])
+        assert torch.equal(sample(model, *plain)["samples"], sample(load_model("sd15")[0], *plain)["samples"])
+
+
+@check
+def the_whole_model_agrees_in_half_precision():
+    """A merge of three in fp16 and bf16 computes what the patched model does, within its rounding."""
+    rows = three_loras("flux")
+    file = comfy.utils.load_torch_file
+    path = folder_paths.get_full_path_or_raise("diffusion_models", "tiny_flux.safetensors")
+    for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        model = comfy.sd.load_diffusion_model_state_dict(file(path), {"dtype": dtype})
+        patched, ours = (loaded(model, None, rows, patching=way)[0] for way in ("auto", "bypass"))
+        computes = torch.float32 if dtype == torch.float8_e4m3fn else dtype
+        keys = [key for key in model.model.state_dict() if key.endswith("weight") and "blocks" in key]
+        exact = outputs_of(loaded(load_model("flux")[0], None, rows)[0], keys)
+        allowed = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float8_e4m3fn: 2e-1}[dtype]
+        assert_near(outputs_of(ours, keys, computes), exact, dtype, allowed)
+        assert_near(outputs_of(patched, keys, computes), exact, dtype, allowed)
+
+
+@check
+def other_kinds_are_bypassed_or_named():
+    """LoHa, LoKr and differences beside a plain LoRA come out as patched; what stays a patch is named."""
+    for name in ("sd15", "flux"):
+        model, clip = load_model(name)
+        rows = [(write_lora("plain", name, 4, 2, 1), 0.7, 0.4), (write_kinds("kinds", name, 2), -0.6, 0.9)]
+        for method in (LINEAR, {"method": "ties", "density": 0.4}):
+            wanted = loaded(model, clip, rows, method)
+            *ours, said = loaded(model, clip, rows, method, patching="bypass")
+            for got, usual in zip(ours, wanted, strict=False):
+                if got is not None:
+                    assert_near(outputs_of(got), outputs_of(usual), (name, method), rounding_of(got))
+            if clip is not None:
+                assert "CLIP: bypass cannot hold these, which are patched as usual" in said, said
+                assert "embeddings, such as" in said, said
+
+
+@check
+def what_depends_on_the_weight_stays_a_patch():
+    """DoRA and biases: the layer is patched with all that is on it, and the node says so."""
+    model, _ = load_model("sd15")
+    rows = three_loras("sd15")
+    generator = torch.Generator().manual_seed(4)
+
+    def made(*shape):
+        return torch.rand(shape, generator=generator)
+
+    key = "diffusion_model.middle_block.1.proj_in.weight"
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    shape = tuple(model.model.state_dict()[key].shape)
+    tensors = {f"{stem}.{role}": tensor for role, tensor in dora(shape, made).items()}
+    tensors["lora_unet_mid_block_resnets_0_conv1.diff_b"] = made(
+        model.model.state_dict()["diffusion_model.middle_block.0.in_layers.2.bias"].shape[0]
+    )
+    save_file(tensors, LORAS / "dora_bias.safetensors")
+    listed = [*rows, ("dora_bias.safetensors", 0.5, 0)]
+    ours = loaded(model, None, listed, patching="bypass")
+    assert "1 DoRA and other kinds that depend on the weight" in ours[2], ours[2]
+    assert "1 biases, norms and other vectors" in ours[2], ours[2]
+    assert len(ours[0].patches) == 2 and key in ours[0].patches, list(ours[0].patches)
+    assert_near(outputs_of(ours[0]), outputs_of(loaded(model, None, listed)[0]), "DoRA", 2e-5)
+
+
+@check
+def apply_takes_the_same_choice():
+    """Apply Merged LoRA, with a strength for each part."""
+    model, clip = load_model("sd15")
+    stack = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))[0]
+    lora = run("LoraAlloyMerge", stack=stack)[0]
+    given = {"lora": lora, "model": model, "clip": clip, "strength_model": 0.6, "strength_clip": -1.2}
+    usual = run("LoraAlloyApply", **given)
+    ours = run("LoraAlloyApply", **given, patching="bypass")
+    for got, wanted in zip(ours, usual, strict=True):
+        assert_near(outputs_of(got), outputs_of(wanted), "Apply", rounding_of(got))
+    with refused(merge_ops.MergeError, "did you mean 'bypass'"):
+        run("LoraAlloyApply", **given, patching="bypas")
+
+
+SLICED = {"sd15": set(), "flux": {"qkv", "linear1", "1"}}  # layers whose weights LoRAs change by parts
+
+
+@check
+def cores_nodes_take_the_merge():
+    """Load LoRA Model, with and without bypass, on our LORA_MODEL; core's bypass knows no slices of weights."""
+    for name in ("sd15", "flux"):
+        model, _ = load_model(name)
+        rows = three_loras(name)
+        stack = run("LoraAlloyStack", loras=text_of(rows))[0]
+        lora = run("LoraAlloyMerge", stack=stack, model=model)[0]
+        wanted = outputs_of(loaded(model, None, rows)[0])
+        ours = outputs_of(loaded(model, None, rows, patching="bypass")[0])
+        with torch.inference_mode():
+            patched, bypassed = (
+                core_train.LoraModelLoader.execute(model, lora, 1.0, bypass)[0] for bypass in (False, True)
+            )
+        assert_near(outputs_of(patched), wanted, name)
+        assert_near(ours, wanted, name)
+        base, got = outputs_of(model), outputs_of(bypassed)
+        lost = {
+            key for key in got if torch.equal(got[key], base[key]) and not torch.equal(wanted[key], base[key])
+        }
+        assert {key.split(".")[-2] for key in lost} == SLICED[name], lost
+        kept = [key for key in got if key not in lost]
+        assert_near({k: got[k] for k in kept}, {k: wanted[k] for k in kept}, name)
+
+
+@check
+def merges_that_change_cannot_be_bypassed():
+    """With steps= the node refuses, or says that one patch has no effect; a MODEL with hooks composes."""
+    model, clip = load_model("sd15")
+    rows = three_loras("sd15")
+    text = timed(rows[:1], "0-0.5")
+    with refused(merge_ops.MergeError, "patching bypass cannot change over the sampling"):
+        run("LoraAlloyLoader", model=model, loras=text, method=LINEAR, patching="bypass")
+    with torch.inference_mode():
+        said = NODES["LoraAlloyLoader"].execute(model=model, loras=text, method=LINEAR, patching="one patch")
+    assert "patching one patch has no effect" in said.ui.text
+    plain = conditions(clip, "a fox", "")
+    carrying = said.result[0]
+    ours, usual = (loaded(carrying, None, rows[1:], patching=way)[0] for way in ("bypass", "auto"))
+    with unchanged(model):
+        wanted = sample(usual, *plain)
+        near(sample(ours, *plain), wanted, "hooks and bypass")
+        differ(sample(carrying, *plain), wanted, "hooks alone")
+
+
+@check
+def nodes_that_read_weights_refuse_a_bypass():
+    """Extract would find nothing; Merge Loaded LoRAs names it and leaves it."""
+    model, _ = load_model("sd15")
+    ours = loaded(model, None, three_loras("sd15"), patching="bypass")[0]
+    with refused(merge_ops.MergeError, "LoRAs are on this model by bypass"):
+        run("LoraAlloyExtract", tuned=ours, base=model)
+    merged = run("LoraAlloyMergeLoaded", model=ours, method=LINEAR)
+    assert any("came by a bypass loader" in str(each) for each in merged), merged
