@@ -71,7 +71,8 @@ def add_merge_by_bypass(
     adapters: dict[str, Any] = {}
     full = 0
     for key, layers in by_key.items():
-        adapters[key] = _make_adapter(layers, count_rows(module_of(part, key)))
+        height = count_rows(module_of(part, key)) or layers[0][1].template.matrix_shape[0]
+        adapters[key] = _make_adapter(layers, height)
         full += isinstance(adapters[key], DeltaAdapter)
     if adapters:
         add_bypass(part, adapters, strength)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...merge_ops.errors import ParameterError
 from ...merge_ops.lora import Layer
-from .core_bypass import has_bypass, takes_bypass
+from .core_bypass import count_rows, has_bypass, takes_bypass
 from .target import Target
 
 WHOLE = "whole weights"
@@ -29,6 +29,8 @@ def why_not_bypassed(layer: Layer | None, target: Target, module: nn.Module | No
         return "embeddings"
     if target.part is not None and target.part.dim != 0:
         return "parts of a weight that are cut along its columns"
+    if not target.is_whole and count_rows(module) is None:
+        return "parts of a weight whose layer does not tell its size"
     return "" if takes_bypass(module) else "layers that are neither linear nor a plain convolution"
 
 

@@ -68,10 +68,10 @@ def takes_bypass(module: nn.Module | None) -> bool:
     return "linear" in type(module).__name__.lower()  # of a pack, whose layers derive from no class of torch
 
 
-def count_rows(module: Any) -> int:
-    """Return the size of a layer's output; its weight may be packed."""
+def count_rows(module: nn.Module | None) -> int | None:
+    """Return the size of a layer's output, which a packed weight does not tell; None if unknown."""
     sizes = (getattr(module, name, None) for name in ("out_features", "out_channels"))
-    return next((size for size in sizes if size is not None), None) or int(module.weight.shape[0])
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def apply_delta(adapter: Any, x: Tensor, delta: Tensor) -> Tensor:

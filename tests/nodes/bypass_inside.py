@@ -1,4 +1,4 @@
-"""Layers of a loaded MODEL or CLIP, called one by one: what a LoRA does to their outputs, however it is there."""
+"""Layers of a loaded MODEL or CLIP, called one by one: what a LoRA does to their outputs."""
 
 import comfy.model_management
 import torch

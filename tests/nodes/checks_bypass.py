@@ -1,4 +1,6 @@
-"""Checks of merges that layers add to their outputs: against patched weights, and ComfyUI's bypass loaders."""
+"""Checks of merges by bypass: against patched weights, and against ComfyUI's own bypass loaders."""
+
+import sys
 
 import comfy.sd
 import comfy.utils
@@ -62,7 +64,7 @@ for _name in MODELS:
 
     @check
     def bypass_is_the_patched_model(name=_name):
-        """Every layer gives the same, slices of fused weights and convolutions included; no weight changes."""
+        """Every layer gives the same, slices of fused weights and convolutions too; no weight changes."""
         model, clip = load_model(name)
         rows = three_loras(name)
         for method, density in WAYS:
@@ -187,7 +189,7 @@ SLICED = {"sd15": set(), "flux": {"qkv", "linear1", "1"}}  # layers whose weight
 
 @check
 def cores_nodes_take_the_merge():
-    """Load LoRA Model, with and without bypass, on our LORA_MODEL; core's bypass knows no slices of weights."""
+    """Load LoRA Model takes our LORA_MODEL, with bypass and without; its bypass knows no slices."""
     for name in ("sd15", "flux"):
         model, _ = load_model(name)
         rows = three_loras(name)
@@ -232,10 +234,12 @@ def merges_that_change_cannot_be_bypassed():
 
 @check
 def nodes_that_read_weights_refuse_a_bypass():
-    """Extract would find nothing; Merge Loaded LoRAs names it and leaves it."""
+    """Extract and Measure would find nothing; Merge Loaded LoRAs names it and leaves it."""
     model, _ = load_model("sd15")
     ours = loaded(model, None, three_loras("sd15"), patching="bypass")[0]
     with refused(merge_ops.MergeError, "LoRAs are on this model by bypass"):
         run("LoraAlloyExtract", tuned=ours, base=model)
+    with refused(merge_ops.MergeError, "where measuring it needs them"):
+        sys.modules["alloy_pack.nodes.model.host_parts"].adopted(model, ours, "MODEL")
     merged = run("LoraAlloyMergeLoaded", model=ours, method=LINEAR)
     assert any("came by a bypass loader" in str(each) for each in merged), merged
