@@ -25,10 +25,10 @@ from .target import Target
 _BASED = "DoRA and other kinds that depend on the weight"
 
 
-class DeltaAdapter(LoRAAdapter):  # type: ignore[misc]  # ComfyUI is not typed
-    """Adds merged layers of full rank to the output of a layer: their deltas are made at each call, exactly.
+class BypassAdapter(LoRAAdapter):  # type: ignore[misc]  # ComfyUI is not typed
+    """What a merge adds to the output of a layer: a LoRA, and deltas that are made anew at each call.
 
-    ``weights`` is the state of a LoRA that is added besides, or None.
+    ``weights`` is the state of the LoRA, or None.
     """
 
     def __init__(
@@ -37,11 +37,27 @@ class DeltaAdapter(LoRAAdapter):  # type: ignore[misc]  # ComfyUI is not typed
         super().__init__(set(), weights)
         self.layers = layers
         self.height = height  # rows of the weight
+        self._given = weights
 
     def h(self, x: Tensor, base_out: Tensor) -> Tensor:
         """Return what is added to the output of the layer for an input."""
-        own = apply_delta(self, x, self._delta(x.device).to(x.dtype))
-        return own if self.weights is None else own + super().h(x, base_out)
+        if self.weights is not None:
+            self._follow(x.device)
+            own = super().h(x, base_out)
+            return own + self._of_deltas(x) if self.layers else own
+        return self._of_deltas(x)
+
+    def _follow(self, device: torch.device) -> None:
+        """ComfyUI moved the factors to its main device, where a text encoder need not compute."""
+        assert self._given is not None
+        if self.weights[0].device != device:
+            self.weights = tuple(
+                given.to(device, moved.dtype) if isinstance(given, Tensor) else given
+                for given, moved in zip(self._given, self.weights, strict=True)
+            )
+
+    def _of_deltas(self, x: Tensor) -> Tensor:
+        return apply_delta(self, x, self._delta(x.device).to(x.dtype))
 
     def _delta(self, device: torch.device) -> Tensor:
         total = None
@@ -68,12 +84,12 @@ def add_merge_by_bypass(
     by_key: dict[str, list[tuple[Target, MergedLayer]]] = {}
     for name, target in held.items():
         by_key.setdefault(target.key, []).append((target, merged.layer(name)))
-    adapters: dict[str, Any] = {}
+    adapters: dict[str, BypassAdapter] = {}
     full = 0
     for key, layers in by_key.items():
         height = count_rows(module_of(part, key)) or layers[0][1].template.matrix_shape[0]
         adapters[key] = _make_adapter(layers, height)
-        full += isinstance(adapters[key], DeltaAdapter)
+        full += bool(adapters[key].layers)
     if adapters:
         add_bypass(part, adapters, strength)
     said = f"{count_loras(len(merged.loras))} by bypass: {len(adapters)} layers add them to their outputs"
@@ -107,7 +123,7 @@ def _parts(layer: MergedLayer) -> list[Any]:
     return [*layer.aligned.parts, *(() if added is None else added.aligned.parts)]
 
 
-def _make_adapter(layers: Sequence[tuple[Target, MergedLayer]], height: int) -> LoRAAdapter:
+def _make_adapter(layers: Sequence[tuple[Target, MergedLayer]], height: int) -> BypassAdapter:
     pairs: list[LowRank] = []
     rest: list[tuple[Target, MergedLayer]] = []
     for target, layer in layers:
@@ -116,7 +132,7 @@ def _make_adapter(layers: Sequence[tuple[Target, MergedLayer]], height: int) -> 
             pairs.append(_in_place(pair, target, height))
         rest += [(target, other) for other in others]
     state = make_lora_adapter(concatenated(pairs), set()).weights if pairs else None
-    return DeltaAdapter(state, rest, height) if rest else LoRAAdapter(set(), state)
+    return BypassAdapter(state, rest, height)
 
 
 def _in_place(pair: LowRank, target: Target, height: int) -> LowRank:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from comfy.patcher_extension import PatcherInjection
-from comfy.weight_adapter.bypass import BypassInjectionManager
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -26,6 +25,8 @@ def add_bypass(part: Any, adapters: Mapping[str, Any], strength: float) -> None:
     What is bypassed on it already stays, inside of this: each hook wraps the forward pass that it finds, so
     that they must come off in the reverse order.
     """
+    from comfy.weight_adapter.bypass import BypassInjectionManager  # newer than the rest that is imported
+
     patcher = patcher_of(part)
     manager = BypassInjectionManager()
     for key, adapter in adapters.items():

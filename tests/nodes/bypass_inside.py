@@ -29,6 +29,39 @@ def outputs_of(part, keys=None, dtype=torch.float32):
     return found
 
 
+# the layers that read the prompt, and what goes with it, by their paths
+READERS = {
+    "sdxl": ("attn2.to_k", "label_emb.0.0"),
+    "flux": ("txt_in", "vector_in.in_layer"),
+    "sd3": ("context_embedder", "y_embedder.mlp.0"),
+    "wan": ("text_embedding.0", None),
+}
+
+
+def prediction_of(model, name):
+    """What the whole diffusion model predicts, called as a sampler calls it."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = [
+        next(m.in_features for path, m in model.model.diffusion_model.named_modules() if path.endswith(end))
+        if end
+        else None
+        for end in READERS[name]
+    ]
+    frames = (1,) if name == "wan" else ()
+    shape = 1, model.get_model_object("latent_format").latent_channels, *frames, 8, 8
+    given = {"c_crossattn": torch.randn(1, 7, sizes[0], generator=generator)}
+    if sizes[1]:
+        given["y"] = torch.randn(1, sizes[1], generator=generator)
+    if name == "flux":
+        given["guidance"] = torch.tensor([3.5])
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        x = torch.randn(shape, generator=generator)
+        found = model.model.apply_model(x, torch.tensor([0.6]), **given).clone()
+        comfy.model_management.unload_all_models()
+    return {"prediction": found}
+
+
 def assert_near(ours, wanted, what, tolerance=1e-5):
     """The same outputs, relative to the largest entry of each."""
     assert ours.keys() == wanted.keys() and ours, what

@@ -2,13 +2,14 @@
 
 import sys
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_lora_debug as core_loaders
 import comfy_extras.nodes_train as core_train
 import folder_paths
 import torch
-from bypass_inside import assert_near, count_changed, outputs_of
+from bypass_inside import READERS, assert_near, count_changed, input_of, outputs_of, prediction_of
 from checks_based import dora
 from checks_kinds import write_kinds
 from comfy_inside import (
@@ -83,6 +84,22 @@ for _name in MODELS:
             assert ("full rank, and is made anew" in ours[2]) is (method in ("ties", "dare_ties")), ours[2]
 
 
+for _name in READERS:
+
+    @check
+    def the_whole_model_predicts_the_same(name=_name):
+        """One patch and bypass of three LoRAs, against the patches of a chain."""
+        model, _ = load_model(name)
+        rows = three_loras(name)
+        for method in (LINEAR, {"method": "ties", "density": 0.4}):
+            wanted = prediction_of(loaded(model, None, rows, method)[0], name)
+            for way in ("one patch", "bypass"):
+                ours = prediction_of(loaded(model, None, rows, method, patching=way)[0], name)
+                assert_near(ours, wanted, (name, method, way), 1e-4)
+            off = wanted["prediction"] - prediction_of(model, name)["prediction"]
+            assert off.abs().max() > 1e-2 * wanted["prediction"].abs().max(), (name, method)
+
+
 @check
 def bypass_of_one_lora_is_cores():
     """To the last bit, on model and text encoder, and through the sampler; chained, ours keeps the first."""
@@ -110,8 +127,8 @@ def bypass_of_one_lora_is_cores():
 
 
 @check
-def the_whole_model_agrees_in_half_precision():
-    """A merge of three in fp16 and bf16 computes what the patched model does, within its rounding."""
+def layers_agree_in_half_precision():
+    """A merge of three in fp16, bf16 and fp8 gives what the patched model does, within its rounding."""
     rows = three_loras("flux")
     file = comfy.utils.load_torch_file
     path = folder_paths.get_full_path_or_raise("diffusion_models", "tiny_flux.safetensors")
@@ -182,6 +199,27 @@ def apply_takes_the_same_choice():
         assert_near(outputs_of(got), outputs_of(wanted), "Apply", rounding_of(got))
     with refused(merge_ops.MergeError, "did you mean 'bypass'"):
         run("LoraAlloyApply", **given, patching="bypas")
+
+
+@check
+def factors_follow_the_layer():
+    """Text encoders may compute on another device than the one to which ComfyUI moves the factors."""
+    model, clip = load_model("sd15")
+    ours = loaded(model, clip, three_loras("sd15"), patching="bypass")[1].patcher
+    key = next(key for key in ours.model.state_dict() if key.endswith("fc1.weight"))
+    wanted = outputs_of(ours, [key])
+    module = ours.model.get_submodule(key.removesuffix(".weight"))
+    place = [path for path, _ in ours.model.named_modules()].index(key.removesuffix(".weight"))
+    real = comfy.model_management.get_torch_device
+    comfy.model_management.get_torch_device = lambda: torch.device("meta")
+    try:
+        ours.inject_model()
+    finally:
+        comfy.model_management.get_torch_device = real
+    with torch.inference_mode():
+        got = module(input_of(module, place))
+        assert torch.equal(got, wanted[key])
+    ours.eject_model()
 
 
 SLICED = {"sd15": set(), "flux": {"qkv", "linear1", "1"}}  # layers whose weights LoRAs change by parts
