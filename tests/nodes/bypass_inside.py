@@ -16,6 +16,11 @@ def input_of(module, seed):
     return torch.randn(2, module.in_features, generator=generator)
 
 
+def is_layer(module):
+    """A linear layer, also one of ComfyUI's for quantised weights, or a convolution."""
+    return isinstance(module, (nn.Linear, *CONVS)) or type(module).__name__ == "Linear"
+
+
 def outputs_of(part, keys=None, dtype=torch.float32):
     """The output of each linear layer and convolution, as ComfyUI computes it for a model that it loaded."""
     patcher = getattr(part, "patcher", part)
@@ -23,7 +28,7 @@ def outputs_of(part, keys=None, dtype=torch.float32):
         comfy.model_management.load_models_gpu([patcher])
         found = {}
         for place, (path, module) in enumerate(patcher.model.named_modules()):
-            if isinstance(module, (nn.Linear, *CONVS)) and (keys is None or f"{path}.weight" in keys):
+            if is_layer(module) and (keys is None or f"{path}.weight" in keys):
                 found[f"{path}.weight"] = module(input_of(module, place).to(dtype)).float().clone()
         comfy.model_management.unload_all_models()
     return found

@@ -4,7 +4,7 @@ import comfy.model_management
 import comfy.weight_adapter.lora
 import packed_weights as packed
 import torch
-from bypass_inside import assert_near
+from bypass_inside import assert_near, outputs_of
 from checks_bypass import LINEAR, loaded
 from checks_control import write_control
 from checks_kinds import write_kinds
@@ -267,3 +267,20 @@ def merge_loaded_reads_one_patch_as_one_lora():
     again = run("LoraAlloyMergeLoaded", model=ours, method=LINEAR, strength=0.5)[0]
     wanted = loaded(model, None, rows, strength=0.5)[0]
     assert_close(weights_of(again, None), weights_of(wanted, None), "loaded", 1e-5)
+
+
+for _form in ("float8_e4m3fn", "int8_tensorwise", "nvfp4"):
+
+    @check
+    def quantised_layers_take_a_bypass(form=_form):
+        """What is added is that of the plain model: the quantised weight stays as it is, bit for bit."""
+        rows = three_loras("flux")
+        model, keys = packed.load_quantised(form, tile=16)
+        before = {key: model.model.get_parameter(key).dequantize().clone() for key in keys}
+        base, plain = outputs_of(model, keys), outputs_of(load_model("flux")[0], keys)
+        for method in (LINEAR, TIES):
+            ours = outputs_of(loaded(model, None, rows, method, patching="bypass")[0], keys)
+            wanted = outputs_of(loaded(load_model("flux")[0], None, rows, method)[0], keys)
+            added = {key: output - base[key] for key, output in ours.items()}
+            assert_near(added, {key: wanted[key] - plain[key] for key in keys}, (form, method), 1e-3)
+        assert all(torch.equal(model.model.get_parameter(key).dequantize(), before[key]) for key in keys)
