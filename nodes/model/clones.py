@@ -24,9 +24,7 @@ class Clones(NamedTuple):
     clip: Any | None
     fitted: FittedLoras
     lines: list[str]
-    how: list[
-        str
-    ]  # how the merge got onto them, where it is not by the patches of a chain of Load LoRA nodes
+    how: list[str]  # how the merge got onto them, where it is not as by Load LoRA nodes
 
 
 def patch_clones(

@@ -62,11 +62,11 @@ def takes_bypass(module: nn.Module | None) -> bool:
     """
     if isinstance(module, _CONVS):
         return module.groups == 1 and module.padding_mode == "zeros"
-    if isinstance(module, nn.Linear):
-        return not isinstance(
-            module, NonDynamicallyQuantizableLinear
-        )  # its attention reads the weight itself
-    return "linear" in type(module).__name__.lower()  # of a pack, whose layers derive from no class of torch
+    if isinstance(
+        module, nn.Linear
+    ):  # of these, torch's attention reads the weight without calling the layer
+        return not isinstance(module, NonDynamicallyQuantizableLinear)
+    return "linear" in type(module).__name__.lower()  # those of packs, and quantised ones
 
 
 def count_rows(module: nn.Module | None) -> int | None:

@@ -11,9 +11,10 @@ import torch
 from ...merge_ops.lora import LowRank
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
-from .patch import MergedAdapter, add_patches, add_whole_weights, make_lora_adapter
+from .patch import MergedAdapter, add_patches, make_lora_adapter
 from .summary import count_loras
 from .target import Target
+from .whole_weights import add_whole_weights
 
 
 class OnePatch(NamedTuple):

@@ -19,11 +19,11 @@ from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
 from ...merge_ops.methods.registry import get_method
-from .configurations import add_configurations
 from .core import pack_low_rank, unpack_low_rank
 from .memory import make_tiles
 from .packed import refuse_other_size
 from .target import Target
+from .whole_weights import add_whole_weights
 
 _RECORDS = TABLES.records  # the class of every kind of adapter, by name
 _PLAIN = (torch.Tensor, str, int, float, type(None))  # what ComfyUI moves or leaves alone
@@ -132,22 +132,6 @@ class LowRankAdapter(LoRAAdapter):
         return result
 
 
-class WholeWeightAdapter(WeightAdapterBase):
-    """A weight in place of the model's own; not at strength 0, where ComfyUI's ``set`` would put it too."""
-
-    name = "lora_alloy_whole"
-
-    def __init__(self, loaded_keys: set[str], weights: tuple[torch.Tensor]) -> None:
-        self.loaded_keys = loaded_keys
-        self.weights = weights
-
-    def calculate_weight(
-        self, weight: torch.Tensor, key: str, strength: float, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Copy the value into ``weight``."""
-        return weight if strength == 0 else weight.copy_(self.weights[0])
-
-
 def _pack(value: Any) -> Any:
     """Write a layer as a tuple of its kind and its fields, without the base weight, which ComfyUI passes in.
 
@@ -200,17 +184,6 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     }
     add_patches(patcher, patches, strength)
     _add_after(patcher, merged, targets, strength)
-
-
-def add_whole_weights(patcher: Any, merged: Merged, targets: Mapping[str, Target], strength: float) -> None:
-    """Add what a merge puts in place of weights of the model, and the configurations of its modules."""
-    whole = {
-        targets[name]: ("set", (weight.value,))
-        for name, weight in merged.whole_weights.items()
-        if name in targets
-    }
-    add_patches(patcher, whole, strength)
-    add_configurations(patcher, merged, strength)
 
 
 def _add_after(patcher: Any, merged: Merged, targets: dict[str, Target], strength: float) -> None:

@@ -5,8 +5,6 @@ import sys
 import comfy.model_management
 import comfy.sd
 import comfy.utils
-import comfy_extras.nodes_lora_debug as core_loaders
-import comfy_extras.nodes_train as core_train
 import folder_paths
 import torch
 from bypass_inside import READERS, assert_near, count_changed, input_of, outputs_of, prediction_of
@@ -25,7 +23,7 @@ from comfy_inside import (
     three_loras,
     write_lora,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from steps_inside import conditions, differ, refused, sample, timed, unchanged
 
 LINEAR = {"method": "linear"}
@@ -50,15 +48,6 @@ def near(a, b, what):
     """The same samples, to rounding of what the steps in float32 add up to."""
     off = (a["samples"] - b["samples"]).abs().max() / b["samples"].abs().max()
     assert off < 1e-4, (what, off)
-
-
-def without_embeddings(name):
-    """The file without the layers that ComfyUI's own bypass fails on."""
-    tensors = load_file(LORAS / name)
-    kept = {key: tensor for key, tensor in tensors.items() if "embedding" not in key}
-    assert len(kept) < len(tensors)
-    save_file(kept, LORAS / f"layers_{name}")
-    return f"layers_{name}"
 
 
 for _name in MODELS:
@@ -98,32 +87,6 @@ for _name in READERS:
                 assert_near(ours, wanted, (name, method, way), 1e-4)
             off = wanted["prediction"] - prediction_of(model, name)["prediction"]
             assert off.abs().max() > 1e-2 * wanted["prediction"].abs().max(), (name, method)
-
-
-@check
-def bypass_of_one_lora_is_cores():
-    """To the last bit, on model and text encoder, and through the sampler; chained, ours keeps the first."""
-    model, clip = load_model("sd15")
-    one, other = (without_embeddings(name) for name, *_ in three_loras("sd15")[:2])
-    theirs = core_loaders.LoraLoaderBypass().load_lora(model, clip, one, 0.7, 0.4)
-    ours = loaded(model, clip, [(one, 0.7, 0.4)], patching="bypass")
-    for got, wanted in zip(ours[:2], theirs, strict=True):
-        assert_near(outputs_of(got), outputs_of(wanted), "one LoRA", 0)
-    plain = conditions(clip, "a fox", "")
-    hot, cold = (conditions(part[1], "a fox", "") for part in (ours, theirs))
-    assert torch.equal(hot[0][0][0], cold[0][0][0]) and not torch.equal(hot[0][0][0], plain[0][0][0])
-    with unchanged(model):
-        expected = sample(theirs[0], *plain)
-        assert torch.equal(sample(ours[0], *plain)["samples"], expected["samples"])
-        differ(sample(model, *plain), expected, "without")
-        behind = loaded(theirs[0], None, [(other, -0.5, 0)], patching="bypass")[0]
-        both = loaded(model, None, [(one, 0.7, 0), (other, -0.5, 0)], patching="bypass")[0]
-        patched = loaded(model, None, [(one, 0.7, 0), (other, -0.5, 0)])[0]
-        wanted = sample(patched, *plain)
-        differ(wanted, expected, "the second")
-        for chain in (behind, both, ours[0], behind):  # each is loaded after the others, and comes off again
-            near(sample(chain, *plain), expected if chain is ours[0] else wanted, chain is ours[0])
-        assert torch.equal(sample(model, *plain)["samples"], sample(load_model("sd15")[0], *plain)["samples"])
 
 
 @check
@@ -220,34 +183,6 @@ def factors_follow_the_layer():
         got = module(input_of(module, place))
         assert torch.equal(got, wanted[key])
     ours.eject_model()
-
-
-SLICED = {"sd15": set(), "flux": {"qkv", "linear1", "1"}}  # layers whose weights LoRAs change by parts
-
-
-@check
-def cores_nodes_take_the_merge():
-    """Load LoRA Model takes our LORA_MODEL, with bypass and without; its bypass knows no slices."""
-    for name in ("sd15", "flux"):
-        model, _ = load_model(name)
-        rows = three_loras(name)
-        stack = run("LoraAlloyStack", loras=text_of(rows))[0]
-        lora = run("LoraAlloyMerge", stack=stack, model=model)[0]
-        wanted = outputs_of(loaded(model, None, rows)[0])
-        ours = outputs_of(loaded(model, None, rows, patching="bypass")[0])
-        with torch.inference_mode():
-            patched, bypassed = (
-                core_train.LoraModelLoader.execute(model, lora, 1.0, bypass)[0] for bypass in (False, True)
-            )
-        assert_near(outputs_of(patched), wanted, name)
-        assert_near(ours, wanted, name)
-        base, got = outputs_of(model), outputs_of(bypassed)
-        lost = {
-            key for key in got if torch.equal(got[key], base[key]) and not torch.equal(wanted[key], base[key])
-        }
-        assert {key.split(".")[-2] for key in lost} == SLICED[name], lost
-        kept = [key for key in got if key not in lost]
-        assert_near({k: got[k] for k in kept}, {k: wanted[k] for k in kept}, name)
 
 
 @check
