@@ -7,11 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError
-from .inputs import CATEGORY, LORA_MODEL
+from .inputs import CATEGORY, LORA_MODEL, patching_input
 from .model.clones import fit_and_patch_clones
 from .model.lora_model import read_lora_model
 from .model.summary import describe_merge, list_blocks, list_left_out, list_not_applied
 from .status import SAYS, Said, StatusLine
+from .values.keywords import read_patching
 
 
 class LoraAlloyApply(io.ComfyNode):
@@ -56,6 +57,7 @@ class LoraAlloyApply(io.ComfyNode):
                     optional=True,
                     tooltip="The text encoder to patch. Without it, only the model is patched.",
                 ),
+                patching_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -73,17 +75,19 @@ class LoraAlloyApply(io.ComfyNode):
         strength_clip: float,
         model: Any = None,
         clip: Any = None,
+        patching: str | None = None,
     ) -> io.NodeOutput:
         """Patch clones."""
         if model is None and clip is None:
             raise ParameterError("there is nothing to patch: connect MODEL, CLIP, or both")
+        chosen = read_patching(patching)
         status = StatusLine(cls)
         whole = read_lora_model(lora)
         merged = whole.merged
         if merged is None or (strength_model == 0 and strength_clip == 0):
             why = "No LoRA was merged" if merged is None else "Both strengths are 0"
             return io.NodeOutput(model, clip, ui=Said(f"{why}: model and CLIP are unchanged."))
-        patched = fit_and_patch_clones(merged, model, clip, strength_model, strength_clip)
+        patched = fit_and_patch_clones(merged, model, clip, strength_model, strength_clip, chosen)
         fitted = patched.fitted
         text = f"{len(fitted.unet)} weights of the model and {len(fitted.clip)} of the text encoder"
         text = f"{describe_merge(merged)}, on {text}, {status.seconds:.1f} s"
@@ -93,5 +97,5 @@ class LoraAlloyApply(io.ComfyNode):
             *list_not_applied(merged, model, clip),
             *patched.lines,
         ]
-        text = "\n".join([text, *list_blocks(merged)])
+        text = "\n".join([text, *patched.how, *list_blocks(merged)])
         return io.NodeOutput(patched.model, patched.clip, ui=Said(text, lines))

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..merge_ops.analysis.plots import THEMES
 from ..merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ..merge_ops.methods.registry import METHODS, Method, Param
-from .values.keywords import PEFT_OPTION, PEFT_PARAMS, SPEED_LORAS
+from .values.keywords import PATCHING, PEFT_OPTION, PEFT_PARAMS, SPEED_LORAS
 from .values.recommended import ADVICE, RECOMMENDED
 
 CATEGORY = "model/merging/lora"
@@ -146,6 +146,23 @@ def speed_loras_input() -> io.Combo.Input:
             "LoRAs that make fewer steps enough, such as LCM, Lightning, Turbo and Hyper, break when they are"
             " trimmed or voted on: apart adds them after the merge. merged treats them as any other LoRA. "
             "linear does the same with both."
+        ),
+    )
+
+
+def patching_input() -> io.Combo.Input:
+    """How the merge gets onto MODEL and CLIP. The last widget of a node, for the same reason."""
+    return io.Combo.Input(
+        "patching",
+        options=list(PATCHING),
+        default=PATCHING[0],
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "auto patches the weights, as Load LoRA does; on GGUF models, whose patches are computed at "
+            "every step, all LoRAs become one patch. one patch does that on any model, which saves time where"
+            " a model does not fit into memory. bypass changes no weight: layers add the LoRAs to their "
+            "outputs, also where weights are packed so that nothing can patch them."
         ),
     )
 

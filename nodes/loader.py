@@ -17,6 +17,7 @@ from .inputs import (
     hooks_output,
     lora_list,
     method_input,
+    patching_input,
     recording_input,
     result_inputs,
     space_input,
@@ -35,9 +36,9 @@ from .model.queued import known_inputs, sent_inputs
 from .model.recorded import RecordedLoras, merge_recorded, refuse_recording, refuse_without_recording
 from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
 from .model.summary import describe_merge, describe_nothing, list_blocks, list_not_applied, list_notes
-from .model.windows import MergedOverTime, merge_over_time
+from .model.windows import MergedOverTime, check_patching, merge_over_time
 from .status import SAYS, Said, StatusLine
-from .values.keywords import MethodChoice, check_sent, refuse_unknown
+from .values.keywords import BYPASS, MethodChoice, check_sent, read_patching, refuse_unknown
 from .values.stack_entries import change_entries, has_steps
 
 # what people type who look for what this node does; the helper nodes have words of their own
@@ -105,6 +106,7 @@ class LoraAlloyLoader(io.ComfyNode):
                 ),
                 auto_strength_input(),
                 speed_loras_input(),
+                patching_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -161,6 +163,7 @@ class LoraAlloyLoader(io.ComfyNode):
         recording: RecordedLoras | None = None,
         auto_strength: bool | None = None,
         speed_loras: str | None = None,
+        patching: str | None = None,
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
@@ -168,6 +171,7 @@ class LoraAlloyLoader(io.ComfyNode):
         refuse_unknown(unknown, known_inputs(cls), method)
         chosen = sweep or MethodChoice()
         asked = chosen.override(method, strength, space=space, rank=rank, seed=seed).with_speed(speed_loras)
+        way = read_patching(patching)
         entries = change_entries(read_stack(stack) + read_list(loras or ""), asked.settings)
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
@@ -177,21 +181,22 @@ class LoraAlloyLoader(io.ComfyNode):
         show = status.show_progress
         if has_steps(entries):
             refuse_recording(recording)
+            ignored = check_patching(way)
             over, note = merge_over_time(entries, asked, model, clip, show)
             lines = [*over.describe(status.seconds, chosen.label), *list_patterns(loras)]
-            said, outputs = _patch_over_time(over, model, clip, lines, note)
+            said, outputs = _patch_over_time(over, model, clip, lines, [note, ignored])
             return io.NodeOutput(*outputs[:3], tuple(entries), words, outputs[3], ui=said)
         if recording is not None:
             recording.host.check_model(model)
             fitted = recording.fitted
             merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), show_progress=show)
         else:
-            fitted = fit_to_model([entry.lora for entry in entries], model, clip)
+            fitted = fit_to_model([entry.lora for entry in entries], model, clip, bypass=way == BYPASS)
             merged, note = run_merge(
                 fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
             )
-        patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries))
-        lines = [describe_merge(merged, status.seconds, chosen.label), *list_patterns(loras)]
+        patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries), patching=way)
+        lines = [describe_merge(merged, status.seconds, chosen.label), *patched.how, *list_patterns(loras)]
         lines += list_blocks(merged)
         text = "\n".join(lines)
         warnings = [*list_notes(merged, fitted, note), *list_not_applied(merged, model, clip), *patched.lines]
@@ -207,12 +212,12 @@ class LoraAlloyLoader(io.ComfyNode):
 
 
 def _patch_over_time(
-    over: MergedOverTime, model: Any, clip: Any, lines: list[str], note: str
+    over: MergedOverTime, model: Any, clip: Any, lines: list[str], notes: list[str]
 ) -> tuple[Said, tuple[Any, Any, MergedLoraModel, Any]]:
     """What the node says, and its MODEL, CLIP, LORA_MODEL and HOOKS, where strengths change."""
     hooks = over.hooks()
     chain = chain_of_entries(over.entries)
     patched = patch_clones(over.whole, over.fitted, model, clip, strength_model=0, chain=chain)
-    warnings = [*over.list_notes(note), *list_not_applied(over.whole, model, clip), *patched.lines]
+    warnings = [*over.list_notes(*notes), *list_not_applied(over.whole, model, clip), *patched.lines]
     said = Said("\n".join(lines), warnings)
     return said, (carry_hooks(patched.model, hooks), patched.clip, over.lora_model(), hooks)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .core import patcher_of
+from .core_bypass import has_bypass
 from .target import Part, Target
 
 # what each kind of adapter keeps, in its order, by the end of the key that it has in a file
@@ -119,8 +120,7 @@ def list_other_loras(part: Any) -> list[str]:
     """List the ways besides patches in which LoRAs are on a MODEL or CLIP: ``hooks``, ``a bypass loader``."""
     patcher = patcher_of(part)
     hooked = getattr(patcher, "hook_patches", None) or getattr(patcher, "forced_hooks", None)
-    bypassed = "bypass_lora" in getattr(patcher, "injections", {})
-    return [way for way, is_there in ((_HOOKS, hooked), (_BYPASS, bypassed)) if is_there]
+    return [way for way, is_there in ((_HOOKS, hooked), (_BYPASS, has_bypass(part))) if is_there]
 
 
 def _read(key: str, entry: tuple[Any, ...]) -> Patch:

@@ -39,10 +39,13 @@ class FittedLoras:
     apart: list[str]  # keys of weights whose slices and whole merge separately: the map lacks some slices
 
 
-def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None) -> FittedLoras:
+def fit_to_model(
+    loras: list[Lora], model: ModelPatcher | None, clip: Any | None, bypass: bool = False
+) -> FittedLoras:
     """Find the weight of every layer of the LoRAs.
 
-    A weight that the model has in another shape is left out by name, as in ComfyUI's own loader.
+    A weight that the model has in another shape is left out by name, as in ComfyUI's own loader. With
+    ``bypass``, weights may be packed where bypass can hold what is added.
 
     Raises:
         IncompatibleLoraError: if a LoRA has no layer in common with the model, or most of another shape, or
@@ -52,7 +55,7 @@ def fit_to_model(loras: list[Lora], model: ModelPatcher | None, clip: Any | None
     loras = [split_fused(_turn_conv1d(lora), maps) for lora in loras]
     places = [find_places(lora, maps) for lora in loras]
     refuse_strangers(loras, places, maps, model)
-    refuse_packed(loras, places, maps.stored, model, clip)
+    refuse_packed(loras, places, maps.stored, model, clip, bypass)
     fitting = [leave_out(lora, found, maps) for lora, found in zip(loras, places, strict=True)]
     bound = bind_to_model(fitting, places, maps)
     targets = [_find_targets(split_fused(lora, maps), maps) for lora in bound]

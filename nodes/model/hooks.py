@@ -18,9 +18,10 @@ from ...merge_ops.merging.merged import Merged
 from .configurations import configurations_of
 from .core import is_patched_by_pack, read_widened_shapes
 from .core_hooks import add_hook_patches, list_conditions, takes_hooks
-from .patch import WholeWeightAdapter, add_merge
+from .patch import add_merge
 from .static import make_static_model
 from .target import Target
+from .whole_weights import WholeWeightAdapter
 
 Targets = dict[str, Target]
 _KEY = "lora_alloy"  # of the wrapper on a MODEL

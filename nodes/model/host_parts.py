@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...merge_ops.errors import ParameterError
+from .bypass_limits import refuse_bypassed
 from .core import copy_patches, patcher_of
 from .target import Target
 
@@ -15,6 +16,7 @@ from .target import Target
 def adopted(own: Any, given: Any, what: str) -> Any:
     """A clone of the host's part with the patches of another one of the same model."""
     refuse_another(own, given, what)
+    refuse_bypassed(given, "measuring it")
     clone = own.clone()
     copy_patches(clone, given)
     return clone

@@ -105,6 +105,7 @@ def merge_loaded(
     for name, part in ((MODEL, patched.model), (CLIP, patched.clip)):
         if part is not None:
             put_in_place(part, stayed[name], before[name])
+    note = "; ".join(filter(None, [note, *patched.how]))
     return MergedLoaded(patched.model, patched.clip, merged, fitted, note)
 
 

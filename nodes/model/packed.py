@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...merge_ops.errors import IncompatibleLoraError
-from ...merge_ops.lora import Lora
+from ...merge_ops.lora import Layer, Lora
+from .bypass_limits import why_not_bypassed
 from .core import StoredWeight, hand_to_patch, is_patched_by_pack, quantised_as
 from .target import Target
 
 _SHOWN = 3  # layers that a message lists
+_WAY_OUT = ", or set patching to bypass in Load & Merge LoRAs or Apply Merged LoRA"
 # what tensors of foreign kinds raise at an operation that they do not have
 _REFUSALS = (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError)
 
@@ -38,10 +40,12 @@ def refuse_packed(
     stored: Mapping[str, StoredWeight],
     model: Any | None,
     clip: Any | None,
+    bypass: bool = False,
 ) -> None:
     """Refuse LoRAs whose weights ComfyUI would hand to a patch as they are packed, or as whole numbers.
 
-    ``places`` has the targets of each LoRA by layer name, several for the parts of a fused weight.
+    ``places`` has the targets of each LoRA by layer name, several for the parts of a fused weight. With
+    ``bypass``, only what bypass cannot hold needs to be patched.
 
     Raises:
         IncompatibleLoraError: with the layers, before anything is computed.
@@ -52,14 +56,21 @@ def refuse_packed(
     }
     tried: dict[tuple[Any, ...], bool] = {}
     for lora, targets in zip(loras, places, strict=True):
-        held = (target for parts in targets.values() for target in parts)
-        ours = {target.key for target in held if not by_pack[target.is_denoiser]}
+        ours: dict[str, bool] = {}  # the key of a weight, and whether bypass can hold all that is added to it
+        for name, parts in targets.items():
+            for target in parts:
+                if not by_pack[target.is_denoiser]:
+                    takes = _takes_bypass(lora.layers.get(name), target, stored)
+                    ours[target.key] = takes and ours.get(target.key, True)
+        if bypass:
+            ours = {key: takes for key, takes in ours.items() if not takes}
         packed = {}  # those with few entries first: one of each kind is tried, which unpacks it
         for key in sorted(ours, key=lambda key: (stored[key].weight.numel(), key)):
             if not _arrives(key, stored[key], tried):
                 packed[key.removesuffix(".weight")] = stored[key].weight
         if packed:
-            raise IncompatibleLoraError(_explain(lora.name, packed))
+            way_out = all(ours[key] for key in ours if key.removesuffix(".weight") in packed)
+            raise IncompatibleLoraError(_explain(lora.name, packed, way_out))
 
 
 def is_readable(weight: Tensor, shape: tuple[int, ...]) -> bool:
@@ -86,6 +97,13 @@ def _arrives(key: str, stored: StoredWeight, tried: dict[tuple[Any, ...], bool])
     return tried[kind]
 
 
+def _takes_bypass(layer: Layer | None, target: Target, stored: Mapping[str, StoredWeight]) -> bool:
+    one = stored[target.key]
+    if layer is None or why_not_bypassed(layer, target, one.module):
+        return False
+    return target.part is not None or layer.fits(read_true_shape(target.key, one))
+
+
 def _declared_shape(module: Any) -> tuple[int, ...]:
     """The shape of a module's weight by its own account; ``()`` if it gives none."""
     for names in (("out_features", "in_features"), ("num_embeddings", "embedding_dim")):
@@ -97,14 +115,14 @@ def _declared_shape(module: Any) -> tuple[int, ...]:
     return ()
 
 
-def _explain(lora: str, packed: dict[str, Tensor]) -> str:
+def _explain(lora: str, packed: dict[str, Tensor], way_out: bool) -> str:
     kinds = sorted({f"{type(weight).__name__} of {_dtype(weight)}" for weight in packed.values()})
     names = sorted(packed)
     listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return (
         f"{lora} cannot be added to {len(packed)} weights that this model keeps packed ({', '.join(kinds)}), "
         f"since ComfyUI does not unpack them for a LoRA: {listed}. Load the model in another format, such as "
-        "fp16, fp8 or GGUF with its own loader"
+        "fp16, fp8 or GGUF with its own loader" + (_WAY_OUT if way_out else "")
     )
 
 

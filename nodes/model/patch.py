@@ -19,11 +19,11 @@ from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.merged_layer import MergedLayer
 from ...merge_ops.merging.request import Settings
 from ...merge_ops.methods.registry import get_method
-from .configurations import add_configurations
 from .core import pack_low_rank, unpack_low_rank
 from .memory import make_tiles
 from .packed import refuse_other_size
 from .target import Target
+from .whole_weights import add_whole_weights
 
 _RECORDS = TABLES.records  # the class of every kind of adapter, by name
 _PLAIN = (torch.Tensor, str, int, float, type(None))  # what ComfyUI moves or leaves alone
@@ -132,22 +132,6 @@ class LowRankAdapter(LoRAAdapter):
         return result
 
 
-class WholeWeightAdapter(WeightAdapterBase):
-    """A weight in place of the model's own; not at strength 0, where ComfyUI's ``set`` would put it too."""
-
-    name = "lora_alloy_whole"
-
-    def __init__(self, loaded_keys: set[str], weights: tuple[torch.Tensor]) -> None:
-        self.loaded_keys = loaded_keys
-        self.weights = weights
-
-    def calculate_weight(
-        self, weight: torch.Tensor, key: str, strength: float, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Copy the value into ``weight``."""
-        return weight if strength == 0 else weight.copy_(self.weights[0])
-
-
 def _pack(value: Any) -> Any:
     """Write a layer as a tuple of its kind and its fields, without the base weight, which ComfyUI passes in.
 
@@ -180,13 +164,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
     A linear merge becomes ComfyUI's own LoRA adapters, one for each LoRA and in the order of the list, so
     that it equals loading them one after the other bit for bit, loaded whole or in parts.
     """
-    whole = {
-        targets[name]: ("set", (weight.value,))
-        for name, weight in merged.whole_weights.items()
-        if name in targets
-    }
-    _add_patches(patcher, whole, strength)
-    add_configurations(patcher, merged, strength)
+    add_whole_weights(patcher, merged, targets, strength)
     layers = {name: merged.layer(name) for name in merged.layers if name in targets}
     plain = {  # in the order of the map: where slices overlap, sums round as in ComfyUI's own loader
         name: target
@@ -204,7 +182,7 @@ def add_merge(patcher: Any, merged: Merged, targets: dict[str, Target], strength
         for name, layer in layers.items()
         if name not in plain
     }
-    _add_patches(patcher, patches, strength)
+    add_patches(patcher, patches, strength)
     _add_after(patcher, merged, targets, strength)
 
 
@@ -221,7 +199,7 @@ def _add_after(patcher: Any, merged: Merged, targets: dict[str, Target], strengt
         for name, layer in after.items()
         if name not in plain
     }
-    _add_patches(patcher, others, strength)
+    add_patches(patcher, others, strength)
 
 
 def _add_one_lora(
@@ -235,25 +213,26 @@ def _add_one_lora(
         strength_here = merged.request.block_strength(index, name)
         if isinstance(layer, LowRank) and strength_here:
             scaled = layer if strength_here == 1 else layer.scaled(strength_here)
-            by_weight.setdefault(merged.request.weight(index, name), {})[target] = _make_lora_adapter(
+            by_weight.setdefault(merged.request.weight(index, name), {})[target] = make_lora_adapter(
                 scaled, keys
             )
     for weight, patches in by_weight.items():
-        _add_patches(patcher, patches, weight * merged.request.settings.scale * strength)
+        add_patches(patcher, patches, weight * merged.request.settings.scale * strength)
 
 
-def _add_patches(patcher: Any, patches: Mapping[Target, Any], strength: float) -> None:
+def add_patches(patcher: Any, patches: Mapping[Target, Any], strength: float) -> None:
+    """Add patches by the weight, or the part of one, that each changes."""
     if patches:
         patcher.add_patches({target.to_comfyui(): patch for target, patch in patches.items()}, strength)
 
 
 def _make_adapter(layer: MergedLayer, target: Target, keys: set[str]) -> WeightAdapterBase:
     if layer.fixed is not None:
-        return _make_lora_adapter(layer.fixed, keys)
+        return make_lora_adapter(layer.fixed, keys)
     return MergedAdapter.of(layer, whole=target.function is not None)
 
 
-def _make_lora_adapter(layer: LowRank, keys: set[str]) -> LowRankAdapter:
+def make_lora_adapter(layer: LowRank, keys: set[str]) -> LowRankAdapter:
     """Make ComfyUI's adapter for a low-rank layer; it multiplies by alpha / rank."""
     up, down = (layer.down.T, layer.up.T) if layer.stored_in_out else (layer.up, layer.down)
     return LowRankAdapter(keys, pack_low_rank(up, down, layer.scale * layer.rank, layer.padded_to))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...merge_ops.errors import ParameterError
+from .bypass_limits import refuse_bypassed
 from .core import clone_static, is_streamed, patcher_of, text_model, use_text_model
 
 
@@ -37,6 +38,7 @@ def make_static_model(model: Any) -> Any:
 def _static(part: Any, what: str, purpose: str) -> Any:
     if not is_streamed(part):
         return part.clone()
+    refuse_bypassed(part, f"loading it a second time {purpose}")
     try:
         return clone_static(part)
     except RuntimeError as error:

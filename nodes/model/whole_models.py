@@ -16,6 +16,7 @@ from ...merge_ops.extracting import Extracted, extract
 from ...merge_ops.formats.quantised import is_beside
 from ...merge_ops.formats.whole_model import ModelWeight, ReadRows, WholeModel, layout_of, split_role
 from ...merge_ops.names.spelling import canonical_name
+from .bypass_limits import refuse_bypassed
 from .core import (
     StoredWeight,
     hand_to_patch,
@@ -37,7 +38,13 @@ _BUFFERS = 6  # full-size float32 matrices that the difference of one weight tak
 
 
 def read_whole_model(name: str, model: Any, clip: Any | None = None) -> WholeModel:
-    """Return a MODEL, and a CLIP if one is given, as a whole model; nothing is read or copied yet."""
+    """Return a MODEL, and a CLIP if one is given, as a whole model; nothing is read or copied yet.
+
+    Raises:
+        ParameterError: if LoRAs are on them by bypass, and so in no weight.
+    """
+    for part in (model, clip):
+        refuse_bypassed(part, "Extract LoRA")
     weights = {
         found: weight
         for part, prefix in ((model, _DENOISER), (clip, _TEXT))

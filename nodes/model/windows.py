@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...merge_ops.errors import ParameterError
 from ...merge_ops.merging.merged import Merged
-from ..values.keywords import Asked
+from ..values.keywords import BYPASS, ONE_PATCH, Asked
 from ..values.stack_entries import StackEntry
 from ..values.steps import Window, cut_into_windows
 from .fitting import FittedLoras, fit_to_model
@@ -39,7 +40,7 @@ class MergedOverTime:
             hooks.append(MergeHook.of(self.whole, {}, self.fitted.clip))
         return make_hooks(*hooks)
 
-    def list_notes(self, note: str = "") -> list[str]:
+    def list_notes(self, *notes: str) -> list[str]:
         """Return a line for each thing that a user should know of the merges, each once."""
         lines = [line for merged, fitted in self.merges.values() for line in list_notes(merged, fitted)]
         lines += [*list_left_out(self.whole, self.fitted), *list_unhooked(self.whole)]
@@ -47,7 +48,7 @@ class MergedOverTime:
             f"steps= of {self._timed} holds in model and hooks; CLIP and lora have the full strength"
             " throughout"
         )
-        return list(dict.fromkeys([*lines, *filter(None, [note])]))
+        return list(dict.fromkeys([*lines, *filter(None, notes)]))
 
     def lora_model(self) -> MergedLoraModel:
         """Return the merge of all LoRAs, which says what it cannot hold where it is saved or applied."""
@@ -72,6 +73,22 @@ class MergedOverTime:
             if factor
         ]
         return ", ".join(on) or "no LoRA"
+
+
+def check_patching(patching: str) -> str:
+    """Return a line if the way in which the merge should get onto the model does not hold with ``steps=``.
+
+    Raises:
+        ParameterError: for bypass.
+    """
+    if patching == BYPASS:
+        raise ParameterError(
+            "patching bypass cannot change over the sampling, which ComfyUI's hooks do by patching weights; "
+            "remove steps= from the list, or set patching to auto"
+        )
+    if patching == ONE_PATCH:
+        return "steps= works by hooks, which patch with each LoRA by itself: patching one patch has no effect"
+    return ""
 
 
 def merge_over_time(

@@ -10,6 +10,7 @@ from ...merge_ops.methods.registry import METHODS, Param, get_method
 
 PEFT_OPTION = "peft"
 SPEED_LORAS = ("apart", "merged")  # what is done with LoRAs for fewer steps
+AUTO, ONE_PATCH, BYPASS = PATCHING = ("auto", "one patch", "bypass")  # how a merge gets onto a model
 # what a sweep can vary of one LoRA; its number or name stands after it, as in "clip mia"
 OF_ONE_LORA = ("strength", "clip", "blocks")
 PEFT_PARAMS = (
@@ -99,6 +100,18 @@ class MethodChoice:
                 params[name] = value
         given = _with_params(given, params, dict(self.swept).get("method"))
         return Asked(build_merge_keywords(given, **widgets), 1.0 if strength is None else strength, settings)
+
+
+def read_patching(patching: str | None) -> str:
+    """Return how a merge gets onto a model, one of ``PATCHING``.
+
+    Raises:
+        ParameterError: for anything else.
+    """
+    chosen = AUTO if patching is None else patching
+    if chosen not in PATCHING:
+        raise ParameterError(f"patching {chosen!r} is not a choice{did_you_mean(str(chosen), PATCHING)}")
+    return chosen
 
 
 def build_merge_keywords(

@@ -1,19 +1,23 @@
-"""What the nodes rely on inside ComfyUI is in two files; each of their functions has a check by its name."""
+"""What the nodes rely on inside ComfyUI is in four files; each of their functions has a check by its name."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CORE = [ROOT / "nodes" / "model" / name for name in ("core.py", "core_patches.py", "core_hooks.py")]
+CORE = [
+    ROOT / "nodes" / "model" / name
+    for name in ("core.py", "core_patches.py", "core_hooks.py", "core_bypass.py")
+]
 # attributes and keys of ComfyUI's objects that it does not promise to keep
 INSIDE = {
-    "PromptServer", "SDClipModel", "_layout_cls", "backup", "calculate_shape", "callbacks",
-    "class_obj", "cond_stage_model", "conds", "current_loaded_models", "current_patcher", "diffusion_model",
-    "disable_dynamic", "forced_hooks", "gate_up_proj", "get_attachment", "hook_backup", "hook_patches",
-    "in_training", "injections", "inner_size", "is_dynamic", "kv_size", "latent_channels", "layer_idx",
-    "load_device", "merged_mlp", "merged_qkv", "model_config", "model_options", "patch_weight_to_device",
-    "patches", "patches_uuid", "qkv_proj", "reset_clip_options", "set_attachments", "set_clip_options",
-    "spacial_downscale_ratio", "unet_config", "wrappers",
+    "PromptServer", "SDClipModel", "_layout_cls", "backup", "calculate_shape", "callbacks", "class_obj",
+    "cond_stage_model", "conds", "current_loaded_models", "current_patcher", "diffusion_model",
+    "disable_dynamic", "forced_hooks", "gate_up_proj", "get_attachment", "get_injections", "hook_backup",
+    "hook_patches", "in_training", "injections", "inner_size", "is_conv", "is_dynamic", "kv_size",
+    "kw_dict", "latent_channels", "layer_idx", "load_device", "merged_mlp", "merged_qkv", "model_config",
+    "model_options", "patch_weight_to_device", "patches", "patches_uuid", "qkv_proj", "reset_clip_options",
+    "set_attachments", "set_clip_options", "set_injections", "spacial_downscale_ratio", "unet_config",
+    "wrappers",
 }  # fmt: skip
 
 
@@ -28,7 +32,7 @@ def names_used(path):
             yield from ((part.value, node.lineno) for part in node.args if isinstance(part, ast.Constant))
 
 
-def test_what_moves_inside_comfyui_is_used_in_three_files():
+def test_what_moves_inside_comfyui_is_used_in_four_files():
     """A private attribute that another file uses would be missed when ComfyUI moves it."""
     used = {}
     for path in (ROOT / "nodes").rglob("*.py"):
