@@ -8,8 +8,8 @@ from ...merge_ops.analysis.repetition import advice_on_sum
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.misfits import DOES_NOT_FIT
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
+from ...merge_ops.names.noise_experts import across_experts
 from ...merge_ops.names.parts import is_text
-from ...merge_ops.names.recognise import across_experts
 from .fitting import FittedLoras
 from .lora_model import list_unnamed_weights
 

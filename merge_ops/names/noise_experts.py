@@ -1,0 +1,74 @@
+"""Models of two experts, as Wan 2.2: which of them a LoRA is for, as its names say.
+
+One expert samples at high noise and the other at low noise. Trainers make a LoRA for each, and no tensor in
+the files tells which is which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ..lora import Lora
+from .recognise import guess
+
+Expert = Literal["high", "low"]
+# a word of its own: "highway" and "glow" are no experts
+_EXPERT = re.compile(
+    r"(?<![a-zA-Z])(?:(hi(?:gh)?|HI(?:GH)?|Hi(?:gh)?|low?|LOW?|Low?)[_\-. ]?(?:noise|Noise|NOISE)(?![a-z])"
+    r"|(high|low|HIGH|LOW|High|Low)(?![a-zA-Z]))"
+)
+_NOISE = "noise"  # what is common to all names that say the whole word
+
+
+def names_of(lora: Lora) -> tuple[str, ...]:
+    """Return the names that may state the expert of a LoRA: its own, and those in its metadata."""
+    return (lora.name, *(lora.metadata.get(key, "") for key in ("ss_output_name", "modelspec.title")))
+
+
+def experts_of(stated: Sequence[Iterable[str]]) -> list[Expert | None]:
+    """Return the expert that the names of each LoRA of a list state; None where they state none, or both.
+
+    ``high_noise`` and ``low_noise`` do so by themselves; the bare words only beside a LoRA of the other
+    expert whose name is otherwise equal: ``high_heels`` and ``low_light`` are no pair.
+    """
+    found = [_expert_of(names) for names in stated]
+    experts: list[Expert | None] = []
+    for expert, rest in found:
+        others = {word for other, words in found if other and other != expert for word in words}
+        experts.append(expert if expert and (_NOISE in rest or rest & others) else None)
+    return experts
+
+
+def across_experts(loras: Sequence[Lora]) -> list[str]:
+    """Warn where LoRAs for both experts of one model are merged with each other."""
+    # model -> expert -> LoRA -> the rest of its names
+    sides: dict[str, dict[Expert, dict[str, set[str]]]] = {}
+    for lora in loras:
+        expert, rest = _expert_of(names_of(lora))
+        guessed = guess(lora) if expert else None
+        if expert and guessed is not None and guessed.architecture.experts:
+            both = sides.setdefault(guessed.architecture.experts, {"high": {}, "low": {}})
+            both[expert].setdefault(lora.name, set()).update(rest)
+    warnings = []
+    for model, both in sides.items():
+        pairs = [(a, b) for a, x in both["high"].items() for b, y in both["low"].items() if x & y]
+        if pairs:
+            high, low = (", ".join(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+            warnings.append(
+                f"{high} is for the high-noise expert of {model} and {low} for the low-noise one; these are "
+                "two models, so merge the LoRAs of each on their own"
+            )
+    return warnings
+
+
+def _expert_of(names: Iterable[str]) -> tuple[Expert | None, set[str]]:
+    """The expert that names state, and what two names of a pair have in common."""
+    found: set[Expert] = set()
+    rest: set[str] = set()
+    for text in names:
+        for match in _EXPERT.finditer(text):
+            found.add("high" if (match[1] or match[2]).lower().startswith("h") else "low")
+            rest.add(_NOISE if match[1] else f"{text[: match.start()]} {text[match.end() :]}".lower())
+    return (found.pop(), rest) if len(found) == 1 else (None, set())
