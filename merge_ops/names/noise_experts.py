@@ -27,6 +27,11 @@ def names_of(lora: Lora) -> tuple[str, ...]:
     return (lora.name, *(lora.metadata.get(key, "") for key in ("ss_output_name", "modelspec.title")))
 
 
+def stated_expert(names: Iterable[str]) -> Expert | None:
+    """Return the expert that the names of one LoRA state, be it by a bare word; None for none or both."""
+    return _expert_of(names)[0]
+
+
 def experts_of(stated: Sequence[Iterable[str]]) -> list[Expert | None]:
     """Return the expert that the names of each LoRA of a list state; None where they state none, or both.
 
