@@ -1,16 +1,18 @@
 """Models of two experts, as Wan 2.2: which of them a LoRA is for, as its names say.
 
 One expert samples at high noise and the other at low noise. Trainers make a LoRA for each, and no tensor in
-the files tells which is which.
+the files tells which is which. Only a file as diffusers writes it may hold both, under two names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from ..lora import Lora
+from ..lora import BaseDependent, Layer, Lora, WholeWeight
+from .parts import DENOISERS
 from .recognise import guess
 
 Expert = Literal["high", "low"]
@@ -20,6 +22,7 @@ _EXPERT = re.compile(
     r"|(high|low|HIGH|LOW|High|Low)(?![a-zA-Z]))"
 )
 _NOISE = "noise"  # what is common to all names that say the whole word
+PARTS: dict[Expert, str] = {"high": "transformer", "low": "transformer_2"}  # of diffusers' pipeline
 
 
 def names_of(lora: Lora) -> tuple[str, ...]:
@@ -44,6 +47,49 @@ def experts_of(stated: Sequence[Iterable[str]]) -> list[Expert | None]:
         others = {word for other, words in found if other and other != expert for word in words}
         experts.append(expert if expert and (_NOISE in rest or rest & others) else None)
     return experts
+
+
+def experts_in(lora: Lora) -> tuple[Expert, ...]:
+    """Return the experts that the names of a LoRA's layers state, as diffusers calls them; none for others.
+
+    A file for one model alone may have the name of the high-noise expert, so this by itself says nothing.
+    """
+    held = (*lora.layers, *lora.base_dependent, *lora.whole_weights)
+    parts = {name.partition(".")[0] for name in held}
+    if PARTS["low"] not in parts:
+        return ()
+    return ("high", "low") if parts & set(DENOISERS) else ("low",)
+
+
+def of_expert(lora: Lora, expert: Expert) -> Lora:
+    """Return what a file of both experts holds for one of them, as a LoRA of its own for a lone model.
+
+    Layers of text encoders stay. LoRAs whose layers do not state an expert are returned as they are.
+    """
+    if not experts_in(lora):
+        return lora
+    high, low = PARTS["high"], PARTS["low"]
+
+    def own(name: str) -> str:
+        component, _, path = name.partition(".")
+        if component == low:
+            return f"{high}.{path}" if expert == "low" else ""
+        return "" if expert == "low" and component in DENOISERS else name
+
+    def key(one: Layer | BaseDependent | WholeWeight) -> str:
+        return re.sub(rf"^{low}\b", high, one.key)
+
+    return replace(
+        lora,
+        name=f"{lora.name} ({PARTS[expert]})",
+        layers={own(n): one.changed(key=key(one)) for n, one in lora.layers.items() if own(n)},
+        base_dependent={
+            own(n): one.changed(key=key(one)) for n, one in lora.base_dependent.items() if own(n)
+        },
+        whole_weights={own(n): replace(one, key=key(one)) for n, one in lora.whole_weights.items() if own(n)},
+        path=None,  # of no file: that one has more
+        sha256=None,
+    )
 
 
 def across_experts(loras: Sequence[Lora]) -> list[str]:

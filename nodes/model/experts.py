@@ -11,7 +11,7 @@ from ...merge_ops.learning.recording import identity
 from ...merge_ops.lora import Lora
 from ...merge_ops.merging.step_distilled import is_step_distilled
 from ...merge_ops.methods.registry import get_method
-from ..values.sides import list_unsure, name_sides, refuse_low, split_sides
+from ..values.sides import list_doubts, name_sides, refuse_low, split_sides, take_once
 from ..values.stack_entries import StackEntry
 from .attachments import attach_as_chain, chain_of_entries
 from .clones import patch_clones
@@ -87,7 +87,7 @@ def merge_for_models(
     heads = [side.head(one) for side, one in zip(sides, made, strict=True)]
     titles = [side.title for side in sides]
     lines = [*heads, *_told_apart(titles, [one.lines[1:] for one in made])]
-    warnings = [*_told_apart(titles, [one.warnings for one in made]), *told, *list_unsure(entries)]
+    warnings = [*_told_apart(titles, [one.warnings for one in made]), *told, *list_doubts(entries)]
     return Outputs(made[0], made[1], new_clip, lines, list(dict.fromkeys(warnings)))
 
 
@@ -123,6 +123,7 @@ def _patch_text(
     entries: Sequence[StackEntry], made: Sequence[Made], clip: Any, job: Job
 ) -> tuple[Any, list[str]]:
     """CLIP with the text layers of all LoRAs, each once, merged as those of one list; and lines about it."""
+    entries = take_once(entries)
     chain = chain_of_entries(entries)
     fits = [one.fitted for one in made if one.fitted is not None]
     if not any(fitted.clip for fitted in fits):
@@ -142,7 +143,7 @@ def _patch_text(
     if job.auto_strength:
         told.append(f"CLIP: strength {asked.strength:g}, since auto_strength measures each model by itself")
     merged, note = run_merge(
-        fitted.loras, list(entries), keywords, asked.strength, job.on_cpu, job.show_progress, moments
+        fitted.loras, entries, keywords, asked.strength, job.on_cpu, job.show_progress, moments
     )
     patched = patch_clones(merged, fitted, None, clip, chain=chain)
     return patched.clip, [*told, *patched.lines, *filter(None, [note])]

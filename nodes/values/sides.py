@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ...merge_ops.errors import ParameterError
-from ...merge_ops.names.noise_experts import experts_of, names_of, stated_expert
+from ...merge_ops.names.noise_experts import (
+    PARTS,
+    Expert,
+    experts_in,
+    experts_of,
+    names_of,
+    of_expert,
+    stated_expert,
+)
 from .stack_entries import StackEntry
 
 HIGH, LOW, BOTH = "high", "low", "both"
@@ -22,14 +31,28 @@ class Sides(NamedTuple):
 def sides_of(entries: Sequence[StackEntry]) -> list[str]:
     """Return ``high``, ``low`` or ``both`` for each LoRA: as its row says, else its names, else both."""
     named = experts_of([_names(entry) for entry in entries])
-    return [entry.on or expert or BOTH for entry, expert in zip(entries, named, strict=True)]
+    return [
+        entry.on or expert or (LOW if experts_in(entry.lora) == (LOW,) else BOTH)
+        for entry, expert in zip(entries, named, strict=True)
+    ]
 
 
 def split_sides(entries: Sequence[StackEntry]) -> Sides:
-    """Return the LoRAs of each model, in their order; those for both are in both lists."""
+    """Return the LoRAs of each model, in their order; those for both are in both lists.
+
+    Of a file in diffusers' format that holds both experts, each has its own part.
+    """
     sides = list(zip(entries, sides_of(entries), strict=True))
-    high, low = ([entry for entry, side in sides if side in (one, BOTH)] for one in (HIGH, LOW))
-    return Sides(high, low)
+    return Sides(
+        [_part_of(entry, "high") for entry, side in sides if side != LOW],
+        [_part_of(entry, "low") for entry, side in sides if side != HIGH],
+    )
+
+
+def take_once(entries: Sequence[StackEntry]) -> list[StackEntry]:
+    """Return each LoRA as one of its models has it, where something is done once for both."""
+    sides = zip(entries, sides_of(entries), strict=True)
+    return [_part_of(entry, "low" if side == LOW else "high") for entry, side in sides]
 
 
 def group_sides(entries: Sequence[StackEntry]) -> list[list[int]]:
@@ -44,21 +67,29 @@ def name_sides(entries: Sequence[StackEntry]) -> tuple[str, str]:
     """Return the names of the LoRAs of each model, and how it is known that they are for it."""
     listed: dict[str, list[str]] = {HIGH: [], LOW: []}
     for entry, side in zip(entries, sides_of(entries), strict=True):
-        why = f" (on={entry.on})" if entry.on else " (by its name)" if side != BOTH else ""
+        held = experts_in(entry.lora)
+        why = f"on={entry.on}" if entry.on else "by its layers" if held else "by its name"
         for one in (HIGH, LOW) if side == BOTH else (side,):
-            listed[one].append(f"{entry.lora.name}{why}")
+            known = f" ({why})" if entry.on or held or side != BOTH else ""
+            listed[one].append(f"{entry.lora.name}{known}")
     return ", ".join(listed[HIGH]), ", ".join(listed[LOW])
 
 
-def list_unsure(entries: Sequence[StackEntry]) -> list[str]:
-    """Return a line for each LoRA that is for both models although its name has a word for one of them."""
+def list_doubts(entries: Sequence[StackEntry]) -> list[str]:
+    """Return a line for each LoRA whose names or layers say another model than it is merged for."""
     lines = []
     for entry, side in zip(entries, sides_of(entries), strict=True):
-        expert = None if entry.on or side != BOTH else stated_expert(_names(entry))
+        name, held = entry.lora.name, experts_in(entry.lora)
+        expert = None if entry.on or held or side != BOTH else stated_expert(_names(entry))
         if expert:
             lines.append(
-                f"{entry.lora.name} is merged for both models: if it is for the {expert}-noise model only, "
-                f"write :on={expert} in its row, else :on=both"
+                f"{name} is merged for both models: if it is for the {expert}-noise model only, write "
+                f":on={expert} in its row, else :on=both"
+            )
+        lost = [PARTS[one] for one in held if side not in (one, BOTH)]
+        if lost:
+            lines.append(
+                f"{name}: its layers of {lost[0]} are left out, since it is for the {side}-noise model"
             )
     return lines
 
@@ -74,6 +105,10 @@ def refuse_low(entries: Sequence[StackEntry]) -> None:
         raise ParameterError(
             f"{names} is for the low-noise model (on=low): connect model_low, or remove on=low from the list"
         )
+
+
+def _part_of(entry: StackEntry, expert: Expert) -> StackEntry:
+    return replace(entry, lora=of_expert(entry.lora, expert)) if experts_in(entry.lora) else entry
 
 
 def _names(entry: StackEntry) -> tuple[str, ...]:
