@@ -37,8 +37,8 @@ def lora_list(names: list[str] | None = None) -> io.String.Input:
             "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
             "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
             "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. For the first quarter of the sampling only: "
-            "<lora:name:0.8:steps=0-0.25>. A prompt for Record LoRAs comes last: "
-            "<lora:name:0.8:prompt=a photo of mia>."
+            "<lora:name:0.8:steps=0-0.25>. For one of two models: <lora:name:0.8:on=high>. A prompt for "
+            "Record LoRAs comes last: <lora:name:0.8:prompt=a photo of mia>."
         ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", **({} if names is None else {"lora_options": names})},
     )
