@@ -78,6 +78,10 @@ def merge_for_models(
         return Outputs(made, Made.nothing(), made.clip, made.lines, made.warnings)
     (high_entries, low_entries), names = split_sides(entries), name_sides(entries)
     low_recording = recording.low if recording is not None else None
+    if recording is not None and low_recording is None and low_entries:
+        raise ParameterError(
+            "the recording is of one model, and the list is for two: connect model_low to Record LoRAs too"
+        )
     sides = (
         _Side("high-noise model", "model", names[0], high_entries, model, recording),
         _Side("low-noise model", "model_low", names[1], low_entries, model_low, low_recording),
@@ -98,10 +102,6 @@ def _are_two(
     two = model_low is not None
     if model is None and model_low is None:
         two = any(entry.on for entry in entries) if recording is None else recording.low is not None
-    if recording is not None and two and recording.low is None:
-        raise ParameterError(
-            "the recording is of one model, and the list is for two: connect model_low to Record LoRAs too"
-        )
     if recording is not None and recording.low is not None and not two:
         raise ParameterError("the recording is of two models: connect the low-noise one to model_low")
     return two
@@ -125,12 +125,11 @@ def _patch_text(
     """CLIP with the text layers of all LoRAs, each once, merged as those of one list; and lines about it."""
     entries = take_once(entries)
     chain = chain_of_entries(entries)
-    fits = [one.fitted for one in made if one.fitted is not None]
-    if not any(fitted.clip for fitted in fits):
+    texts = _texts_of(entries, [one.fitted for one in made if one.fitted is not None and one.fitted.clip])
+    if not any(lora.layers or lora.whole_weights for lora in texts):
         new_clip = clip.clone()
         return new_clip, attach_as_chain(chain, None, new_clip)
-    texts = {identity(lora): _text_of(lora, fitted) for fitted in fits for lora in fitted.loras}
-    fitted = fit_to_model([texts[identity(entry.lora)] for entry in entries], None, clip)
+    fitted = fit_to_model(texts, None, clip)
     asked, told = job.asked, []
     # a LoRA for fewer steps is told by all of its layers
     keywords = asked.keywords | {"apart": [is_step_distilled(entry.lora) for entry in entries]}
@@ -149,10 +148,14 @@ def _patch_text(
     return patched.clip, [*told, *patched.lines, *filter(None, [note])]
 
 
-def _text_of(lora: Lora, fitted: FittedLoras) -> Lora:
-    """The layers of a fitted LoRA that CLIP has."""
-    return replace(
-        lora,
-        layers={name: layer for name, layer in lora.layers.items() if name in fitted.clip},
-        whole_weights={name: held for name, held in lora.whole_weights.items() if name in fitted.clip},
-    )
+def _texts_of(entries: Sequence[StackEntry], fits: Sequence[FittedLoras]) -> list[Lora]:
+    """The layers of each LoRA that CLIP has, less those that block strengths leave out."""
+    found = {identity(lora): (lora, fitted.clip) for fitted in fits for lora in fitted.loras}
+    texts = []
+    for entry in entries if found else ():
+        lora, known = found.get(identity(entry.lora), (entry.lora, {}))
+        factor = entry.blocks.factor if entry.blocks else lambda _: 1.0
+        layers = {name: layer for name, layer in lora.layers.items() if name in known and factor(name)}
+        whole = {name: weight for name, weight in lora.whole_weights.items() if name in known}
+        texts.append(replace(lora, layers=layers, base_dependent={}, whole_weights=whole))
+    return texts

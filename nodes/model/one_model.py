@@ -62,12 +62,9 @@ class MergedOnce:
 
     def hooks(self) -> Any:
         """Return the merge as a hook, which refuses to be used if it was made without a model."""
-        fits = self.fitted is not None and self.is_for_model
-        return make_hooks(
-            MergeHook.of(self.whole, self.fitted.unet, self.fitted.clip)
-            if fits and self.fitted
-            else MergeHook()
-        )
+        if self.fitted is None or not self.is_for_model:
+            return make_hooks(MergeHook())
+        return make_hooks(MergeHook.of(self.whole, self.fitted.unet, self.fitted.clip))
 
     def patch(self, model: Any, clip: Any | None, hooks: Any) -> Clones:
         """Return MODEL and CLIP with the merge, as clones."""

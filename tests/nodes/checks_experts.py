@@ -90,6 +90,13 @@ def clip_has_every_lora_once():
     found, _ = both(text, "sd15", LINEAR)
     wanted = chained(high, clip, listed)[1]
     assert_close(weights_of(None, found["clip"]), weights_of(None, wanted), "Load LoRA")
+    found, _ = both(text.replace(">", ":blocks=te:0>"), "sd15", TIES)
+    assert not weights_of(None, found["clip"]), "te:0"
+    lines = text.splitlines()
+    lines[0] = lines[0].replace(">", ":blocks=te:0>")
+    found, _ = both("\n".join(lines), "sd15", TIES)
+    whole = run("LoraAlloyLoader", model=high, clip=clip, loras="\n".join(lines), method=TIES)[1]
+    assert_close(weights_of(None, found["clip"]), weights_of(None, whole), "te:0 of one")
     found, told = both(text, "sd15", LINEAR, clip=None)
     assert found["clip"] is None and told.count("CLIP is not connected") == 1, told
 

@@ -1,13 +1,16 @@
 """Checks of lists for two models with all that a list can hold: steps, kinds, recordings, files of both."""
 
+import json
 from dataclasses import replace
 
 import torch
 from checks_attachments import found as attached
+from checks_attachments import text_on
 from checks_based import dora, write_based
 from checks_control import write_control
 from checks_kinds import write_kinds
 from comfy_inside import (
+    BASE,
     LORAS,
     NODES,
     assert_close,
@@ -19,6 +22,7 @@ from comfy_inside import (
 )
 from experts_inside import LINEAR, TIES, alone, both, files, low_of, pair, refused, rows
 from learning_inside import SMALL, fresh, text
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from steps_inside import conditions, differ, same, sample, unchanged, with_hooks
 
@@ -125,10 +129,15 @@ def files_of_both_experts_are_divided():
     found, told = both("<lora:whole:1:on=high>")
     assert "whole: its layers of transformer_2 are left out, since it is for the high-noise" in told, told
     assert found["lora_low"].merged is None
-    names = both("<lora:whole:1>")[0]["lora_low"]
+    found, _ = both(f"<lora:whole:1>\n<lora:{char}:0.4:on=high>\n<lora:{char}:-0.3:on=low>")
+    names = found["lora_low"]
+    assert [names.merged.request.weights, found["lora"].merged.request.weights] == [(1, -0.3), (1, 0.4)]
     assert not any("transformer_2" in name for name in names), list(names)[:3]
-    (recipe,) = {tuple(one.sha256 for one in names.merged.loras)}
-    assert recipe == (None,), "no recipe may name the whole file for a part of it"
+    assert names.merged.loras[0].sha256 is None, "no recipe may name the whole file for a part of it"
+    shown = text_on("LoraAlloySave", lora=names, filename_prefix="loras/part", format="kohya", rank=8)
+    with safe_open(BASE / "output" / shown.split(":")[0], "pt") as saved:
+        recipe = json.loads(saved.metadata()["lora_alloy"])
+    assert [source["name"] for source in recipe["sources"]] == ["whole (transformer_2)", "wan_char"], recipe
 
 
 @check

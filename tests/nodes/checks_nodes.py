@@ -112,7 +112,7 @@ def the_loader_gives_what_it_merged_as_a_stack():
     model, _ = load_model("sd15")
     rows = three_loras("sd15")
     first = run("LoraAlloyStack", loras=text_of(rows[:1]))[0]
-    *_, stack, _, _ = run(
+    _, _, _, stack, *_ = run(
         "LoraAlloyLoader", model=model, loras=f"{text_of(rows[1:])}\n# <lora:gone:1>", stack=first
     )
     assert [(e.lora_name, e.strength, e.strength_clip) for e in stack] == rows, stack
