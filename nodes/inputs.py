@@ -37,8 +37,8 @@ def lora_list(names: list[str] | None = None) -> io.String.Input:
             "The LoRAs and their strengths. As text, each line is <lora:name:strength> or "
             "<lora:name:strength:clip strength>; # switches a line off. Strengths by block: "
             "<lora:name:0.8:blocks=down:0.5 mid:1 attn:0.8>. For the first quarter of the sampling only: "
-            "<lora:name:0.8:steps=0-0.25>. A prompt for Record LoRAs comes last: "
-            "<lora:name:0.8:prompt=a photo of mia>."
+            "<lora:name:0.8:steps=0-0.25>. For one of two models: <lora:name:0.8:on=high>. A prompt for "
+            "Record LoRAs comes last: <lora:name:0.8:prompt=a photo of mia>."
         ),
         extra_dict={"widgetType": "LORA_ALLOY_LIST", **({} if names is None else {"lora_options": names})},
     )
@@ -101,13 +101,42 @@ def trigger_words_output() -> io.String.Output:
 
 
 def hooks_output() -> io.Hooks.Output:
-    """The merge as hooks. The last output of a node: saved graphs keep links by their places."""
+    """The merge as hooks. New outputs come behind: saved graphs keep links by their places."""
     return io.Hooks.Output(
         display_name="hooks",
         tooltip=(
             "The merge as hooks, for a conditioning: with Cond Set Props and a mask it holds in one area. "
             "Sample with the model from before this node."
         ),
+    )
+
+
+def model_low_input() -> io.Model.Input:
+    """The second model of a pair. Behind the other inputs: saved graphs keep links by their places."""
+    return io.Model.Input(
+        "model_low",
+        optional=True,
+        tooltip=(
+            "The low-noise model of a pair such as Wan 2.2's; model is then the high-noise one. LoRAs go to "
+            "the model that their names state (high_noise, low_noise) or :on=high and :on=low in the list, "
+            "else to both."
+        ),
+    )
+
+
+def lora_low_output() -> io.Custom.Output:
+    """The merge for the second model of a pair."""
+    return LORA_MODEL.Output(
+        display_name="lora_low",
+        tooltip="The merged LoRA of the low-noise model; lora is then that of the high-noise model.",
+    )
+
+
+def hooks_low_output() -> io.Hooks.Output:
+    """The hooks for the second model of a pair."""
+    return io.Hooks.Output(
+        display_name="hooks_low",
+        tooltip="The merge of the low-noise model as hooks; hooks are then those of the high-noise model.",
     )
 
 

@@ -15,8 +15,13 @@ from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, STACK, theme_input
 from .model.stacks import read_stack
 from .status import Said
+from .values.sides import group_sides
 
 _ENERGY = 0.95
+_TWO_MODELS = (
+    "high-noise and low-noise LoRAs are for two models, so they are not compared with each other; a LoRA for "
+    "both is compared with all"
+)
 _TOOLTIPS = (
     "similarity: how far the LoRAs change the model in the same direction.",
     "sign_conflict: how often one LoRA adds where another subtracts.",
@@ -72,14 +77,18 @@ class LoraAlloyInspect(io.ComfyNode):
             hint = f"it belongs to view {SPECTRUM}" if name == "view.energy" else "known: stack, view, theme"
             raise ParameterError(f"unknown input {name!r}; {hint}")
         name, energy = _chosen(view)
-        loras = [entry.lora for entry in read_stack(stack)]
-        if not loras:
+        entries = read_stack(stack)
+        if not entries:
             raise ParameterError("no LoRA in the stack is switched on; add a line such as <lora:name:1>")
-        found = study(loras)
+        groups = group_sides(entries)
+        found = study([entry.lora for entry in entries], groups)
         pixels = np.asarray(draw(found, name, energy, theme or "light"), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]  # (1, height, width, 3)
-        said = ui.PreviewImage(image, cls=cls).as_dict() | Said("\n".join(found.advice)).as_dict()
-        return io.NodeOutput(_report(found), json.dumps(found.to_dict(), indent=2), image, ui=said)
+        told = [_TWO_MODELS] if groups else []
+        said = ui.PreviewImage(image, cls=cls).as_dict() | Said("\n".join([*found.advice, *told])).as_dict()
+        return io.NodeOutput(
+            "\n".join([_report(found), *told]), json.dumps(found.to_dict(), indent=2), image, ui=said
+        )
 
 
 def _view_input() -> io.DynamicCombo.Input:

@@ -14,9 +14,12 @@ from .inputs import (
     METHOD,
     STACK,
     auto_strength_input,
+    hooks_low_output,
     hooks_output,
     lora_list,
+    lora_low_output,
     method_input,
+    model_low_input,
     patching_input,
     recording_input,
     result_inputs,
@@ -24,22 +27,17 @@ from .inputs import (
     speed_loras_input,
     trigger_words_output,
 )
-from .model.attachments import chain_of_entries
-from .model.clones import patch_clones
+from .model.experts import Outputs, merge_for_models
 from .model.files import list_lora_files
-from .model.fitting import fit_to_model
-from .model.hooks import MergeHook, carry_hooks, make_hooks
 from .model.lora_info import read_sidecar_states, trigger_words_of
-from .model.lora_model import MergedLoraModel
-from .model.merging import run_merge
+from .model.one_model import Job, Made
 from .model.queued import known_inputs, sent_inputs
-from .model.recorded import RecordedLoras, merge_recorded, refuse_recording, refuse_without_recording
+from .model.recorded import RecordedLoras, refuse_without_recording
 from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
-from .model.summary import describe_merge, describe_nothing, list_blocks, list_not_applied, list_notes
-from .model.windows import MergedOverTime, check_patching, merge_over_time
+from .model.summary import describe_nothing
 from .status import SAYS, Said, StatusLine
-from .values.keywords import BYPASS, MethodChoice, check_sent, read_patching, refuse_unknown
-from .values.stack_entries import change_entries, has_steps
+from .values.keywords import MethodChoice, check_sent, read_patching, refuse_unknown
+from .values.stack_entries import change_entries
 
 # what people type who look for what this node does; the helper nodes have words of their own
 SEARCH_WORDS = [
@@ -107,6 +105,7 @@ class LoraAlloyLoader(io.ComfyNode):
                 auto_strength_input(),
                 speed_loras_input(),
                 patching_input(),
+                model_low_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -122,6 +121,11 @@ class LoraAlloyLoader(io.ComfyNode):
                 ),
                 trigger_words_output(),
                 hooks_output(),
+                io.Model.Output(
+                    display_name="model_low", tooltip="The patched low-noise model, if one is connected."
+                ),
+                lora_low_output(),
+                hooks_low_output(),
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
@@ -164,6 +168,7 @@ class LoraAlloyLoader(io.ComfyNode):
         auto_strength: bool | None = None,
         speed_loras: str | None = None,
         patching: str | None = None,
+        model_low: Any = None,
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
@@ -175,49 +180,17 @@ class LoraAlloyLoader(io.ComfyNode):
         entries = change_entries(read_stack(stack) + read_list(loras or ""), asked.settings)
         words = trigger_words_of(entries)
         if not entries or asked.strength == 0:
-            empty, said = MergedLoraModel(None), Said(describe_nothing(chosen.label))
-            return io.NodeOutput(model, clip, empty, tuple(entries), words, make_hooks(), ui=said)
-        refuse_without_recording(recording, asked, bool(auto_strength))
-        show = status.show_progress
-        if has_steps(entries):
-            refuse_recording(recording)
-            ignored = check_patching(way)
-            over, note = merge_over_time(entries, asked, model, clip, show)
-            lines = [*over.describe(status.seconds, chosen.label), *list_patterns(loras)]
-            said, outputs = _patch_over_time(over, model, clip, lines, [note, ignored])
-            return io.NodeOutput(*outputs[:3], tuple(entries), words, outputs[3], ui=said)
-        if recording is not None:
-            recording.host.check_model(model)
-            fitted = recording.fitted
-            merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), show_progress=show)
+            high, low = Made.nothing(model), Made.nothing(model_low)
+            made = Outputs(high, low, clip, [describe_nothing(chosen.label)], [])
         else:
-            fitted = fit_to_model([entry.lora for entry in entries], model, clip, bypass=way == BYPASS)
-            merged, note = run_merge(
-                fitted.loras, entries, asked.keywords, asked.strength, show_progress=show
-            )
-        patched = patch_clones(merged, fitted, model, clip, chain=chain_of_entries(entries), patching=way)
-        lines = [describe_merge(merged, status.seconds, chosen.label), *patched.how, *list_patterns(loras)]
-        lines += list_blocks(merged)
-        text = "\n".join(lines)
-        warnings = [*list_notes(merged, fitted, note), *list_not_applied(merged, model, clip), *patched.lines]
+            refuse_without_recording(recording, asked, bool(auto_strength))
+            job = Job(
+                asked, lambda: status.seconds, status.show_progress, chosen.label, bool(auto_strength),
+                patches=True, patching=way,
+            )  # fmt: skip
+            made = merge_for_models(entries, model, model_low, clip, recording, job)
+        high, low = made.high, made.low
         return io.NodeOutput(
-            patched.model,
-            patched.clip,
-            MergedLoraModel(merged, fitted.stems),
-            tuple(entries),
-            words,
-            make_hooks(MergeHook.of(merged, fitted.unet, fitted.clip)),
-            ui=Said(text, warnings),
-        )
-
-
-def _patch_over_time(
-    over: MergedOverTime, model: Any, clip: Any, lines: list[str], notes: list[str]
-) -> tuple[Said, tuple[Any, Any, MergedLoraModel, Any]]:
-    """What the node says, and its MODEL, CLIP, LORA_MODEL and HOOKS, where strengths change."""
-    hooks = over.hooks()
-    chain = chain_of_entries(over.entries)
-    patched = patch_clones(over.whole, over.fitted, model, clip, strength_model=0, chain=chain)
-    warnings = [*over.list_notes(*notes), *list_not_applied(over.whole, model, clip), *patched.lines]
-    said = Said("\n".join(lines), warnings)
-    return said, (carry_hooks(patched.model, hooks), patched.clip, over.lora_model(), hooks)
+            high.model, made.clip, high.lora, tuple(entries), words, high.hooks, low.model, low.lora,
+            low.hooks, ui=Said("\n".join([*made.lines, *list_patterns(loras)]), made.warnings),
+        )  # fmt: skip

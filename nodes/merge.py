@@ -16,22 +16,21 @@ from .inputs import (
     METHOD,
     STACK,
     auto_strength_input,
+    hooks_low_output,
     hooks_output,
+    lora_low_output,
+    model_low_input,
     recording_input,
     result_inputs,
     speed_loras_input,
 )
-from .model.fitting import FittedLoras, fit_to_model
-from .model.hooks import MergeHook, make_hooks
-from .model.lora_model import MergedLoraModel
-from .model.merging import run_merge
-from .model.recorded import RecordedLoras, merge_recorded, refuse_recording, refuse_without_recording
+from .model.experts import Outputs, merge_for_models
+from .model.one_model import Job, Made
+from .model.recorded import RecordedLoras, refuse_without_recording
 from .model.stacks import read_stack
-from .model.summary import describe_merge, list_blocks, list_notes
-from .model.windows import merge_over_time
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice
-from .values.stack_entries import change_entries, has_steps, list_ignored_steps
+from .values.stack_entries import change_entries
 
 
 class LoraAlloyMerge(io.ComfyNode):
@@ -86,11 +85,14 @@ class LoraAlloyMerge(io.ComfyNode):
                 ),
                 auto_strength_input(),
                 speed_loras_input(),
+                model_low_input(),
             ],
             outputs=[
                 LORA_MODEL.Output(display_name="lora", tooltip="The merged LoRA, to apply or save."),
                 io.String.Output(display_name="report", tooltip="What was merged and what was left out."),
                 hooks_output(),
+                lora_low_output(),
+                hooks_low_output(),
             ],
             hidden=[io.Hidden.unique_id],
             **SAYS,
@@ -110,6 +112,7 @@ class LoraAlloyMerge(io.ComfyNode):
         seed: int | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        model_low: Any = None,
     ) -> io.NodeOutput:
         """Merge."""
         status = StatusLine(cls)
@@ -121,31 +124,16 @@ class LoraAlloyMerge(io.ComfyNode):
         entries = change_entries(entries, asked.settings)
         if not entries or asked.strength == 0:  # where a sweep passes zero
             text = f"{chosen.label}: nothing is merged"
-            return io.NodeOutput(MergedLoraModel(None), text, make_hooks(), ui=Said(text))
-        refuse_without_recording(recording, asked, bool(auto_strength))
-        asked = replace(asked, keywords=asked.keywords | {"dtype": DTYPES[dtype or "float32"]})
-        how: dict[str, Any] = {"on_cpu": device == "cpu", "show_progress": status.show_progress}
-        if has_steps(entries) and model is not None:
-            refuse_recording(recording)
-            over, note = merge_over_time(entries, asked, model, clip, **how)
-            lines = over.describe(status.seconds, chosen.label)
-            return _output(over.lora_model(), over.hooks(), lines, over.list_notes(note))
-        if recording is not None:
-            fitted: FittedLoras | None = recording.fitted
-            merged, note = merge_recorded(recording, entries, asked, bool(auto_strength), **how)
+            made = Outputs(Made.nothing(), Made.nothing(), None, [text], [])
         else:
-            loras = [entry.lora for entry in entries]
-            fitted = fit_to_model(loras, model, clip) if model is not None or clip is not None else None
-            merged, note = run_merge(
-                fitted.loras if fitted else loras, entries, asked.keywords, asked.strength, **how
-            )
-        lines = [describe_merge(merged, status.seconds, chosen.label), *list_blocks(merged)]
-        warnings = [*list_notes(merged, fitted, note), *list_ignored_steps(entries, "; hooks need model")]
-        stems = fitted.stems if fitted else None
-        hook = MergeHook.of(merged, fitted.unet, fitted.clip) if fitted and model is not None else MergeHook()
-        return _output(MergedLoraModel(merged, stems), make_hooks(hook), lines, warnings)
-
-
-def _output(lora: MergedLoraModel, hooks: Any, lines: list[str], warnings: list[str]) -> io.NodeOutput:
-    text = "\n".join(lines)
-    return io.NodeOutput(lora, "\n".join([text, *warnings]), hooks, ui=Said(text, warnings))
+            refuse_without_recording(recording, asked, bool(auto_strength))
+            asked = replace(asked, keywords=asked.keywords | {"dtype": DTYPES[dtype or "float32"]})
+            job = Job(
+                asked, lambda: status.seconds, status.show_progress, chosen.label, bool(auto_strength),
+                on_cpu=device == "cpu",
+            )  # fmt: skip
+            made = merge_for_models(entries, model, model_low, clip, recording, job)
+        said = Said("\n".join(made.lines), made.warnings)
+        report = "\n".join([*made.lines, *made.warnings])
+        high, low = made.high, made.low
+        return io.NodeOutput(high.lora, report, high.hooks, low.lora, low.hooks, ui=said)

@@ -112,6 +112,7 @@ def _warnings(entries: list[StackEntry]) -> list[str]:
     left_out = {
         "block strengths": [entry.lora.name for entry in named if entry.blocks is not None],
         "strengths over the sampling": [entry.lora.name for entry in named if entry.steps is not None],
+        "which of two models a LoRA is for": [entry.lora.name for entry in named if entry.on],
     }
     return [
         f"lora_stack cannot carry {what}: other packs get {', '.join(names)} without them"

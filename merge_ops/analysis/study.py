@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 from ..errors import ParameterError, did_you_mean
@@ -30,7 +31,7 @@ class Study:
     relations: tuple[Relation, ...]  # of each pair
     norms: tuple[dict[str, float], ...]  # of each LoRA, by block
     spectra: tuple[LoraSpectrum, ...]
-    interference: Interference | None = None  # of all together
+    interference: Interference | None = None  # of those that are merged together
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,20 +92,33 @@ class Study:
         }
 
 
-def study(loras: Sequence[Lora]) -> Study:
+def study(loras: Sequence[Lora], groups: Sequence[Sequence[int]] = ()) -> Study:
     """Study LoRAs, alone and in pairs.
+
+    Args:
+        loras: the LoRAs.
+        groups: the places in ``loras``, from 0, of those that are merged with each other, where not all are,
+            as for the two experts of Wan 2.2. A pair that no group has is left out, and the interference is
+            that of the group where it is largest.
 
     Raises:
         IncompatibleLoraError: if two LoRAs have different shapes for a layer.
     """
     loras = list(loras)
+    groups = groups or [range(len(loras))]
+    meeting = {pair for group in groups for pair in combinations(sorted(group), 2)}
     relations = relate(loras)
+    found = [_interference([loras[place] for place in group]) for group in groups]
     return Study(
         tuple(describe(lora, norm) for lora, norm in zip(loras, relations.norms, strict=True)),
-        relations.pairs,
+        tuple(
+            relation
+            for pair, relation in zip(combinations(range(len(loras)), 2), relations.pairs, strict=True)
+            if pair in meeting
+        ),
         relations.block_norms,
         tuple(map(spectrum_of, loras)),
-        _interference(loras),
+        max(filter(None, found), key=lambda one: one.mean, default=None),
     )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..blocks import BlockStrengths
 from ..lora import Layer, Lora
-from ..names.recognise import across_experts, family_title
+from ..names.noise_experts import across_experts
+from ..names.recognise import family_title
 from .align import AlignedLayer
 from .common_metadata import facts_of_use
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,10 +19,6 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Architecture | Family, Structure], ...] 
     (re.compile(f"({pattern})"), owner, structure)
     for owner in _OWNERS
     for structure, pattern in owner.patterns.items()
-)
-# a word of its own: "highway" and "glow" are no experts
-_EXPERT = re.compile(
-    r"(?<![a-zA-Z])(high|low|HIGH|LOW|High|Low)([_\-. ]?(?:noise|Noise|NOISE)(?![a-z])|(?![a-zA-Z]))"
 )
 
 
@@ -91,43 +87,6 @@ def family_title(names: Iterable[str]) -> str | None:
     """Return what model, or which of a few, layers of these names belong to; None if they are unknown."""
     votes = _count_votes(map(flat_path, names))
     return votes.most_common(1)[0][0][0].title if votes else None
-
-
-def across_experts(loras: Sequence[Lora]) -> list[str]:
-    """Warn where LoRAs for both experts of one model are merged with each other.
-
-    They are known by ``high_noise`` and ``low_noise`` in their names, or by the bare words if the names are
-    otherwise equal: ``high_heels`` and ``low_light`` are no pair.
-    """
-    sides: dict[str, dict[str, dict[str, set[str]]]] = {}  # model -> side -> LoRA -> the rest of its names
-    for lora in loras:
-        side, rest = _expert_of(lora)
-        guessed = guess(lora) if side else None
-        if guessed is not None and guessed.architecture.experts:
-            both = sides.setdefault(guessed.architecture.experts, {"high": {}, "low": {}})
-            both[side].setdefault(lora.name, set()).update(rest)
-    warnings = []
-    for model, both in sides.items():
-        pairs = [(a, b) for a, x in both["high"].items() for b, y in both["low"].items() if x & y]
-        if pairs:
-            high, low = (", ".join(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
-            warnings.append(
-                f"{high} is for the high-noise expert of {model} and {low} for the low-noise one; these are "
-                "two models, so merge the LoRAs of each on their own"
-            )
-    return warnings
-
-
-def _expert_of(lora: Lora) -> tuple[str, set[str]]:
-    """The expert that a LoRA's names state, or nothing, and what two names of a pair have in common."""
-    stated = (lora.metadata.get(key, "") for key in ("ss_output_name", "modelspec.title"))
-    found: set[str] = set()
-    rest: set[str] = set()
-    for text in (lora.name, *stated):
-        for match in _EXPERT.finditer(text):
-            found.add(match[1].lower())
-            rest.add("noise" if match[2] else f"{text[: match.start()]} {text[match.end() :]}".lower())
-    return (found.pop(), rest) if len(found) == 1 else ("", set())
 
 
 def _count_votes(names: Iterable[str]) -> Counter[tuple[Architecture | Family, Structure]]:

@@ -41,6 +41,7 @@ class RecordedLoras:
     model: Any  # the user's, which the host may hold a second time
     clip: Any
     entries: tuple[StackEntry, ...]
+    low: RecordedLoras | None = None  # that of the low-noise model, where this is of the high-noise one
 
     @property
     def fitted(self) -> FittedLoras:

@@ -31,6 +31,7 @@ def read_list(text: str) -> list[StackEntry]:
             blocks,
             split_prompts(row.prompt),
             steps,
+            row.on,
         )
         for row, blocks, steps in _rows_in_use(text)
     ]

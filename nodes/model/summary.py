@@ -8,8 +8,8 @@ from ...merge_ops.analysis.repetition import advice_on_sum
 from ...merge_ops.merging.merged import Merged
 from ...merge_ops.merging.misfits import DOES_NOT_FIT
 from ...merge_ops.merging.report import block_lines, block_warnings, dora_beside_plain
+from ...merge_ops.names.noise_experts import across_experts
 from ...merge_ops.names.parts import is_text
-from ...merge_ops.names.recognise import across_experts
 from .fitting import FittedLoras
 from .lora_model import list_unnamed_weights
 
@@ -21,11 +21,10 @@ def describe_nothing(label: str = "") -> str:
     return f"{label}: {_NOTHING}" if label else _NOTHING
 
 
-def list_notes(merged: Merged, fitted: FittedLoras | None = None, note: str = "") -> list[str]:
+def list_notes(merged: Merged, fitted: FittedLoras | None = None, *notes: str) -> list[str]:
     """Return a line for each thing that a user should know of a merge: advice, and what was left out."""
     lines = [*merged.added_after, *advice_on_sum(merged), *list_left_out(merged, fitted)]
-    if note:
-        lines.append(note)
+    lines += filter(None, notes)
     if fitted and fitted.apart:
         lines.append(
             f"{len(fitted.apart)} weights, such as {fitted.apart[0]}, are changed as a whole by one LoRA and "

@@ -11,8 +11,10 @@ from ...merge_ops.merging.merged import Merged
 from ..values.keywords import BYPASS, ONE_PATCH, Asked
 from ..values.stack_entries import StackEntry
 from ..values.steps import Window, cut_into_windows
+from .attachments import chain_of_entries
+from .clones import Clones, patch_clones
 from .fitting import FittedLoras, fit_to_model
-from .hooks import MergeHook, Spans, list_unhooked, make_hooks, refuse_unhookable
+from .hooks import MergeHook, Spans, carry_hooks, list_unhooked, make_hooks, refuse_unhookable
 from .lora_model import MergedLoraModel
 from .merging import run_merge
 from .summary import describe_merge, list_blocks, list_left_out, list_notes
@@ -39,6 +41,12 @@ class MergedOverTime:
         if self.fitted.clip:
             hooks.append(MergeHook.of(self.whole, {}, self.fitted.clip))
         return make_hooks(*hooks)
+
+    def patch(self, model: Any, clip: Any | None, hooks: Any) -> Clones:
+        """Return MODEL with the merges as ``hooks``, and CLIP with the merge of all LoRAs, as clones."""
+        chain = chain_of_entries(self.entries)
+        patched = patch_clones(self.whole, self.fitted, model, clip, strength_model=0, chain=chain)
+        return patched._replace(model=carry_hooks(patched.model, hooks))
 
     def list_notes(self, *notes: str) -> list[str]:
         """Return a line for each thing that a user should know of the merges, each once."""

@@ -1,6 +1,7 @@
 r"""The list of LoRAs as text: one ``<lora:name:strength[:clip strength]>`` per line; ``#`` turns a line off.
 
-``:steps=TEXT`` behind the strengths says when in the sampling the LoRA is on, and how much.
+``:on=high`` or ``:on=low`` behind the strengths says for which of two models the LoRA is, ``:on=both`` that
+it is for both, and ``:steps=TEXT`` when in the sampling it is on, and how much.
 ``:blocks=TEXT`` (or A1111's ``:lbw=TEXT``) gives a strength for each block, and ``:prompt=TEXT`` the prompts
 that show what the LoRA does, with ``|`` between them. The prompt is the last part, so colons and commas are
 free in it; ``<`` and ``>`` are written ``\<`` and ``\>``, and a backslash before one of them, or at the end,
@@ -24,14 +25,16 @@ _NUMBER = re.compile(
 )
 _BLOCKS = re.compile(r":(?:blocks|lbw)=(.*)$")
 _STEPS = re.compile(r":steps=((?:(?!:(?:blocks|lbw)=).)*)")
+_ON = re.compile(r":on=([^:]*)")
 _PROMPT = ":prompt="
+MODELS = ("high", "low", "both")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRow:
     """One line of the list. ``strength_clip`` None means ``strength``.
 
-    ``blocks`` and ``steps`` are as written.
+    ``blocks`` and ``steps`` are as written. ``on`` is one of ``MODELS``, or empty where the row does not say.
     ``prompt`` holds one prompt or several with ``|`` between them, without the escapes of the text.
     """
 
@@ -42,6 +45,7 @@ class LoraRow:
     blocks: str = ""
     prompt: str = ""
     steps: str = ""
+    on: str = ""
     typed: str = field(default="", compare=False)  # the name with spaces at its ends, where it has some
 
     @property
@@ -101,9 +105,10 @@ def _tags(line: str) -> tuple[list[str], str]:
 def _row(tag: str, enabled: bool, number: int) -> LoraRow:
     """Strengths are read from the right, since a name may contain colons."""
     tag, _, prompt = tag.partition(_PROMPT)
-    timed = _STEPS.search(tag)
-    if timed:
-        tag = tag[: timed.start()] + tag[timed.end() :]
+    tag, on = _cut(_ON, tag)
+    if on is not None and on.lower() not in MODELS:
+        raise ParameterError(f"line {number} of the LoRA list: on={on} is none of {', '.join(MODELS)}")
+    tag, steps = _cut(_STEPS, tag)
     end = _BLOCKS.search(tag)
     blocks = end[1].strip() if end else ""
     parts = (tag[: end.start()] if end else tag).split(":")
@@ -125,9 +130,16 @@ def _row(tag: str, enabled: bool, number: int) -> LoraRow:
         enabled,
         blocks,
         _unescape(prompt).strip(),
-        timed[1].strip() if timed else "",
+        steps or "",
+        (on or "").lower(),
         typed if typed != name else "",
     )
+
+
+def _cut(part: re.Pattern[str], tag: str) -> tuple[str, str | None]:
+    """A tag without a part, and the text of that part; None if the tag has none."""
+    found = part.search(tag)
+    return (tag[: found.start()] + tag[found.end() :], found[1].strip()) if found else (tag, None)
 
 
 def _number(text: str) -> float | None:
@@ -138,10 +150,11 @@ def _line(row: LoraRow) -> str:
     strengths = [row.strength] if row.strength_clip is None else [row.strength, row.strength_clip]
     if not all(map(math.isfinite, strengths)):
         raise ParameterError(f"the strength of {row.lora_name} is not a finite number")
+    on = [f"on={row.on}"] if row.on else []
     steps = [f"steps={row.steps}"] if row.steps else []
     blocks = [f"blocks={row.blocks}"] if row.blocks else []
     prompt = [f"prompt={_escape(row.prompt)}"] if row.prompt else []
-    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *steps, *blocks, *prompt))
+    tag = ":".join((row.lora_name, *(f"{value:g}" for value in strengths), *on, *steps, *blocks, *prompt))
     return f"<lora:{tag}>" if row.enabled else f"# <lora:{tag}>"
 
 

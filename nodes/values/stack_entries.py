@@ -20,7 +20,8 @@ class StackEntry:
     """One LoRA of a stack. ``lora_name`` is its file's name in the loras folders, if it has one.
 
     ``prompts`` show what the LoRA does; those of its row, which may have none. ``steps`` is its strength over
-    the sampling; None where that does not change.
+    the sampling; None where that does not change. ``on`` names the model that its row puts it on, if two are
+    patched; empty where the row does not say.
     """
 
     lora: Lora
@@ -30,6 +31,7 @@ class StackEntry:
     blocks: BlockStrengths | None = None
     prompts: tuple[str, ...] = ()
     steps: Steps | None = None
+    on: str = ""
 
 
 def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None, Steps | None]]:

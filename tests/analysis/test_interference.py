@@ -104,6 +104,23 @@ def test_inspect_says_it_too():
     assert found.to_dict()["interference"].keys() == set(six.names)
 
 
+def test_groups_that_are_merged_apart(make_lora):
+    """As for two models: no pair of both is compared, and the group that interferes more counts."""
+    a, b, c, d = (make_lora(name, shapes=SHAPES, seed=seed) for seed, name in enumerate("abcd"))
+    found = study([a, b, c, d], [[0, 1], [1, 2, 3]])
+    assert [(one.first, one.second) for one in found.relations] == [
+        ("a", "b"),
+        ("b", "c"),
+        ("b", "d"),
+        ("c", "d"),
+    ]
+    of_groups = [study(group).interference for group in ([a, b], [b, c, d])]
+    assert found.interference == max(of_groups, key=lambda one: one.mean)
+    apart = study([a, b], [[0], [1]])
+    assert not apart.relations and apart.interference is None and apart.view() == "spectrum"
+    assert study([a, b]).relations == study([a, b], [[0, 1]]).relations
+
+
 def test_twins_are_told_that_they_repeat_each_other():
     """One sentence, not two."""
     twins = next(s for s in SETS if s.twins)

@@ -10,9 +10,10 @@ from merge_ops.cli import main
 from merge_ops.formats import from_tensors
 from merge_ops.formats.converted import as_diffusers_names
 from merge_ops.models.diffusers import patched
+from merge_ops.names.noise_experts import across_experts
 from merge_ops.names.original import diffusers_names, pieces
 from merge_ops.names.parts import flat_name
-from merge_ops.names.recognise import across_experts, guess
+from merge_ops.names.recognise import guess
 from tests.architectures import keys
 from tests.architectures.configs import COMFYUI
 from tests.architectures.through_diffusers import file_of

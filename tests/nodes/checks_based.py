@@ -183,7 +183,7 @@ def based_kinds_need_their_part():
         assert "connect model" in str(error) and "DoRA" in str(error), error
     else:
         raise AssertionError("merged without a base")
-    lora, text, _ = run("LoraAlloyMerge", stack=stack, model=model)
+    lora, text, *_ = run("LoraAlloyMerge", stack=stack, model=model)
     assert "not connected" in text, text
     saved = BASE / "output" / run("LoraAlloySave", lora=lora, filename_prefix="loras/dora")[0]
     assert merge_ops.read_recipe(saved).reader == "comfyui"  # so that it is made again as it was here
@@ -217,7 +217,7 @@ def whole_weights_are_kept_or_named():
         model=model, loras="<lora:whole.safetensors:1>", method={"method": "linear"}
     )
     assert "1 text encoder layers are merged but not applied" in str(status.ui.as_dict())
-    lora, text, _ = run("LoraAlloyMerge", stack=stack, model=model)
+    lora, text, *_ = run("LoraAlloyMerge", stack=stack, model=model)
     assert len(lora.merged.whole_weights) == 2, list(lora.merged.whole_weights)
     config = "diffusion_model.middle_block.config"
     assert torch.equal(lora[config], tensors[config])

@@ -131,7 +131,7 @@ def strengths_pass_through_all_nodes():
     assert "cannot carry block strengths" in note and "sd15_a, sd15_c" in note, note
     assert not NODES["LoraAlloyStack"].execute(loras=text_of(rows)).ui.warnings
     (method,) = run("LoraAlloyMethod", method=chosen)
-    lora, report, _ = run("LoraAlloyMerge", stack=stack.result[0], method=method)
+    lora, report, *_ = run("LoraAlloyMerge", stack=stack.result[0], method=method)
     assert "blocks OUTALL" in report, report
     recipe = merge_ops.Recipe.of(lora.merged)
     assert recipe.blocks == ["down:0.5 te:0", None, "OUTALL"]

@@ -177,7 +177,7 @@ def a_control_lora_and_steps():
         raise AssertionError("not refused")
     before = chained(model, None, [control])[0]
     wanted = loaded([plain], model=before)[0]
-    ours, *_, hooks = run("LoraAlloyLoader", model=before, loras=f"<lora:{plain[0]}:0.5:steps=0-1>")
+    ours, *_, hooks, _, _, _ = run("LoraAlloyLoader", model=before, loras=f"<lora:{plain[0]}:0.5:steps=0-1>")
     with torch.inference_mode():
         ours.patch_model(ours.load_device)
         for hook in hooks.hooks:

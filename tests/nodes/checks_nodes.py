@@ -93,7 +93,7 @@ def composed_nodes_are_the_loader():
     (method,) = run("LoraAlloyMethod", method={"method": "ties", "density": 0.3})
     assert community == [(n, s, c) for n, s, c in rows], community
     for given in (stack, community):
-        lora, report, _ = run("LoraAlloyMerge", stack=given, method=method)
+        lora, report, *_ = run("LoraAlloyMerge", stack=given, method=method)
         assert "ties of 3 LoRAs" in report, report
         applied = run(
             "LoraAlloyApply", model=model, clip=clip, lora=lora, strength_model=1.0, strength_clip=1.0
@@ -112,7 +112,7 @@ def the_loader_gives_what_it_merged_as_a_stack():
     model, _ = load_model("sd15")
     rows = three_loras("sd15")
     first = run("LoraAlloyStack", loras=text_of(rows[:1]))[0]
-    *_, stack, _, _ = run(
+    _, _, _, stack, *_ = run(
         "LoraAlloyLoader", model=model, loras=f"{text_of(rows[1:])}\n# <lora:gone:1>", stack=first
     )
     assert [(e.lora_name, e.strength, e.strength_clip) for e in stack] == rows, stack
@@ -133,7 +133,7 @@ def a_part_that_is_not_connected_is_kept():
     (method,) = run("LoraAlloyMethod", method=chosen)
     for given in ({"model": model}, {"clip": clip}, {}):
         stack = run("LoraAlloyStack", loras=text_of(rows))[0]
-        lora, _, _ = run("LoraAlloyMerge", stack=stack, method=method, **given)
+        lora, *_ = run("LoraAlloyMerge", stack=stack, method=method, **given)
         applied = run(
             "LoraAlloyApply", model=model, clip=clip, lora=lora, strength_model=1.0, strength_clip=1.0
         )
@@ -156,7 +156,7 @@ def core_lora_models_in_and_out():
     name = write_lora("core", "flux", 4, 2, 3)
     trained = load_file(LORAS / name)
     stack, *_ = run("LoraAlloyStack", loras="", lora={"lora0": trained, "lora1": None})
-    lora, _, _ = run("LoraAlloyMerge", stack=stack)
+    lora, *_ = run("LoraAlloyMerge", stack=stack)
     ours = run("LoraAlloyApply", model=model, lora=lora, strength_model=1.0, strength_clip=1.0)[0]
     stock = core.LoraModelLoader.execute(model, trained, 1.0).result[0]
     through_core = core.LoraModelLoader.execute(model, lora, 1.0).result[0]

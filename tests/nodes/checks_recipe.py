@@ -25,7 +25,7 @@ def saved_merge(name, **method):
     """A merge of the three LoRAs of SD1.5 saved into the loras folder: its file name, and the merge."""
     stack, *_ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
     (chosen,) = run("LoraAlloyMethod", method=method)
-    lora, _, _ = run("LoraAlloyMerge", stack=stack, method=chosen)
+    lora, *_ = run("LoraAlloyMerge", stack=stack, method=chosen)
     (written,) = run("LoraAlloySave", lora=lora, filename_prefix=f"loras/{name}", dtype="float32")
     shutil.copy(BASE / "output" / written, LORAS / f"{name}.safetensors")
     return f"{name}.safetensors", lora

@@ -44,7 +44,7 @@ def linear_over_time_is_cores_hooks():
     model, clip = load_model("sd15")
     rows = three_loras("sd15")
     text = timed(rows, "", "0-0.5", "0:1 0.3:1 0.3:0.2 0.7:0.2 0.7:-0.5 1:-0.5")
-    ours, *_, hooks = run("LoraAlloyLoader", model=model, loras=text, method=LINEAR)
+    ours, *_, hooks, _, _, _ = run("LoraAlloyLoader", model=model, loras=text, method=LINEAR)
     theirs = core_hooks_of([
         (rows[0][0], rows[0][1], None),
         (rows[1][0], rows[1][1], [(0.0, 1.0), (0.5, 0.0)]),
@@ -165,7 +165,9 @@ def masks_and_other_hooks_compose():
     mask[..., :32] = 1
     other = core_hooks_of([(rows[2][0], rows[2][1], [(0.0, 0.2), (0.6, 1.0)])])
     both = core_hooks_of([(rows[0][0], rows[0][1], None), (rows[1][0], rows[1][1], [(0.0, 1.0), (0.4, 0.0)])])
-    ours, *_, hooks = run("LoraAlloyLoader", model=model, loras=timed(rows[:2], "", "0-0.4"), method=LINEAR)
+    ours, *_, hooks, _, _, _ = run(
+        "LoraAlloyLoader", model=model, loras=timed(rows[:2], "", "0-0.4"), method=LINEAR
+    )
     parts = with_hooks(other, left, mask=mask) + with_hooks(None, right, mask=1 - mask)
     with unchanged(model):
         found = sample(ours, parts[0] + parts[1], negative)
@@ -184,10 +186,10 @@ def hooks_without_steps_are_the_merge():
     model, clip = load_model("sd15")
     rows = three_loras("sd15")
     plain = conditions(clip, "a fox", "")
-    patched, *_, hooks = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
+    patched, *_, hooks, _, _, _ = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
     stack = run("LoraAlloyStack", loras=text_of(rows))[0]
     (method,) = run("LoraAlloyMethod", method=TIES)
-    *_, merged = run("LoraAlloyMerge", stack=stack, method=method, model=model)
+    _, _, merged, *_ = run("LoraAlloyMerge", stack=stack, method=method, model=model)
     with unchanged(model):
         expected = sample(patched, *plain)
         same(sample(model, *with_hooks(hooks, *plain)), expected, "of the loader")
@@ -206,7 +208,7 @@ def the_merge_node_carries_steps():
     text = timed(rows, "", "0-0.5", "0.5-1")
     stack = run("LoraAlloyStack", loras=text)[0]
     (method,) = run("LoraAlloyMethod", method=TIES)
-    lora, report, hooks = run("LoraAlloyMerge", stack=stack, method=method, model=model)
+    lora, report, hooks, *_ = run("LoraAlloyMerge", stack=stack, method=method, model=model)
     assert "0.5 to 1 of the sampling: sd15_a 0.7, sd15_c 1.1" in report, report
     ours = run("LoraAlloyLoader", model=model, loras=text, method=TIES)[0]
     with unchanged(model):
@@ -214,7 +216,7 @@ def the_merge_node_carries_steps():
     applied = run("LoraAlloyApply", model=model, lora=lora, strength_model=1.0, strength_clip=1.0)[0]
     whole = run("LoraAlloyLoader", model=model, loras=timed(rows, "", "", ""), method=TIES)[0]
     assert_close(weights_of(applied, None), weights_of(whole, None), "lora has all of them")
-    _, report, hooks = run("LoraAlloyMerge", stack=stack, method=method)
+    _, report, hooks, *_ = run("LoraAlloyMerge", stack=stack, method=method)
     assert "steps= of sd15_b, sd15_c is not used" in report and "hooks need model" in report, report
     with refused(merge_ops.ParameterError, "connect model to Merge LoRAs"):
         sample(model, *with_hooks(hooks, *plain))

@@ -52,7 +52,7 @@ def text_encoders_have_the_full_strength():
     with torch.inference_mode():
         expected = plain[1].encode_from_tokens(clip.tokenize("a fox"))
         for scheduled in (False, True):
-            hooked = core_hooks.SetClipHooks().apply_hooks(clip, scheduled, False, ours[-1])[0]
+            hooked = core_hooks.SetClipHooks().apply_hooks(clip, scheduled, False, ours[5])[0]
             found = hooked.encode_from_tokens_scheduled(hooked.tokenize("a fox"))
             assert all(torch.equal(cond, expected) for cond, _ in found), scheduled
 
@@ -134,7 +134,7 @@ def hooks_in_half_precision():
     for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn):
         model = comfy.sd.load_diffusion_model_state_dict(dict(tensors), {"dtype": dtype})
         before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
-        patched, *_, hooks = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
+        patched, *_, hooks, _, _, _ = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
         wanted = weights_of(patched, None)
         assert all(weight.dtype == dtype for weight in wanted.values())
         clone = model.clone()
@@ -155,7 +155,7 @@ def models_that_hooks_cannot_change_are_refused():
     model, _ = load_quantised("float8_e4m3fn")
     with refused(merge_ops.MergeError, "the weights of this model are quantised"):
         run("LoraAlloyLoader", model=model, loras=timed(rows, "", "0-0.5", ""), method=TIES)
-    patched, *_, hooks = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
+    patched, *_, hooks, _, _, _ = run("LoraAlloyLoader", model=model, loras=text_of(rows), method=TIES)
     assert patched.patches
     with refused(merge_ops.MergeError, "the weights of this model are quantised"):
         hooks.hooks[0].add_hook_patches(model, {}, {}, comfy.hooks.HookGroup())
@@ -191,12 +191,14 @@ def windows_share_what_they_can():
             (LORAS / name).touch()  # read anew, so that nothing is known of it
         found.clear()
         steps = ("0:1 1:0", "0-0.2 0.5-0.7", "")
-        hooks = run("LoraAlloyLoader", model=model, loras=timed(rows, *steps), method=TIES)[-1]
+        hooks = run("LoraAlloyLoader", model=model, loras=timed(rows, *steps), method=TIES)[5]
     finally:
         spaces.product_thresholds = real
     assert sum(found) == alone, (sum(found), alone)
     assert len(hooks.hooks) == 10
-    *_, hooks = run("LoraAlloyLoader", model=model, loras=timed(rows, "0-0.2 0.5-0.7", "", ""), method=TIES)
+    *_, hooks, _, _, _ = run(
+        "LoraAlloyLoader", model=model, loras=timed(rows, "0-0.2 0.5-0.7", "", ""), method=TIES
+    )
     assert len(hooks.hooks) == 2
 
 
@@ -225,8 +227,8 @@ def what_steps_cannot_do_is_said():
     assert "cannot carry strengths over the sampling: other packs get sd15_b" in str(stacked.ui.as_dict())
     frames = core_hooks.CreateHookKeyframe().create_hook_keyframe(0.5, 0.0)[0]
     with refused(merge_ops.ParameterError, "remove steps= from the list"):
-        core_hooks.SetHookKeyframes().set_hook_keyframes(out.result[-1], frames)
-    assert run("LoraAlloyLoader", model=model, loras="", method=TIES)[-1].hooks == []
+        core_hooks.SetHookKeyframes().set_hook_keyframes(out.result[5], frames)
+    assert run("LoraAlloyLoader", model=model, loras="", method=TIES)[5].hooks == []
     with refused(merge_ops.ParameterError, "this MODEL changes over the sampling"):
         run("LoraAlloyRecord", model=out.result[0], clip=clip, loras="<lora:sd15_a:1:prompt=a fox>")
     with refused(merge_ops.ParameterError, "this MODEL changes over the sampling"):

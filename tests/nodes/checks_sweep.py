@@ -52,7 +52,7 @@ def each_value_is_what_its_widget_gives():
         expected = patched(byhand[0])
         (method,) = run("LoraAlloyMethod", method=base)
         choice = sweep(parameter, values, method)[0][-1]
-        lora, report, _ = run("LoraAlloyMerge", stack=stack, method=choice, model=model)
+        lora, report, *_ = run("LoraAlloyMerge", stack=stack, method=choice, model=model)
         assert report.startswith(f"{choice.label}: "), report
         applied = run("LoraAlloyApply", model=model, lora=lora, strength_model=1.0, strength_clip=1.0)
         assert_close(patched(applied[0]), expected, f"Merge, {parameter}", 1e-6)
@@ -101,7 +101,7 @@ def what_strengths_share_is_computed_once():
             stack, *_ = run("LoraAlloyStack", loras=text_of([(name, 1, 1) for name in names]))
             (method,) = run("LoraAlloyMethod", method={"method": "ties", "density": 0.4})
             for choice in sweep("strength 2", values, method)[0]:
-                lora, _, _ = run("LoraAlloyMerge", stack=stack, method=choice, model=model)
+                lora, *_ = run("LoraAlloyMerge", stack=stack, method=choice, model=model)
             assert counts == {"thresholds": 2 * len(lora.merged.layers), "files": 2}, counts
     finally:
         spaces.product_thresholds = find
@@ -116,8 +116,8 @@ def zero_leaves_a_lora_out():
     stack, *_ = run("LoraAlloyStack", loras=text_of(rows[:2]))
     (method,) = run("LoraAlloyMethod", method={"method": "ties"})
     (without,) = sweep("strength 1", "0", method)[0]
-    lora, _, _ = run("LoraAlloyMerge", stack=stack, method=without)
-    alone, _, _ = run("LoraAlloyMerge", stack=stack[1:], method=method)
+    lora, *_ = run("LoraAlloyMerge", stack=stack, method=without)
+    alone, *_ = run("LoraAlloyMerge", stack=stack[1:], method=method)
     strengths = {"strength_model": 1.0, "strength_clip": 1.0}
     got = run("LoraAlloyApply", model=model, lora=lora, **strengths)
     assert_close(
@@ -127,7 +127,7 @@ def zero_leaves_a_lora_out():
     )
     for parameter, given in (("strength", stack), ("strength flux_a", stack[:1])):
         (nothing,) = sweep(parameter, "0", method)[0]
-        lora, report, _ = run("LoraAlloyMerge", stack=given, method=nothing)
+        lora, report, *_ = run("LoraAlloyMerge", stack=given, method=nothing)
         assert "nothing is merged" in report
         out = run("LoraAlloyApply", model=model, lora=lora, **strengths)
         assert out[0] is model
@@ -167,7 +167,7 @@ def apply_takes_one_part_alone():
     model, clip = load_model("sd15")
     stack, *_ = run("LoraAlloyStack", loras=text_of(three_loras("sd15")))
     (method,) = run("LoraAlloyMethod", method={"method": "ties"})
-    lora, _, _ = run("LoraAlloyMerge", stack=stack, method=method)
+    lora, *_ = run("LoraAlloyMerge", stack=stack, method=method)
     strengths = {"lora": lora, "strength_model": 1.0, "strength_clip": 0.5}
     both = run("LoraAlloyApply", model=model, clip=clip, **strengths)
     nothing, text = run("LoraAlloyApply", clip=clip, **strengths)

@@ -72,7 +72,7 @@ def base(tiny_models, language_models, tmp_path_factory):
         (folder / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "demo", "demo-output", "benchmarks")
     shutil.copytree(ROOT, folder / "custom_nodes" / "any_folder-name", ignore=ignored)
-    for name in ("tiny_language_model.py", "demo_digits.py", "pack_loaders.py"):
+    for name in ("tiny_language_model.py", "demo_digits.py", "pack_loaders.py", "tiny_prompt.py"):
         shutil.copy(HERE / name, folder / "custom_nodes")
     cache.give(tiny_models, folder / "models")
     if language_models:

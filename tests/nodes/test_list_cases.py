@@ -21,8 +21,8 @@ ParameterError = pack_module("merge_ops").ParameterError
 READ = """async (text) => {
     const { parseList, formatList, isRow } = await import('/js/list/text.js')
     const entries = parseList(text)
-    const rows = entries.filter(isRow).map(({ name, strength, clip, on, blocks, prompt, steps }) =>
-        [name, strength, clip, on, blocks, prompt, ...(steps ? [steps] : [])])
+    const rows = entries.filter(isRow).map(({ name, strength, clip, on, blocks, prompt, steps, model }) =>
+        [name, strength, clip, on, blocks, prompt, ...(model ? [steps, model] : steps ? [steps] : [])])
     return { rows, written: formatList(entries), bad: entries.filter((e) => e.unreadable).length }
 }"""
 NAMES = "async ([n, f]) => (await import('/js/list/text.js')).filesCalled(n, f)"
@@ -44,7 +44,8 @@ def test_python_reads_and_writes(case):
     """Rows, and the text that is written back, less the remarks."""
     rows = lora_text.parse_rows(case["text"])
     found = [
-        [r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks, r.prompt, *filter(None, [r.steps])]
+        [r.lora_name, r.strength, r.strength_clip, r.enabled, r.blocks, r.prompt]
+        + ([r.steps, r.on] if r.on else [r.steps] if r.steps else [])
         for r in rows
     ]
     assert found == case["rows"]

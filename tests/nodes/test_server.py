@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from tests.nodes import two_models
 from tests.nodes.pack import LIST, example, one_node
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,11 @@ def test_every_example_runs(server, path, request):
         if "TextGenerate" not in server.get("/object_info"):
             pytest.skip("this ComfyUI has no TextGenerate")
         request.getfixturevalue("language")
-    entry = server.run(example(path))
+    if path == two_models.EXAMPLE:
+        two_models.write_files(server.base)
+        entry = server.run(two_models.two_models())
+    else:
+        entry = server.run(example(path))
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["outputs"]
 

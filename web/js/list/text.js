@@ -1,10 +1,10 @@
 // The list of LoRAs as text, as nodes/values/lora_text.py reads it: one
-// <lora:name:strength[:clip][:steps=TEXT][:blocks=TEXT][:prompt=TEXT]> a line, "#" switches a line off. In a prompt, < and >
+// <lora:name:strength[:clip][:on=MODEL][:steps=TEXT][:blocks=TEXT][:prompt=TEXT]> a line, "#" switches a line off. In a prompt, < and >
 // are written \< and \>, and a backslash before one of them, or at the end, is doubled. Both sides are tested
 // over tests/nodes/list_cases.json.
 //
-// An entry is a row {name, strength, clip, on, blocks, prompt, steps}, where clip null means "as strength", or a line that
-// is no row: {remark} or {unreadable}. Where the name has spaces at its ends, which may be those of a file, the row
+// An entry is a row {name, strength, clip, on, blocks, prompt, steps, model}, where clip null means "as strength" and
+// model is one of MODELS, or empty; or a line that is no row: {remark} or {unreadable}. Where the name has spaces at its ends, which may be those of a file, the row
 // has it as typed besides.
 
 import { filesCalled, filesMatching, plainName } from "../files/names.js";
@@ -12,12 +12,14 @@ import { filesCalled, filesMatching, plainName } from "../files/names.js";
 export { filesCalled, filesMatching, plainName };
 
 export const MAX_STRENGTH = 100;
+export const MODELS = ["high", "low", "both"];
 
 const LINE = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
 const TAG = "<lora:";
 const INSIDE = /(?:[^<>\n\\]|\\[^\n])+/y; // up to where a tag ends, or cannot be one
 const BLOCKS = /:(?:blocks|lbw)=(.*)$/;
 const STEPS = /:steps=((?:(?!:(?:blocks|lbw)=).)*)/;
+const ON = /:on=([^:]*)/;
 const PROMPT = ":prompt=";
 const NUMBER = /^\s*[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*$/i;
 
@@ -73,6 +75,7 @@ export function formatList(entries) {
 export function formatRow(row) {
   const parts = [row.name, formatNumber(row.strength)];
   if (row.clip !== null) parts.push(formatNumber(row.clip));
+  if (row.model) parts.push(`on=${row.model}`);
   if (row.steps) parts.push(`steps=${row.steps}`);
   if (row.blocks) parts.push(`blocks=${row.blocks}`);
   if (row.prompt) parts.push(`prompt=${escapePrompt(row.prompt)}`);
@@ -132,7 +135,10 @@ const unescapePrompt = (written) =>
 
 function parseTag(whole, on) {
   const cut = whole.indexOf(PROMPT);
-  const timed = cut < 0 ? whole : whole.slice(0, cut);
+  const stated = cut < 0 ? whole : whole.slice(0, cut);
+  const model = ON.exec(stated)?.[1].trim().toLowerCase() ?? "";
+  if (ON.test(stated) && !MODELS.includes(model)) return null;
+  const timed = stated.replace(ON, "");
   const tag = timed.replace(STEPS, "");
   const prompt = cut < 0 ? "" : unescapePrompt(whole.slice(cut + PROMPT.length)).trim();
   const found = BLOCKS.exec(tag);
@@ -147,7 +153,7 @@ function parseTag(whole, on) {
   const blocks = found ? found[1].trim() : "";
   const steps = STEPS.exec(timed)?.[1].trim() ?? "";
   return {
-    name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt, steps,
+    name, strength: strengths[0] ?? 1, clip: strengths[1] ?? null, on, blocks, prompt, steps, model,
     ...(typed === name ? {} : { typed }),
   };
 }
