@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -12,10 +13,10 @@ from ..merge_ops.errors import ParameterError, did_you_mean
 from ..merge_ops.learning import DistillProgress, Retention, distill
 from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
-from .inputs import CATEGORY, LORA_MODEL, RECORDING
+from .inputs import CATEGORY, LORA_MODEL, RECORDING, lora_low_output
 from .model.clones import patch_clones
 from .model.lora_model import MergedLoraModel
-from .model.recorded import RecordedLoras
+from .model.recorded import TITLES, RecordedLoras
 from .model.stopping import stoppable
 from .status import SAYS, Said, StatusLine
 from .values.learning_pictures import draw_curve, percent
@@ -75,6 +76,10 @@ class LoraAlloyDistill(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The recorded model with the trained LoRA."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the trained LoRA."),
                 io.String.Output(display_name="report", tooltip="What is kept of each LoRA, beside linear."),
+                lora_low_output(),
+                io.Model.Output(
+                    display_name="model_low", tooltip="The recorded low-noise model with lora_low."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
@@ -91,29 +96,74 @@ class LoraAlloyDistill(io.ComfyNode):
         chosen = {name: value for name, value in given.items() if value is not None}
         for name in ("rank", "batch"):
             chosen[name] = chosen.get(name) or None
-        watch = _Watch(status)
+        sides, trained = recording.sides, list[_Trained]()
         with stoppable(getattr(cls.hidden, "unique_id", None)) as is_stopped:
-            merged = distill(
-                recording.recording, recording.host, recording.loras, progress=watch.report, stop=is_stopped,
-                **chosen,
-            )  # fmt: skip
-            stopped = is_stopped()
-        patched = patch_clones(merged, recording.fitted, recording.model, recording.clip)
-        linear = recording.measure(recording.merge("linear", 1.0, None))
-        lines = [_heading(merged, watch, stopped, status.seconds)]
-        lines += compare(recording.measure(merged), linear)
-        notes = [*watch.notes, *patched.lines]
+            for title, side in zip(TITLES if len(sides) > 1 else ("",), sides, strict=True):
+                trained.append(_train(title, side, status, is_stopped, chosen))
+        high, low = trained[0], trained[1] if len(trained) > 1 else _Trained.nothing()
+        lines = [line for each in trained for line in each.lines]
+        if len(trained) > 1:
+            lines.append(_of_both(trained))
+        notes = list(dict.fromkeys(note for each in trained for note in each.notes))
         report = "\n".join([*lines, *notes])
         said = Said("\n".join(lines), notes)
-        lora = MergedLoraModel(merged, recording.fitted.stems)
-        return io.NodeOutput(lora, patched.model, patched.clip, report, ui=said)
+        return io.NodeOutput(high.lora, high.model, high.clip, report, low.lora, low.model, ui=said)
+
+
+class _Trained(NamedTuple):
+    """What was trained with one model, and what is said of it."""
+
+    lora: MergedLoraModel
+    model: Any
+    clip: Any
+    lines: list[str]
+    notes: list[str]
+    kept: float = 0.0
+    linear: float = 0.0
+
+    @classmethod
+    def nothing(cls) -> _Trained:
+        """Return what there is of a model that was not recorded."""
+        return cls(MergedLoraModel(None), None, None, [], [])
+
+
+def _train(
+    title: str,
+    recording: RecordedLoras,
+    status: StatusLine,
+    is_stopped: Callable[[], bool],
+    chosen: dict[str, Any],
+) -> _Trained:
+    """Train, measure, and patch one model; CLIP is patched with the first of a pair."""
+    began, watch = status.seconds, _Watch(status, title)
+    merged = distill(
+        recording.recording, recording.host, recording.loras, progress=watch.report, stop=is_stopped,
+        **chosen,
+    )  # fmt: skip
+    clip = None if title == TITLES[1] else recording.clip
+    patched = patch_clones(merged, recording.fitted, recording.model, clip)
+    linear = recording.measure(recording.merge("linear", 1.0, None))
+    kept = recording.measure(merged)
+    head = _heading(merged, watch, is_stopped(), status.seconds - began)
+    lines = [f"{title}: {head}" if title else head, *compare(kept, linear)]
+    notes = [f"{title}: {note}" if title else note for note in (*watch.notes, *patched.lines)]
+    lora = MergedLoraModel(merged, recording.fitted.stems)
+    return _Trained(lora, patched.model, patched.clip, lines, notes, kept.mean, linear.mean)
+
+
+def _of_both(trained: Sequence[_Trained]) -> str:
+    kept, linear = (
+        sum(each) / len(trained) for each in ([t.kept for t in trained], [t.linear for t in trained])
+    )
+    return f"both models: kept {percent(kept)} on average (linear {percent(linear)})"
 
 
 class _Watch:
     """Shows a training on its node: the curve, the time that is left; and ends it when it was cancelled."""
 
-    def __init__(self, status: StatusLine) -> None:
+    def __init__(self, status: StatusLine, title: str = "") -> None:
         self._status = status
+        self._of = f"{title}, " if title else ""
         self._bar = comfy.utils.ProgressBar(1)
         self._module = ""
         self._losses: list[float] = []
@@ -135,7 +185,7 @@ class _Watch:
         if now.retention is not None:
             shares = now.retention.modules[now.module].values()
             self._kept[now.step] = sum(shares) / len(shares)
-        text = f"{now.module}, step {now.step} of {now.steps}, {now.seconds_left:.0f} s left"
+        text = f"{self._of}{now.module}, step {now.step} of {now.steps}, {now.seconds_left:.0f} s left"
         if self._kept:
             text += f", kept {percent(list(self._kept.values())[-1])}"
         if self._status.is_due or now.retention is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from .model.hooks import refuse_carrying
 from .model.learning_host import Applied
 from .model.lora_model import read_lora_model
 from .model.queued import sent_inputs
-from .model.recorded import RecordedLoras
+from .model.recorded import TITLES, RecordedLoras
 from .status import Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.learning_pictures import Kept, draw_bars, percent
@@ -73,6 +74,14 @@ class LoraAlloyMeasure(io.ComfyNode):
                     tooltip="Strengths of the whole merge, such as 0.8, 1, 1.2 or 0.7..1.3 step 0.3.",
                 ),
                 theme_input(),
+                LORA_MODEL.Input(
+                    "lora_low", optional=True,
+                    tooltip="A merge for the low-noise model, where the recording is of two models.",
+                ),
+                io.Model.Input(
+                    "model_low", optional=True,
+                    tooltip="The low-noise model, patched already, to measure as it is.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="What each merge keeps, as text."),
@@ -106,25 +115,78 @@ class LoraAlloyMeasure(io.ComfyNode):
         methods: str | None = None,
         strengths: str | None = None,
         theme: str | None = None,
+        lora_low: dict[str, Any] | None = None,
+        model_low: Any = None,
     ) -> io.NodeOutput:
         """Measure, and draw."""
         status = StatusLine(cls)
-        refuse_carrying(model, "measuring")
-        rows = _measure_list(recording, *_read_lists(methods, strengths), status)
-        if lora is not None:
-            rows.append(_Row("the merged LoRA", recording.measure(_with_lora(recording, lora))))
-        if model is not None:
-            rows.append(_Row("the model", recording.measure(Applied(model, clip))))
-        elif clip is not None:
+        for part in (model, model_low):
+            refuse_carrying(part, "measuring")
+        if model is None and clip is not None:
             raise ParameterError("connect MODEL as well: CLIP alone is not measured")
-        listed = [row for row in rows if row.choice is not None]
-        best = max(listed, key=lambda row: row.retention.mean)
-        text = _report(rows, best)
-        data = {row.title: _as_json(row.retention) for row in rows}
-        picture = draw_bars([Kept(row.title, row.retention.loras) for row in rows], theme or "light")
-        image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+        if recording.low is None and (lora_low is not None or model_low is not None):
+            raise ParameterError("the recording is of one model: disconnect lora_low and model_low")
+        asked = _read_lists(methods, strengths)
+        given = [_Given(recording, lora, model, clip), _Given(recording.low, lora_low, model_low, clip)]
+        sides = [
+            _measure(each, each.recording, asked, status) for each in given if each.recording is not None
+        ]
+        if len(sides) == 1:
+            text, data = _report(sides[0]), {row.title: _as_json(row.retention) for row in sides[0]}
+        else:
+            text, data = _report_both(sides), _json_of_both(sides)
+        pictures = [
+            draw_bars([Kept(row.title, row.retention.loras) for row in rows], theme or "light")
+            for rows in sides
+        ]
+        image = torch.from_numpy(np.concatenate([np.asarray(each, dtype=np.float32) for each in pictures]))
+        image = image[None] / 255
         said = ui.PreviewImage(image, cls=cls).as_dict() | Said(text).as_dict()
-        return io.NodeOutput(text, json.dumps(data, indent=2), image, best.choice, ui=said)
+        return io.NodeOutput(text, json.dumps(data, indent=2), image, _best(sides)[0].choice, ui=said)
+
+
+class _Given(NamedTuple):
+    """What is measured with one model, besides the methods."""
+
+    recording: RecordedLoras | None
+    lora: dict[str, Any] | None
+    model: Any
+    clip: Any
+
+
+def _measure(
+    given: _Given, recorded: RecordedLoras, asked: tuple[list[str], list[float]], status: StatusLine
+) -> list[_Row]:
+    rows = _measure_list(recorded, *asked, status)
+    if given.lora is not None:
+        rows.append(_Row("the merged LoRA", recorded.measure(_with_lora(recorded, given.lora))))
+    if given.model is not None:
+        rows.append(_Row("the model", recorded.measure(Applied(given.model, given.clip))))
+    return rows
+
+
+def _best(sides: Sequence[list[_Row]]) -> tuple[_Row, float]:
+    """The merge of the list that keeps most on average over the models, and how much."""
+    listed = [rows for rows in zip(*sides, strict=False) if rows[0].choice is not None]
+    means = [sum(row.retention.mean for row in rows) / len(rows) for rows in listed]
+    place = max(range(len(listed)), key=means.__getitem__)
+    return listed[place][0], means[place]
+
+
+def _report_both(sides: Sequence[list[_Row]]) -> str:
+    lines = []
+    for title, rows in zip(TITLES, sides, strict=True):
+        lines += [f"{title}:", *_lines(rows)]
+    best, mean = _best(sides)
+    lines.append(f"Best of the list for both: {best.title}, which keeps {percent(mean)} on average")
+    return "\n".join([*lines, ROUGHLY])
+
+
+def _json_of_both(sides: Sequence[list[_Row]]) -> dict[str, Any]:
+    return {
+        side: {row.title: _as_json(row.retention) for row in rows}
+        for side, rows in zip(("high", "low"), sides, strict=True)
+    }
 
 
 def _read_lists(methods: str | None, strengths: str | None) -> tuple[list[str], list[float]]:
@@ -160,7 +222,14 @@ def _with_lora(recorded: RecordedLoras, lora: dict[str, Any]) -> Applied:
     return Applied(patched.model, patched.clip)
 
 
-def _report(rows: list[_Row], best: _Row) -> str:
+def _report(rows: list[_Row]) -> str:
+    lines = _lines(rows)
+    if len(rows) > 1:
+        lines.append(f"Best of the list: {_best([rows])[0].title}")
+    return "\n".join([*lines, ROUGHLY])
+
+
+def _lines(rows: list[_Row]) -> list[str]:
     lines = []
     for row in rows:
         shares = ", ".join(f"{name} {percent(share)}" for name, share in row.retention.loras.items())
@@ -178,9 +247,7 @@ def _report(rows: list[_Row], best: _Row) -> str:
             lines.append(
                 f"  changes the prompts to keep by {percent(row.retention.keep)} of what a LoRA changes"
             )
-    if len(rows) > 1:
-        lines.append(f"Best of the list: {best.title}")
-    return "\n".join([*lines, ROUGHLY])
+    return lines
 
 
 def _as_json(retention: Retention) -> dict[str, Any]:

@@ -8,17 +8,19 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError, did_you_mean
-from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list
+from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list, model_low_input
 from .model.hooks import refuse_carrying
-from .model.recorded import RecordedLoras, record_loras, refuse_empty
+from .model.recorded import Plan, RecordedLoras, record_loras, refuse_empty
+from .model.recorded_pair import SWITCH, record_for_models
 from .model.sampling import Sampling
 from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
 from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
+from .values.sides import list_doubts, refuse_low
 from .values.stack_entries import list_ignored_steps
 
 _SAMPLING = ("width", "height", "steps", "cfg", "sampler_name", "scheduler", "seed")
-_KNOWN = ("stack", "keep", "together", "negative", *_SAMPLING)
+_KNOWN = ("stack", "keep", "together", "negative", *_SAMPLING, "model_low", "switch")
 
 
 class LoraAlloyRecord(io.ComfyNode):
@@ -49,6 +51,12 @@ class LoraAlloyRecord(io.ComfyNode):
                 ),
                 *_prompt_inputs(),
                 *_sampling_inputs(),
+                model_low_input(),
+                io.Float.Input(
+                    "switch", default=SWITCH, min=0, max=1, step=0.05, optional=True, advanced=True,
+                    tooltip="Share of the steps that model samples before model_low goes on, as you split "
+                            "them.",
+                ),
             ],
             outputs=[
                 RECORDING.Output(
@@ -83,6 +91,8 @@ class LoraAlloyRecord(io.ComfyNode):
         together: str | None = None,
         negative: str | None = None,
         sampler_name: str | None = None,
+        model_low: Any = None,
+        switch: float | None = None,
         **given: Any,
     ) -> io.NodeOutput:
         """Sample and record."""
@@ -90,38 +100,53 @@ class LoraAlloyRecord(io.ComfyNode):
             if name not in _SAMPLING:
                 raise ParameterError(f"unknown input {name!r}{did_you_mean(name, _KNOWN)}")
         status = StatusLine(cls)
-        refuse_carrying(model, "recording")
+        for part in (model, model_low):
+            refuse_carrying(part, "recording")
         entries = read_stack(stack) + read_list(loras or "")
         refuse_empty(entries)
         chosen = {name: value for name, value in given.items() if value is not None}
         if sampler_name is not None:
             chosen["sampler"] = sampler_name
-        recorded = record_loras(
-            model,
-            clip,
-            entries,
-            Sampling(**chosen),
-            ("", *split_prompts(keep)),
-            split_prompts(together) or None,
-            negative or "",
-            status.show_progress,
-        )
-        text = "\n".join([_report(recorded, status.seconds), *list_patterns(loras)])
-        warnings = [f"{lora.name}: {warning}" for lora in recorded.loras for warning in lora.warnings]
-        warnings += list_ignored_steps(entries)
+        wanted = ("", *split_prompts(keep)), split_prompts(together) or None
+        plan = Plan(Sampling(**chosen), *wanted, negative or "", status.show_progress)
+        doubts: list[str] = []
+        if model_low is None:
+            refuse_low(entries)
+            recorded = record_loras(model, clip, entries, plan)
+        else:
+            doubts = list_doubts(entries)
+            share = SWITCH if switch is None else switch
+            recorded = record_for_models(model, model_low, clip, entries, plan, share)
+        text = "\n".join([*_report(recorded, status.seconds, model_low is not None), *list_patterns(loras)])
+        warnings = [f"{lora.name}: {told}" for lora in recorded.all_loras for told in lora.warnings]
+        warnings = list(dict.fromkeys([*warnings, *list_ignored_steps(entries), *doubts]))
         return io.NodeOutput(recorded, "\n".join([text, *warnings]), ui=Said(text, warnings))
 
 
-def _report(recorded: RecordedLoras, seconds: float) -> str:
+def _report(recorded: RecordedLoras, seconds: float, of_pair: bool) -> list[str]:
+    if not of_pair:
+        first, *lines = _describe(recorded)
+        return [f"{first}, {seconds:.1f} s", *lines]
+    low = _describe(recorded.low) if recorded.low is not None else ["no LoRA"]
+    return [
+        f"two models, {seconds:.1f} s",
+        "high-noise model:",
+        *_describe(recorded),
+        "low-noise model:",
+        *low,
+    ]
+
+
+def _describe(recorded: RecordedLoras) -> list[str]:
     recording = recorded.recording
     count, size = len(recording.samples), recording.size / 1e6
-    lines = [f"{count} calls of {', '.join(recorded.host.modules)}, {size:.0f} MB, {seconds:.1f} s"]
+    lines = [f"{count} calls of {', '.join(recorded.host.modules)}, {size:.0f} MB"]
     for label, lora in zip(recording.labels, recording.loras, strict=True):
         lines.append(f"{label} at {lora.weight:g}: {' | '.join(lora.prompts)}")
     lines.append(f"to keep: {' | '.join(prompt or '(empty)' for prompt in recording.keep_prompts)}")
     if recording.together_prompts:
         lines.append(f"together: {' | '.join(recording.together_prompts)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _prompt_inputs() -> list[io.Input]:

@@ -30,6 +30,15 @@ def names_of(lora: Lora) -> tuple[str, ...]:
     return (lora.name, *(lora.metadata.get(key, "") for key in ("ss_output_name", "modelspec.title")))
 
 
+def without_expert(name: str) -> str:
+    """Return what the names of two LoRAs of a pair have in common: a name less the word for its expert.
+
+    >>> without_expert("style_high_noise.safetensors") == without_expert("style_low_noise.safetensors")
+    True
+    """
+    return " ".join(re.split(r"[\s_.-]+", _EXPERT.sub(" ", name).lower())).strip()
+
+
 def stated_expert(names: Iterable[str]) -> Expert | None:
     """Return the expert that the names of one LoRA state, be it by a bare word; None for none or both."""
     return _expert_of(names)[0]

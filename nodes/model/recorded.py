@@ -29,7 +29,10 @@ from .learning_host import Applied, ComfyHost
 from .merging import run_merge
 from .sampling import Sampling
 
+TITLES = ("high-noise model", "low-noise model")  # of a pair
 Show = Callable[[str], None]
+Tick = Callable[[], None]
+Sample = Callable[[ComfyHost, Sequence[int] | None, Sequence[str], Tick], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +55,16 @@ class RecordedLoras:
     def loras(self) -> list[Lora]:
         """The LoRAs that were recorded."""
         return self.fitted.loras
+
+    @property
+    def sides(self) -> list[RecordedLoras]:
+        """The recording of each model: of this one, and of the low-noise one of a pair."""
+        return [self, *filter(None, [self.low])]
+
+    @property
+    def all_loras(self) -> list[Lora]:
+        """The LoRAs that were recorded, with either model."""
+        return [lora for side in self.sides for lora in side.loras]
 
     def match(self, entries: Sequence[StackEntry]) -> tuple[list[Lora], list[StackEntry]]:
         """Return the fitted LoRAs and the entries of a stack, both in the order of the recording.
@@ -90,56 +103,75 @@ class RecordedLoras:
             return measured(self.recording, self.host)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How LoRAs are recorded. ``together`` None joins the prompts of each two LoRAs.
+
+    ``sample`` samples prompts with a host that has some of the LoRAs, given by their places in the list
+    (None: all of them), and calls a function after each step.
+    """
+
+    sampling: Sampling
+    keep: tuple[str, ...]
+    together: tuple[str, ...] | None
+    negative: str = ""
+    show: Show | None = None
+    sample: Sample | None = None  # None: all steps, with the model of the host
+    steps: int | None = None  # of a prompt, where they are others than those of ``sampling``
+
+    def run(self, host: ComfyHost, on: Sequence[int] | None, texts: Sequence[str], tick: Tick) -> None:
+        """Sample prompts with what is in the host now."""
+        if self.sample is not None:
+            self.sample(host, on, texts, tick)
+        else:
+            self.sampling.run(host.model_now, host.clip_now, texts, self.negative, tick)
+
+
 def record_loras(
-    model: Any,
-    clip: Any,
-    entries: list[StackEntry],
-    sampling: Sampling,
-    keep: tuple[str, ...],
-    together: tuple[str, ...] | None,
-    negative: str = "",
-    show: Show | None = None,
+    model: Any, clip: Any, entries: list[StackEntry], plan: Plan, with_text: bool = True
 ) -> RecordedLoras:
     """Sample with each LoRA alone, with none on the prompts to keep, and with all on prompts together.
 
-    ``together`` None joins the prompts of each two LoRAs, and samples them with only these two. The answer of
-    each call of the diffusion model is recorded, and of the text encoders if the LoRAs have layers in them.
+    Prompts that are joined are sampled with only the two LoRAs that they are of. The answer of each call of
+    the diffusion model is recorded, and of the text encoders if the LoRAs have layers in them.
 
     Raises:
         MergeError: if a LoRA has no prompt, or does not fit the model.
     """
     prompts = list_prompts(entries)
     fitted = fit_to_model([entry.lora for entry in entries], model, clip)
-    host = ComfyHost(model, clip, fitted, with_text=any(entry.strength_clip for entry in entries))
+    with_text = with_text and any(entry.strength_clip for entry in entries)
+    host = ComfyHost(model, clip, fitted, with_text=with_text)
+    keep, together = plan.keep, plan.together
     pairs = join_pairs(prompts) if together is None else []
     named = tuple(text for _, text in pairs) if together is None else together
     loras = fitted.loras
-    own = {id(lora): texts for lora, texts in zip(loras, prompts, strict=True)}
+    places = {id(lora): place for place, lora in enumerate(loras)}
     count = sum(map(len, prompts)) + len(keep) + (len(named) if len(loras) > 1 else 0)
-    bar = comfy.utils.ProgressBar(max(1, count * sampling.steps))
+    bar = comfy.utils.ProgressBar(max(1, count * (plan.steps or plan.sampling.steps)))
 
-    def sample(texts: tuple[str, ...]) -> None:
-        sampling.run(host.model_now, host.clip_now, texts, negative, lambda: bar.update(1))
+    def sample(on: Sequence[int] | None, texts: Sequence[str]) -> None:
+        plan.run(host, on, texts, lambda: bar.update(1))
 
     def progress(done: int, total: int, what: str) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if show is not None and what:
-            show(f"recording {what}, {done + 1} of {total}")
+        if plan.show is not None and what:
+            plan.show(f"recording {what}, {done + 1} of {total}")
 
     recording = record(
         host,
         loras,
-        lambda lora: sample(own[id(lora)]),
+        lambda lora: sample([places[id(lora)]], prompts[places[id(lora)]]),
         weights=[entry.strength for entry in entries],
         text_weights=[entry.strength_clip for entry in entries],
         blocks=[entry.blocks for entry in entries],
-        keep=(lambda: sample(keep)) if keep else None,
-        together=[((loras[i], loras[j]), partial(sample, (text,))) for (i, j), text in pairs]
-        or ((lambda: sample(named)) if named else None),
+        keep=(lambda: sample([], keep)) if keep else None,
+        together=[((loras[i], loras[j]), partial(sample, (i, j), (text,))) for (i, j), text in pairs]
+        or ((lambda: sample(None, named)) if named else None),
         prompts=prompts,
         keep_prompts=keep,
         together_prompts=named,
-        seed=sampling.seed,
+        seed=plan.sampling.seed,
         progress=progress,
     )
     return RecordedLoras(recording, host, model, clip, tuple(entries))

@@ -33,9 +33,15 @@ class Sampling:
         prompts: Sequence[str],
         negative: str = "",
         after_step: Callable[[], None] | None = None,
-    ) -> None:
+        *,
+        first: int | None = None,
+        last: int | None = None,
+        latents: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
         """Sample one image a prompt with MODEL and CLIP, the n-th with the n-th noise; nothing is decoded.
 
+        Steps are sampled from ``first`` to before ``last``, as by KSampler (Advanced): what is returned
+        before the last step has noise left, and sampling goes on from such ``latents`` without new noise.
         ``after_step`` is called after each step, and when a prompt was encoded.
         """
 
@@ -46,13 +52,18 @@ class Sampling:
 
         conditions = [_encode(clip, prompt) for prompt in prompts]
         against = _encode(clip, negative) if self.cfg != 1 else conditions[0]
-        latent = empty_latent(model, self.width, self.height)
+        empty = empty_latent(model, self.width, self.height)
+        sampled = []
         for number, condition in enumerate(conditions):
             seed = self.seed + number
-            comfy.sample.sample(
-                model, comfy.sample.prepare_noise(latent, seed), self.steps, self.cfg, self.sampler,
-                self.scheduler, condition, against, latent, callback=step, disable_pbar=True, seed=seed,
-            )  # fmt: skip
+            latent = empty if latents is None else latents[number]
+            noise = comfy.sample.prepare_noise(latent, seed) if latents is None else torch.zeros_like(latent)
+            sampled.append(comfy.sample.sample(
+                model, noise, self.steps, self.cfg, self.sampler, self.scheduler, condition, against, latent,
+                start_step=first, last_step=last, disable_noise=latents is not None, callback=step,
+                disable_pbar=True, seed=seed,
+            ))  # fmt: skip
+        return sampled
 
 
 def empty_latent(model: Any, width: int, height: int) -> Tensor:

@@ -15,6 +15,7 @@ from ...merge_ops.names.noise_experts import (
     names_of,
     of_expert,
     stated_expert,
+    without_expert,
 )
 from .stack_entries import StackEntry
 
@@ -53,6 +54,23 @@ def take_once(entries: Sequence[StackEntry]) -> list[StackEntry]:
     """Return each LoRA as one of its models has it, where something is done once for both."""
     sides = zip(entries, sides_of(entries), strict=True)
     return [_part_of(entry, "low" if side == LOW else "high") for entry, side in sides]
+
+
+def name_pair(entry: StackEntry) -> str:
+    """Return a name that the LoRAs of a pair have in common, and a LoRA for both models with itself."""
+    return without_expert(entry.lora_name or entry.lora.name)
+
+
+def share_prompts(entries: Sequence[StackEntry]) -> list[StackEntry]:
+    """Return the LoRAs with the prompts of the other one of their pair, where only that has some."""
+    known: dict[str, tuple[str, ...]] = {}
+    for entry in entries:
+        if entry.prompts:
+            known.setdefault(name_pair(entry), entry.prompts)
+    return [
+        entry if entry.prompts else replace(entry, prompts=known.get(name_pair(entry), ()))
+        for entry in entries
+    ]
 
 
 def group_sides(entries: Sequence[StackEntry]) -> list[list[int]]:
