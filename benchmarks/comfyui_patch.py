@@ -74,7 +74,7 @@ def our_patches(factors: list[tuple[torch.Tensor, torch.Tensor]], method: str) -
     ]
     weights = list(MULTIPLIERS[: len(loras)])
     merged = merge_ops.merge(loras, weights, method=method, density=DENSITY)
-    adapter = importlib.import_module(f"{NAME}.nodes.model.patch").MergedAdapter.of(
+    adapter = importlib.import_module(f"{NAME}.nodes.model.patches.patch").MergedAdapter.of(
         merged.layer("unet.layer"), whole=False
     )
     return [(1.0, adapter, 1.0, None, None)]

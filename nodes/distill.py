@@ -14,9 +14,9 @@ from ..merge_ops.learning import DistillProgress, Retention, distill
 from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
 from .inputs import CATEGORY, LORA_MODEL, RECORDING, lora_low_output
-from .model.clones import patch_clones
-from .model.lora_model import MergedLoraModel
-from .model.recorded import TITLES, RecordedLoras
+from .model.learning.recorded import TITLES, RecordedLoras
+from .model.merges.lora_model import MergedLoraModel
+from .model.patches.clones import patch_clones
 from .model.stopping import stoppable
 from .status import SAYS, Said, StatusLine
 from .values.learning_pictures import draw_curve, percent

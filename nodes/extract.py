@@ -13,8 +13,8 @@ from ..merge_ops.extracting import Extracted, ExtractOptions
 from ..merge_ops.extracting.options import RANK
 from ..merge_ops.saving.kept import kept_by_extraction
 from .inputs import CATEGORY, LORA_MODEL
-from .model.lora_model import MergedLoraModel
-from .model.whole_models import choose_stems, extract_with_comfyui, read_whole_model
+from .model.merges.lora_model import MergedLoraModel
+from .model.places.whole_models import choose_stems, extract_with_comfyui, read_whole_model
 from .status import SAYS, Said, StatusLine
 
 _OPTIONS = ("rank", "energy", "conv_rank", "min_diff", "clamp", "vectors")

@@ -13,7 +13,7 @@ from ..merge_ops.analysis.plots import draw
 from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, STACK, theme_input
-from .model.stacks import read_stack
+from .model.files.stacks import read_stack
 from .status import Said
 from .values.sides import group_sides
 

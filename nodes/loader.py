@@ -27,14 +27,14 @@ from .inputs import (
     speed_loras_input,
     trigger_words_output,
 )
-from .model.experts import Outputs, merge_for_models
-from .model.files import list_lora_files
-from .model.lora_info import read_sidecar_states, trigger_words_of
-from .model.one_model import Job, Made
+from .model.files.lora_files import list_lora_files
+from .model.files.lora_info import read_sidecar_states, trigger_words_of
+from .model.files.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
+from .model.jobs.one_model import Job, Made
+from .model.jobs.two_models import Outputs, merge_for_models
+from .model.learning.recorded import RecordedLoras, refuse_without_recording
+from .model.merges.summary import describe_nothing
 from .model.queued import known_inputs, sent_inputs
-from .model.recorded import RecordedLoras, refuse_without_recording
-from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
-from .model.summary import describe_nothing
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice, check_sent, read_patching, refuse_unknown
 from .values.stack_entries import change_entries
@@ -186,7 +186,7 @@ class LoraAlloyLoader(io.ComfyNode):
             refuse_without_recording(recording, asked, bool(auto_strength))
             job = Job(
                 asked, lambda: status.seconds, status.show_progress, chosen.label, bool(auto_strength),
-                patches=True, patching=way,
+                applies=True, patching=way,
             )  # fmt: skip
             made = merge_for_models(entries, model, model_low, clip, recording, job)
         high, low = made.high, made.low

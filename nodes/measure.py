@@ -15,12 +15,12 @@ from ..merge_ops.errors import MergeError, ParameterError
 from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
 from .inputs import CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
-from .model.clones import fit_and_patch_clones
-from .model.hooks import refuse_carrying
-from .model.learning_host import Applied
-from .model.lora_model import read_lora_model
+from .model.learning.host import Applied
+from .model.learning.recorded import TITLES, RecordedLoras
+from .model.merges.lora_model import read_lora_model
+from .model.patches.clones import fit_and_patch_clones
+from .model.patches.hooks import refuse_carrying
 from .model.queued import sent_inputs
-from .model.recorded import TITLES, RecordedLoras
 from .status import Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.learning_pictures import Kept, draw_bars, percent

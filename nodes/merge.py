@@ -24,10 +24,10 @@ from .inputs import (
     result_inputs,
     speed_loras_input,
 )
-from .model.experts import Outputs, merge_for_models
-from .model.one_model import Job, Made
-from .model.recorded import RecordedLoras, refuse_without_recording
-from .model.stacks import read_stack
+from .model.files.stacks import read_stack
+from .model.jobs.one_model import Job, Made
+from .model.jobs.two_models import Outputs, merge_for_models
+from .model.learning.recorded import RecordedLoras, refuse_without_recording
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.stack_entries import change_entries

@@ -7,11 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from .inputs import CATEGORY, LORA_MODEL, METHOD, STACK, method_input, result_inputs, space_input
-from .model.loaded import describe_unmerged, list_found, list_stayed, merge_loaded, read_loaded
-from .model.loaded_files import read_named
-from .model.lora_model import MergedLoraModel
+from .model.loaded.files import read_named
+from .model.loaded.loaded import describe_unmerged, list_found, list_stayed, merge_loaded, read_loaded
+from .model.merges.lora_model import MergedLoraModel
+from .model.merges.summary import describe_merge, list_notes
 from .model.queued import check_method, known_inputs
-from .model.summary import describe_merge, list_notes
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice, refuse_unknown
 

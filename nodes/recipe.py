@@ -16,10 +16,10 @@ from ..merge_ops.recipes import Recipe, find_sources, read_recipe
 from ..merge_ops.recipes.described import describe_how, describe_source
 from ..merge_ops.recipes.spelled import trimmed
 from .inputs import CATEGORY, LORA_MODEL
-from .model.files import find_path, list_lora_files, read_file_state
-from .model.lora_model import MergedLoraModel
-from .model.merging import run_merge
-from .model.summary import describe_merge, list_notes
+from .model.files.lora_files import find_path, list_lora_files, read_file_state
+from .model.merges.lora_model import MergedLoraModel
+from .model.merges.merging import run_merge
+from .model.merges.summary import describe_merge, list_notes
 from .status import Said, StatusLine
 from .values.stack_entries import StackEntry
 

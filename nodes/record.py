@@ -9,11 +9,11 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list, model_low_input
-from .model.hooks import refuse_carrying
-from .model.recorded import Plan, RecordedLoras, record_loras, refuse_empty
-from .model.recorded_pair import SWITCH, record_for_models
-from .model.sampling import Sampling
-from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
+from .model.files.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
+from .model.learning.recorded import Plan, RecordedLoras, record_loras, refuse_empty
+from .model.learning.recorded_pair import SWITCH, record_for_models
+from .model.learning.sampling import Sampling
+from .model.patches.hooks import refuse_carrying
 from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
 from .values.sides import list_doubts, refuse_low

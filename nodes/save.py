@@ -20,8 +20,8 @@ from ..merge_ops.names.parts import is_language_model
 from ..merge_ops.saving import save
 from ..merge_ops.saving.file_names import check_name
 from .inputs import CATEGORY, DTYPES, LORA_MODEL
-from .model.lora_model import read_lora_model
-from .model.summary import list_left_out
+from .model.merges.lora_model import read_lora_model
+from .model.merges.summary import list_left_out
 from .status import Said
 from .values.pictures import as_data_address, picture_of, write_picture
 

@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError
 from .inputs import CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
-from .model.lora_info import read_sidecar_states, trigger_words_of
-from .model.lora_model import as_lora
-from .model.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
-from .model.summary import count_loras
+from .model.files.lora_info import read_sidecar_states, trigger_words_of
+from .model.files.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
+from .model.merges.lora_model import as_lora
+from .model.merges.summary import count_loras
 from .status import SAYS, Said
 from .values.stack_entries import StackEntry
 

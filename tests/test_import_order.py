@@ -27,6 +27,12 @@ FLOORS = (
     ("merge_ops.__main__",),
     ("nodes.values",),
     ("nodes.model",),
+    ("nodes.model.files",),
+    ("nodes.model.places",),
+    ("nodes.model.merges",),
+    ("nodes.model.patches",),
+    ("nodes.model.loaded", "nodes.model.learning"),
+    ("nodes.model.jobs",),
     ("nodes.routes",),
     ("nodes",),
 )

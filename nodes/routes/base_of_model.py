@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model.checkpoint_bases import FOLDERS, architecture_of_file
+from ..model.files.checkpoint_bases import FOLDERS, architecture_of_file
 from ..values.base_models import label_of, labels_of
 from .bodies import in_thread
 

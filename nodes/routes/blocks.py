@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...merge_ops.errors import MergeError
-from ..model.block_norms import describe_blocks
+from ..model.files.block_norms import describe_blocks
 from .bodies import in_thread
 
 PATH = "/lora_alloy/blocks"

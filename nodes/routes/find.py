@@ -16,7 +16,7 @@ from typing import Any
 
 from ...merge_ops.errors import LoraFormatError, ParameterError
 from ...merge_ops.formats.lookalike import refuse_by_keys
-from ..model.contents import SAMPLE, find_content, list_alike, name_of_folder
+from ..model.files.contents import SAMPLE, find_content, list_alike, name_of_folder
 from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy/find"

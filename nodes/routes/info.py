@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ...merge_ops.errors import MergeError, ParameterError
-from ..model.companions import MAX_PICTURE, PICTURES, find_picture, find_video
-from ..model.files import find_path
-from ..model.lora_info import describe_lora, name_bases
+from ..model.files.companions import MAX_PICTURE, PICTURES, find_picture, find_video
+from ..model.files.lora_files import find_path
+from ..model.files.lora_info import describe_lora, name_bases
 from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy"

@@ -14,8 +14,8 @@ from typing import Any
 
 from ...merge_ops.errors import ParameterError
 from ...merge_ops.recipes import Recipe, read_recipe
-from ..model.contents import find_names
-from ..model.files import find_path
+from ..model.files.contents import find_names
+from ..model.files.lora_files import find_path
 from ..values.recipe_rows import list_lost, rows_of, widgets_of
 from .bodies import in_thread, read_body, refusing
 

@@ -39,7 +39,7 @@ def test_every_record_is_in_one_row():
     named = Counter(record for kind in adapters.KINDS for record in kind.records)
     assert max(named.values()) == 1
     assert named.keys() == records() | {WholeWeight}
-    assert set(TABLES.records.values()) == named.keys()  # what nodes/model/patch.py packs
+    assert set(TABLES.records.values()) == named.keys()  # what nodes/model/patches/patch.py packs
 
 
 def test_every_file_of_a_kind_is_listed():

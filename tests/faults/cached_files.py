@@ -1,4 +1,4 @@
-"""Run by a test inside ComfyUI's interpreter: ``nodes/model/files.py`` with the real ``folder_paths``.
+"""Run by a test inside ComfyUI's interpreter: ``nodes/model/files`` with the real ``folder_paths``.
 
 cached_files.py COMFYUI REPOSITORY FOLDER
 """
@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from pack import pack_module  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-files = pack_module("nodes.model.files")
+files = pack_module("nodes.model.files.lora_files")
 merge_ops = pack_module("merge_ops")
 LORAS = Path(FOLDER) / "loras"
 folder_paths.folder_names_and_paths["loras"] = ([str(LORAS)], {".safetensors", ".pt"})

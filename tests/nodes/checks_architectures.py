@@ -19,8 +19,8 @@ import comfyui_models
 import keys
 from configs import COMFYUI
 
-fit_to_model = sys.modules["alloy_pack.nodes.model.fitting"].fit_to_model
-read_key_maps = sys.modules["alloy_pack.nodes.model.key_maps"].read_key_maps
+fit_to_model = sys.modules["alloy_pack.nodes.model.places.fitting"].fit_to_model
+read_key_maps = sys.modules["alloy_pack.nodes.model.places.key_maps"].read_key_maps
 Target = sys.modules["alloy_pack.nodes.model.target"].Target
 
 

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 NamesInFiles = sys.modules["alloy_pack.merge_ops.extracting.layer_names"].NamesInFiles
 module_names = sys.modules["alloy_pack.merge_ops.saving.stems"].module_names
 core = sys.modules["alloy_pack.nodes.model.core"]
-read_whole_model = sys.modules["alloy_pack.nodes.model.whole_models"].read_whole_model
+read_whole_model = sys.modules["alloy_pack.nodes.model.places.whole_models"].read_whole_model
 
 
 class Listener(logging.Handler):

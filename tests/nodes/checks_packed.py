@@ -181,7 +181,7 @@ def embeddings_that_comfyui_cannot_patch_are_refused():
         QuantizedTensor.from_float(torch.randn(32, 16), layout), requires_grad=False
     )
     core = sys.modules["alloy_pack.nodes.model.core"]
-    own = sys.modules["alloy_pack.nodes.model.packed"]
+    own = sys.modules["alloy_pack.nodes.model.places.packed"]
     stored = core.StoredWeight(embedding.weight, getattr(embedding, "convert_weight", None), embedding)
     assert own.read_true_shape("a.weight", stored) == (32, 16)
     assert not own._arrives("a.weight", stored, {})

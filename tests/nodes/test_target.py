@@ -6,7 +6,7 @@ import torch
 from tests.nodes.pack import pack_module
 
 target = pack_module("nodes.model.target")
-fused = pack_module("nodes.model.fused")
+fused = pack_module("nodes.model.places.fused")
 merge_ops = pack_module("merge_ops")
 Target, Part = target.Target, target.Part
 KEY = "diffusion_model.blocks.0.qkv.weight"

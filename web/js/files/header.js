@@ -19,7 +19,7 @@ export async function readHeader(file) {
   }
 }
 
-/** Up to 4,096 bytes from the middle of a file, in base64, as nodes/model/contents.py takes them. */
+/** Up to 4,096 bytes from the middle of a file, in base64, as nodes/model/files/contents.py takes them. */
 export async function readSample(file) {
   const middle = Math.floor(file.size / 2);
   const bytes = new Uint8Array(await file.slice(middle, middle + 4096).arrayBuffer());

@@ -1,0 +1,1 @@
+"""LoRA files in ComfyUI's folders, what stands beside them, and lists of them."""

@@ -1,0 +1,1 @@
+"""What a merge node does: for one model, for two, and over the sampling."""

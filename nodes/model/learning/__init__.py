@@ -1,0 +1,1 @@
+"""Models that run: sampled, recorded, measured and trained."""

@@ -1,0 +1,1 @@
+"""The LoRAs that other loaders have put on MODEL and CLIP."""
