@@ -1,6 +1,6 @@
 """The pictures of the help pages and of the README's tour, from the running editor.
 
-    python -m tests.nodes.pictures SERVER_URL BASE_FOLDER
+    python -m tests.nodes.pictures SERVER_URL BASE_FOLDER [PART ...]
 
 BASE_FOLDER is the server's; LoRA files for the pictures are put into it. The server has this pack and
 ``demo_digits.py`` in its custom_nodes.
@@ -182,6 +182,29 @@ def learned(editor):
         shot(editor.page, DOCS / f"LoraAlloy{kind.title()}.png", box_of(editor.page, [numbers[kind]]), 48)
 
 
+def of_models(editor):
+    """Merge Loaded LoRAs behind two Load LoRA nodes, and Extract LoRA of the result."""
+
+    def load(file):
+        return {"lora_name": f"{file}.safetensors", "strength_model": 0.7, "strength_clip": 0.7}
+
+    nodes = [
+        ["base", "CheckpointLoaderSimple", [60, 120], [300, 100],
+         {"ckpt_name": "tiny_sd15.safetensors"}, []],
+        ["a", "LoraLoader", [60, 320], [300, 130], load("sd15_a"), [("model", "base", 0), ("clip", "base", 1)]],
+        ["b", "LoraLoader", [60, 560], [300, 130], load("sd15_b"), [("model", "a", 0), ("clip", "a", 1)]],
+        ["merge", "LoraAlloyMergeLoaded", [420, 120], [420, 200], {"method": "ties"},
+         [("model", "b", 0), ("clip", "b", 1)]],
+        ["extract", "LoraAlloyExtract", [900, 120], [420, 200], {"rank": 8},
+         [("tuned", "merge", 0), ("base", "base", 0)]],
+        ["save", "LoraAlloySave", [1360, 120], [420, 160], {}, [("lora", "extract", 0)]],
+    ]  # fmt: skip
+    numbers = build(editor, nodes, 0.75)
+    run(editor)
+    shot(editor.page, DOCS / "LoraAlloyMergeLoaded.png", box_of(editor.page, [numbers["merge"]]))
+    shot(editor.page, DOCS / "LoraAlloyExtract.png", box_of(editor.page, [numbers["extract"]]))
+
+
 def listed(editor):
     """The loader with its methods, and the list of files."""
     page = editor.page
@@ -211,8 +234,11 @@ def prepare(base):
     (base / "output" / "loras").mkdir(parents=True, exist_ok=True)
 
 
-def main(url, base):
-    """Make all of them."""
+PARTS = (alone, listed, merged, inspected, swept, of_models, learned)
+
+
+def main(url, base, *names):
+    """Make all of them, or those of some functions."""
     from playwright.sync_api import sync_playwright
 
     prepare(Path(base))
@@ -220,8 +246,9 @@ def main(url, base):
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         editor = Editor(browser, url, SETTINGS)
         editor.page.set_viewport_size({"width": 1600, "height": 1000})
-        for part in (alone, listed, merged, inspected, swept, learned):
-            part(editor)
+        for part in PARTS:
+            if not names or part.__name__ in names:
+                part(editor)
         browser.close()
 
 
