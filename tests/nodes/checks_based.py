@@ -257,7 +257,7 @@ def configurations_reach_versions_that_take_them():
         for method in ("linear", "ties"):
             run("LoraAlloyLoader", model=model, loras=text, method={"method": method})
         assert taken == [(key, True, b'{"a": 1}', 1.0)] * 2, taken
-        lora, said, _ = run("LoraAlloyMerge", stack=run("LoraAlloyStack", loras=text)[0], model=model)
+        lora, said, *_ = run("LoraAlloyMerge", stack=run("LoraAlloyStack", loras=text)[0], model=model)
         assert "not in this model" not in said, said
         assert torch.equal(lora[key], tensors[key])
     finally:

@@ -20,7 +20,7 @@ def distilling_keeps_more_than_linear():
     model, clip = fresh()
     recording = record()
     before = state(model), state(clip)
-    lora, new_model, new_clip, report = run(
+    lora, new_model, new_clip, report, *_ = run(
         "LoraAlloyDistill", recording=recording, steps=20, batch=6, rank=8, seed=1, learning_rate=0.01
     )
     assert_as_before(model, before[0], objects=False)
@@ -84,7 +84,7 @@ def text_encoders_are_distilled():
     recording, report = run("LoraAlloyRecord", model=model, clip=clip, loras=loras, **SMALL)
     assert list(recording.host.modules) == ["denoiser", "clip_l"] and "clip_l" in report
     before = state(clip)
-    lora, _, new_clip, report = run(
+    lora, _, new_clip, report, *_ = run(
         "LoraAlloyDistill", recording=recording, steps=4, batch=2, learning_rate=0.01
     )
     assert_as_before(clip, before, objects=False)
@@ -163,7 +163,7 @@ def stopping_keeps_the_best_so_far():
 
     thread = threading.Thread(target=stop_it)
     thread.start()
-    lora, _, _, report = run("LoraAlloyDistill", recording=recording, steps=1000, batch=2, rank=4)
+    lora, _, _, report, *_ = run("LoraAlloyDistill", recording=recording, steps=1000, batch=2, rank=4)
     thread.join()
     assert told[-1] == 1 and "stopped after" in report, report
     assert recording.measure(lora.merged).mean >= recording.measure(recording.merge("linear", 1.0, None)).mean
