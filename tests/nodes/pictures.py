@@ -191,7 +191,8 @@ def of_models(editor):
     nodes = [
         ["base", "CheckpointLoaderSimple", [60, 120], [300, 100],
          {"ckpt_name": "tiny_sd15.safetensors"}, []],
-        ["a", "LoraLoader", [60, 320], [300, 130], load("sd15_a"), [("model", "base", 0), ("clip", "base", 1)]],
+        ["a", "LoraLoader", [60, 320], [300, 130], load("sd15_a"),
+         [("model", "base", 0), ("clip", "base", 1)]],
         ["b", "LoraLoader", [60, 560], [300, 130], load("sd15_b"), [("model", "a", 0), ("clip", "a", 1)]],
         ["merge", "LoraAlloyMergeLoaded", [420, 120], [420, 200], {"method": "ties"},
          [("model", "b", 0), ("clip", "b", 1)]],
