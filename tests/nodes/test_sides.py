@@ -1,14 +1,17 @@
 """Which LoRAs of a stack are for which of two models."""
 
+import json
+
 import pytest
 import torch
 
-from tests.nodes.pack import pack_module
+from tests.nodes.pack import ROOT, pack_module
 
 stack_entries = pack_module("nodes.values.stack_entries")
 sides = pack_module("nodes.values.sides")
 from_tensors = pack_module("merge_ops.formats").from_tensors
 A = torch.ones(2, 8)
+CASES = json.loads((ROOT / "tests" / "nodes" / "experts_cases.json").read_text(encoding="utf-8"))
 
 
 def entries_of(*named):
@@ -26,26 +29,24 @@ def entries_of(*named):
     return entries
 
 
+@pytest.mark.parametrize(("names", "experts"), CASES)
+def test_names(scripts, names, experts):
+    """What names say, to the nodes and to the list in the editor."""
+    assert sides.sides_of(entries_of(*names)) == [expert or "both" for expert in experts]
+    found = "async (names) => (await import('/js/list/experts.js')).expertsOf(names)"
+    assert scripts.evaluate(found, names) == experts
+
+
 @pytest.mark.parametrize(
     ("named", "expected"),
     [
-        (["style_high_noise", "style_low_noise", "char"], ["high", "low", "both"]),
-        (["wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise"], ["high"]),
-        (["Instagirl_hinoise", "Instagirl_lownoise"], ["high", "low"]),
-        (["fox-HighNoise", "cat-lowNoise_v2"], ["high", "low"]),
-        (["WAN-2.2-T2V-HIGH-v1", "WAN-2.2-T2V-LOW-v1"], ["high", "low"]),
-        (["high/ink", "low/ink"], ["high", "low"]),
-        (["high_noise/ink", "low_noise/wash"], ["high", "low"]),
-        (["high_heels", "low_light", "highway", "glow"], ["both"] * 4),
-        (["only_HIGH"], ["both"]),
-        (["high_noise_to_low_noise"], ["both"]),
         ([("a", "", "A Style low_noise"), ("b_high_noise", "low")], ["low", "low"]),
         ([("a_high_noise", "both"), ("b", "high")], ["both", "high"]),
-        ([], []),
+        ([("a_high", ""), ("a_low", "high")], ["high", "high"]),
     ],
 )  # fmt: skip
 def test_sides(named, expected):
-    """A row's word counts more than a name; a bare word counts beside its counterpart only."""
+    """A row's word counts more than a name, and a title in the metadata as much."""
     assert sides.sides_of(entries_of(*named)) == expected
 
 

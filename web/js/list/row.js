@@ -30,6 +30,7 @@ export function makeRow(view, entry) {
   const strength = numberField({ onCommit: (value) => view.edit(() => { entry.strength = value; }) });
   // most rows have none of these
   const clip = once(() => numberField({ onCommit: (value) => view.edit(() => { entry.clip = value; }) }));
+  const side = once(() => make("span", { class: "side" }));
   const menu = make("button", {
     type: "button", class: "menu", "aria-haspopup": "menu", title: say("More"),
     onclick: () => openRowMenu(view, entry, menu),
@@ -67,7 +68,8 @@ export function makeRow(view, entry) {
   let files = null;
 
   function update(at) {
-    const state = [at, formatRow(entry), entry.typed, view.hasClip, view.showBlocks, view.showPrompts, view.showsSteps(entry)].join("\n");
+    const state = [at, formatRow(entry), entry.typed, view.hasClip, view.showBlocks, view.showPrompts, view.showsSteps(entry),
+      ...Object.values(view.sideOf(entry) ?? {})].join("\n");
     if (state === drawn && files === view.files()) return;
     [drawn, files] = [state, view.files()];
     const found = filesOf(entry, files);
@@ -102,7 +104,9 @@ export function makeRow(view, entry) {
       });
       numbers.push(clip().element);
     }
-    place(line, [grip, power, button, ...numbers, menu, remove]);
+    const own = view.sideOf(entry);
+    if (own) showSide(side(), own);
+    place(line, [grip, power, button, ...(own ? [side()] : []), ...numbers, menu, remove]);
     const lines = [line];
     if (view.showsSteps(entry)) {
       steps().update(`steps:${at}`, say("Strength of {name} over the sampling", { name }));
@@ -126,6 +130,14 @@ export function makeRow(view, entry) {
 function once(makePart) {
   let part;
   return () => (part ??= makePart());
+}
+
+const SIDES = { high: "For the high-noise model", low: "For the low-noise model", both: "For both models" };
+
+function showSide(chip, { model, isSet }) {
+  const why = isSet ? say("as set in this row") : say("as its name says");
+  set(chip, { class: `side${isSet ? " set" : ""}`, title: `${say(SIDES[model])}: ${why}`, "data-model": model });
+  chip.textContent = say(model);
 }
 
 const problemOf = (found) => (found.length === 0 ? say("This file is not in the loras folders.")

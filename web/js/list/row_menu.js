@@ -9,6 +9,10 @@ import { filesOf, formatNumber } from "./text.js";
 
 loadStyle("./row_menu.css", import.meta.url);
 
+const MODELS = {
+  high: "For the high-noise model", low: "For the low-noise model", both: "For both models",
+  "": "For the model that its name says",
+};
 const last = (view) => view.rows.length - 1;
 const at = (view, entry) => view.rows.indexOf(entry);
 
@@ -28,6 +32,11 @@ export const ACTIONS = [
   },
   { id: "blocks", label: () => say("Block strengths"), run: openRowSliders },
   { id: "steps", label: () => say("Strength over the sampling"), run: openSteps },
+  ...["high", "low", "both", ""].map((model) => ({
+    id: `on-${model || "name"}`, label: () => say(MODELS[model]),
+    isShown: (view, entry) => view.isForTwo && entry.model !== model,
+    run: (view, entry) => view.edit(() => { entry.model = model; }),
+  })),
   {
     id: "up", label: () => say("Move up"), isShown: (view, entry) => at(view, entry) > 0,
     run: (view, entry) => view.move(entry, at(view, entry) - 1),

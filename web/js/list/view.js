@@ -3,6 +3,7 @@
 import { claim, loadStyle, make } from "../dom.js";
 import { pickFile } from "../files/picker.js";
 import { say } from "../texts.js";
+import { expertsOf } from "./experts.js";
 import { makeHead } from "./head.js";
 import { become, keepEntries, place } from "./keyed.js";
 import { makeRow } from "./row.js";
@@ -21,12 +22,14 @@ export class ListView {
   /**
    * ``onEdit`` is called with the new text after each edit, ``onText`` whenever there is another text; ``files``
    * gives the names of the LoRA files. ``onShown`` is called when the list has another place or size in the page.
+   * ``isPair`` tells whether the rows are for two models.
    * ``onSets`` opens the menu of sets at an element, ``onSources(file, anchor)`` offers what a merge was made from.
    */
   constructor({
     files, onEdit, onSets, onSources, onText = () => {}, onResize = () => {}, onShown = () => {}, askModel = null,
+    isPair = () => false,
   }) {
-    Object.assign(this, { files, onEdit, onSets, onSources, onText, onResize, askModel });
+    Object.assign(this, { files, onEdit, onSets, onSources, onText, onResize, askModel, isPair });
     Object.assign(this, { text: "", entries: [], drawn: new Map() });
     Object.assign(this, { showClip: false, showBlocks: false, showPrompts: false, narrow: false });
     this.timed = new WeakSet(); // rows whose field for steps is open though it is empty
@@ -84,6 +87,18 @@ export class ListView {
     return Boolean(row.steps) || this.timed.has(row);
   }
 
+  /** ``{model, isSet}`` of a row that is for one of two models, or says that it is for both; else null. */
+  sideOf(row) {
+    if (row.model) return { model: row.model, isSet: true };
+    const model = this.experts?.get(row);
+    return model ? { model, isSet: false } : null;
+  }
+
+  /** Whether rows may say for which of two models they are. */
+  get isForTwo() {
+    return this.isPair() || this.rows.some((row) => row.model);
+  }
+
   get isNarrow() {
     const width = this.root.clientWidth;
     return width > 0 ? width < NARROW[Number(this.hasClip)] : this.narrow;
@@ -105,6 +120,7 @@ export class ListView {
     const held = document.activeElement;
     const part = this.focused();
     this.hasClip = this.showClip || this.rows.some((row) => row.clip !== null);
+    this.experts = this.isPair() ? this.findExperts() : null;
     this.narrow = this.isNarrow;
     this.renderRows();
     this.head.update();
@@ -117,6 +133,16 @@ export class ListView {
       if (this.root.contains(held)) held.focus(); // a row that was moved
       else this.focus(part);
     }
+  }
+
+  /** What the names of the rows in use say; a pair of bare words counts only while both are on. */
+  findExperts() {
+    const used = this.rows.filter((row) => row.on && (row.strength || (row.clip ?? row.strength)));
+    const names = used.map((row) => {
+      const found = filesCalled(row.typed ?? row.name, this.files());
+      return plainName(found.length === 1 ? found[0] : row.name);
+    });
+    return new Map(expertsOf(names).map((expert, at) => [used[at], expert]));
   }
 
   renderRows() {
@@ -167,7 +193,7 @@ export class ListView {
 
   addRow(anchor) {
     this.pick(anchor, null, (name) => {
-      const row = { name, strength: 1, clip: null, on: true, blocks: "", prompt: "", steps: "" };
+      const row = { name, strength: 1, clip: null, on: true, blocks: "", prompt: "", steps: "", model: "" };
       this.edit(() => this.entries.push(row), "add");
       this.list.scrollTop = this.list.scrollHeight;
     });

@@ -12,6 +12,7 @@ import { promoteLists, watchPromotion } from "./promoted.js";
 import { ListView } from "./view.js";
 
 export const LIST = "LORA_ALLOY_LIST";
+const PAIR = "model_low"; // the input that makes a list one for two models
 const MARGIN = 6;
 const HOST_WIDTH = 340; // least width of a subgraph's node with a list
 
@@ -53,6 +54,7 @@ function addList(node, name, type, write, options) {
     const made = new ListView({
       files: knownFiles,
       askModel: () => baseOfConnected(node),
+      isPair: () => Boolean(node.inputs?.some(({ name: input, link }) => input === PAIR && link != null)),
       onSets: (anchor) => openSets({ view: made, node }, anchor),
       onSources: (file, anchor) => loadSources({ view: made, node }, file, anchor),
       ...more,
@@ -82,7 +84,10 @@ function addList(node, name, type, write, options) {
   const stopHearing = whenFilesChange(() => drawn.views().forEach((each) => each.render()));
   after(widget, "onRemove", stopHearing);
   rememberFocus(view, key);
-  after(node, "onConnectionsChange", () => requestAnimationFrame(() => followLink(node, name, view)));
+  after(node, "onConnectionsChange", () => requestAnimationFrame(() => {
+    followLink(node, name, view);
+    drawn.views().forEach((each) => each.render());
+  }));
   forwardToCanvas(view);
   return { widget, view, draw: drawn.draw };
 }
