@@ -69,7 +69,7 @@ LAYOUTS = {
     ),
     "Compare two methods": Layout(
         [
-            ["note"], ["4 level 10+420"], ["10", "210 under 5"],
+            ["note"], ["4 level 10+490"], ["10", "210 under 5"],
             ["6 level 10+70", "7", "5", "26 level 210+70", "27", "25"],
             ["3", "23 level 210"], ["28 level 210"], ["29 level 210"], ["8"], ["9"],
         ],
@@ -114,6 +114,36 @@ LAYOUTS = {
         "Needs no checkpoint.\n\n1. Choose your LoRAs: click their names in the list.\n2. Press Run: "
         "**Inspect LoRAs** says whether they fight, and **Save LoRA** writes the file and says what it keeps."
         "\n3. A rank makes the file smaller; 0 keeps everything.",
+    ),
+    "Merge the LoRAs of other loaders": Layout(
+        [
+            ["note"], ["4"], ["20"], ["21"], ["10"], ["16 level 10+480"], ["15 level 10+330"],
+            ["6 level 4+70", "7", "5"], *([node] for node in SAMPLING),
+        ],
+        VAE,
+        "Your loaders stay as they are",
+        "**Merge Loaded LoRAs** takes the LoRAs that are on a model already and merges them anew.\n\n1. "
+        "Choose your checkpoint and the LoRA of each Load LoRA node; loaders of other packs work as well."
+        "\n2. Choose the method, and press Run. The node says what it took from the model.\n3. **Inspect "
+        "LoRAs** says whether they fight, and **Save LoRA** writes the merge as one file.",
+    ),
+    "Strengths over the sampling": Layout(
+        [["note"], ["4"], ["10"], ["6 level 4+70", "7", "5"], ["3"], ["8"], ["9"]],
+        VAE,
+        "A LoRA that comes and goes",
+        "`steps=` in a row says in which part of the sampling a LoRA acts, and how strongly.\n\n1. "
+        f"{FILES} Right-click a row to set its steps.\n2. `steps=0.25-1` leaves out the first quarter; "
+        "`steps=0:1 0.6:1 1:0.4` is a curve.\n3. Press Run. The LoRAs of each part are merged by the method; "
+        "any sampler works.",
+    ),
+    "Extract a LoRA from a model": Layout(
+        [["note"], ["4"], ["10"], ["24 level 4"], ["15 level 4"]],
+        (("4", 1, "24"), ("4", 0, "24")),
+        "A changed model becomes a file",
+        "The difference of two models as a LoRA.\n\n1. Choose your checkpoint and your LoRAs; or connect a "
+        "second checkpoint to *tuned* in their place.\n2. Choose the largest rank, and how much of the "
+        "difference each layer keeps.\n3. Press Run. **Extract LoRA** says what it holds, and **Save LoRA** "
+        "writes the file.",
     ),
     "Distill four LoRAs into one": Layout(
         [

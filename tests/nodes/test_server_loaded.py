@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from tests.nodes.pack import ROOT, at_small_size, example, one_node
 
-EXAMPLE = ROOT / "example_workflows" / "api" / "merge_loaded_loras.json"
+EXAMPLE = ROOT / "example_workflows" / "api" / "Merge the LoRAs of other loaders.json"
 ROWS = (("sd15_a.safetensors", 0.7, 0.4), ("sd15_b.safetensors", -0.5, 0.9))
 TIES = {"method": "ties", "method.density": 0.3}
 
