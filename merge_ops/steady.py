@@ -46,17 +46,46 @@ def one_thread() -> Iterator[None]:
         limit(before)
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let everything that torch computes in the calling thread, and in no other, run on one core.
+
+    What is elementwise has the same bits on any number of cores: this is for threads that share out work
+    among themselves. It needs OpenMP, which torch is built with; elsewhere only linear algebra obeys.
+    """
+    limit, before = _limit_of_openmp(), torch.get_num_threads()  # asking also settles torch's own setting
+    with one_thread():
+        if limit is not None:
+            limit(1)
+        try:
+            yield
+        finally:
+            if limit is not None:
+                limit(before)
+
+
 @cache
 def _limit_of_mkl() -> Callable[[int], int] | None:
     """MKL's switch for the calling thread, which returns its last position; None if there is none."""
-    libraries = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "torch_cpu.dll", "libtorch_cpu.dylib"):
-        if (libraries / name).is_file():
-            # the name in small and capital letters is C's; the others are Fortran's, and take pointers
-            switch = getattr(ctypes.CDLL(str(libraries / name)), "MKL_Set_Num_Threads_Local", None)
-            if switch is not None:
-                switch.argtypes, switch.restype = [ctypes.c_int], ctypes.c_int
-            return switch
+    # the name in small and capital letters is C's; the others are Fortran's, and take pointers
+    return _function("MKL_Set_Num_Threads_Local", "libtorch_cpu.so", "torch_cpu.dll", "libtorch_cpu.dylib")
+
+
+@cache
+def _limit_of_openmp() -> Callable[[int], int] | None:
+    """OpenMP's switch for the calling thread; None if torch has been built without."""
+    return _function("omp_set_num_threads", "libtorch_cpu.so", "libiomp5md.dll", "libomp.dylib")
+
+
+def _function(name: str, *libraries: str) -> Callable[[int], int] | None:
+    """A C function of one integer from the first of torch's libraries that is there, or None."""
+    folder = Path(torch.__file__).parent / "lib"
+    for library in libraries:
+        if (folder / library).is_file():
+            function = getattr(ctypes.CDLL(str(folder / library)), name, None)
+            if function is not None:
+                function.argtypes = [ctypes.c_int]
+            return function
     return None
 
 

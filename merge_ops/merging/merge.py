@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..blocks import BlockStrengths
-from ..errors import IncompatibleLoraError, ParameterError
-from ..lora import Lora, LowRank
+from ..errors import ParameterError
+from ..lora import Lora
 from ..names.line_up import check_structure, name_alike
-from .align import AlignedLayer, align
-from .batches import group_into_batches, merge_batch, merge_cores
+from .align import align
 from .bind import bind, open_base_weights
-from .cores import Moments, factors_of_coordinates
+from .cores import Moments
 from .devices import usable_device
 from .fused_weights import with_fused
 from .ia3 import merge_ia3
+from .layers import Progress, merge_layers
 from .merged import Merged
-from .merged_layer import MergedLayer
 from .overflow import refuse_overflow
 from .pieces import cut_alike
-from .request import Request, Settings, settle_rank
+from .request import Request, settle_rank
 from .scratch import Scratch
-from .spaces import measure_layer, merge_factors
 from .whole_weights import agree_on_whole_weights
 from .widened import widen_alike
-
-Progress = Callable[[int, int, str], None]
 
 
 def merge(
@@ -138,72 +134,8 @@ def carry_out(
     aligned = align(loras, request)
     refuse_overflow(aligned, request.settings.scale, loras)
     where, kept = usable_device(device), dtype or torch.float32
-    layers = _merge_layers(aligned, request.settings, where, kept, progress, Scratch(sparing), moments)
+    layers = merge_layers(aligned, request.settings, where, kept, progress, Scratch(sparing), moments)
     return Merged(request, loras, layers, whole_weights, ia3, where, kept)
-
-
-def _merge_layers(
-    aligned: list[AlignedLayer], settings: Settings, device: torch.device | None, dtype: torch.dtype,
-    progress: Progress | None, scratch: Scratch, moments: Moments | None,
-) -> dict[str, MergedLayer]:  # fmt: skip
-    """Every layer merged, in the order in which they are aligned."""
-    results: dict[str, MergedLayer] = {
-        layer.name: _cut(MergedLayer(layer, settings.of_sum()), settings, device, dtype, scratch)
-        for layer in aligned
-        if layer.is_added
-    }
-    merged = [layer for layer in aligned if not layer.is_added]
-    for group in group_into_batches(merged, settings, device):
-        if progress is not None:
-            progress(len(results), len(aligned), group[0].name)
-        if settings.space == "factors":
-            for layer in group:
-                _check_factors(layer)
-        if settings.method.kind == "core":
-            made = [
-                _cut(layer, settings, device, dtype, scratch)
-                for layer in merge_cores(group, settings, device, moments)
-            ]
-        elif len(group) > 1:
-            made = merge_batch(group, settings, device, dtype)
-        else:
-            made = [_merge_layer(group[0], settings, device, dtype, scratch)]
-        results |= {layer.aligned.name: layer for layer in made}
-    if progress is not None:
-        progress(len(aligned), len(aligned), "")
-    return {layer.name: results[layer.name] for layer in aligned}
-
-
-def _merge_layer(
-    aligned: AlignedLayer,
-    settings: Settings,
-    device: torch.device | None,
-    dtype: torch.dtype,
-    scratch: Scratch,
-) -> MergedLayer:
-    # a rank is cut from what was computed, not from what its dtype keeps of it
-    kept = dtype if settings.rank is None else torch.float32
-    if settings.space == "factors" and aligned.parts[0].layout != "vector":
-        ups, downs = merge_factors([aligned], settings, device)
-        layer = MergedLayer(aligned, settings).pinned(ups[0], downs[0], kept)
-    elif settings.method.kind == "coordinates" and aligned.is_low_rank:
-        layer = MergedLayer(aligned, settings).pinned(
-            *factors_of_coordinates(aligned, settings, device), kept
-        )
-    else:
-        figures = None if settings.method.linear else measure_layer(aligned, settings, device, scratch)
-        layer = MergedLayer(aligned, settings, figures)
-    return _cut(layer, settings, device, dtype, scratch)
-
-
-def _cut(
-    layer: MergedLayer,
-    settings: Settings,
-    device: torch.device | None,
-    dtype: torch.dtype,
-    scratch: Scratch,
-) -> MergedLayer:
-    return layer if settings.rank is None else layer.truncated(settings.rank, device, dtype, scratch)
 
 
 def _check_recorded(request: Request, moments: Moments | None) -> None:
@@ -211,20 +143,4 @@ def _check_recorded(request: Request, moments: Moments | None) -> None:
         raise ParameterError(
             f"{request.settings.method.name} needs a recording of what the model does with each LoRA; record "
             "one, or choose a method that works without"
-        )
-
-
-def _check_factors(aligned: AlignedLayer) -> None:
-    for part in aligned.parts:
-        if part.layout == "vector":
-            continue  # it has one factor, itself
-        if not isinstance(part, LowRank):
-            raise IncompatibleLoraError(
-                f"{aligned.name} is a {type(part).__name__} adapter, which has no up and down factors; "
-                "use space='delta'"
-            )
-    if len(set(aligned.ranks)) > 1:
-        raise IncompatibleLoraError(
-            f"{aligned.name}: the ranks differ ({', '.join(map(str, aligned.ranks))}), and space='factors' "
-            "needs equal ranks; use space='delta', which takes any"
         )

@@ -12,7 +12,8 @@ import torch
 from ..blocks import BlockStrengths
 from ..errors import ParameterError, did_you_mean
 from ..lora import READERS, Lora
-from ..merging.merge import Progress, merge
+from ..merging.layers import Progress
+from ..merging.merge import merge
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
 from ..methods.peft_names import SPACES, get_combination_type
