@@ -15,7 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child
 import torch
 
 from . import memory
+from .cores import core_rows
 from .end_to_end import end_to_end_rows
+from .large import large_rows
 from .others import kohya_rows, mergekit_rows
 from .patching import patching_rows
 from .peft_rows import factor_rows, svd_rows
@@ -27,7 +29,7 @@ from .strength import strength_rows
 from .table import as_json, machine, machine_line, markdown_table, text_table
 
 TYPES = (*FACTOR_TYPES, *SVD_TYPES)
-SECTIONS = ("memory", "mergekit", "kohya", "end_to_end", "strength", "comfyui", "scaling")
+SECTIONS = ("memory", "mergekit", "kohya", "end_to_end", "strength", "cores", "large", "comfyui", "scaling")
 COUNTS = (2, 4)
 SMALL = 640 * 2048  # the largest shape that --quick gives to the slow baselines
 QUICK_MEMORY = ("ties", "svd")
@@ -96,6 +98,10 @@ def _run(options: argparse.Namespace, layers: list[Layer]) -> Iterator[Row | Ser
     if "strength" in only:
         small = [layer for layer in layers if layer.rows * layer.columns <= SMALL]
         yield from strength_rows(small[:8] if quick else stratified(layers, 20), 3 if quick else 5)
+    if "cores" in only:
+        yield from core_rows(stratified(layers, 20), 1 if quick else 5)
+    if "large" in only:
+        yield from large_rows(1 if quick else 3, quick)
     if "comfyui" in only:
         yield from patching_rows(quick)
     if "scaling" in only:

@@ -26,7 +26,7 @@ import torch
 PACK = Path(__file__).resolve().parents[1]
 SHAPES = ((640, 640), (1280, 1280), (1280, 2048), (1280, 5120), (5120, 640), (10240, 1280))
 MULTIPLIERS = (0.8, 0.6, -0.5, 0.4)
-RANK, SCALE, DENSITY, GOAL = 16, 0.5, 0.5, 2.5
+RANK, SCALE, DENSITY, GOAL = 16, 0.5, 0.5, 1.5
 NAME = "alloy_pack"
 
 

@@ -23,7 +23,7 @@ from .peft_rows import run_ours
 from .rows import Row
 from .sdxl import Layer, one_per_shape
 
-MERGEKIT_GOALS = {"ties": 15.0, "dare_linear": 6.0, "dare_ties": 6.0}
+MERGEKIT_GOALS = {"ties": 60.0, "dare_linear": 6.0, "dare_ties": 6.0}
 KOHYA_GOAL = 300.0
 
 

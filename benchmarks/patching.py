@@ -11,7 +11,7 @@ from pathlib import Path
 from .rows import Row
 
 ROOT = Path(__file__).parents[1]
-GOAL = 2.5
+GOAL = 1.5
 
 
 def patching_rows(quick: bool) -> Iterator[Row]:

@@ -47,7 +47,7 @@ class Row:
 def goal_against_peft(combination_type: str, n: int) -> float:
     """Return how many times faster than PEFT a type must be."""
     if combination_type == "svd":
-        return 300
+        return 1000 if n <= 2 else 500
     if combination_type.endswith("_svd"):
-        return 30 if n <= 2 else 20
-    return 3 if combination_type.startswith("dare") else 8
+        return 60 if n <= 2 else 45
+    return 8 if combination_type.startswith("dare") else 15
