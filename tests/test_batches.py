@@ -61,13 +61,24 @@ def test_together_as_alone(case, loras):
             )
 
 
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "ties"])
+def test_masks_are_those_of_each_layer(loras, method):
+    """The same bits as layer by layer: masks depend on the LoRA as a whole, but not on the batch."""
+    settings = Settings.of(method, {"density": 0.4}, space="factors")
+    for group in group_into_batches(align(loras, Request.of(loras, [0.7, -0.4, 1.2])), settings, ELSEWHERE):
+        together = merge_batch(group, settings, torch.device("cpu"), torch.float32)
+        for layer, one in zip(group, together, strict=True):
+            (alone,) = merge_batch([layer], settings, torch.device("cpu"), torch.float32)
+            assert all(map(torch.equal, one.factors(), alone.factors())), layer.name
+
+
 def test_what_is_not_batched(loras, make_lora):
-    """Full deltas, random masks, decompositions on the CPU; other weights or scales go apart."""
+    """Full deltas, decompositions on the CPU; other weights or scales go apart."""
     weights = [1.0, 1.0, 1.0]
     aligned = align(loras, Request.of(loras, weights))
     for name, params, space, rank, device in (
         ("ties", {}, "delta", 3, ELSEWHERE),
-        ("dare_linear", {}, "factors", None, ELSEWHERE),
+        ("dare_linear", {}, "delta", None, ELSEWHERE),
         ("linear", {}, "delta", 3, torch.device("cpu")),
         ("linear", {}, "delta", 3, None),
     ):

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_ops.methods.sparsify import MaskGenerator, _below, hash_words, keep_largest, mask_key
+from merge_ops.methods.masks import MaskGenerator, _below, hash_words, mask_key
+from merge_ops.methods.sparsify import keep_largest
 from merge_ops.methods.thresholds import magnitude_thresholds
+from tests.launches import Launches
 
 _64 = (1 << 64) - 1
 
@@ -30,7 +32,7 @@ def signed(word):
 
 def kept(generator, like, density):
     """All masks of a generator, ``(n, rows, columns)`` of bool."""
-    return torch.stack([mask.bool() for mask in generator.masks(like, density)])
+    return generator.masks(like, density).bool()
 
 
 def test_the_published_vectors_of_splitmix64():
@@ -73,10 +75,20 @@ def test_other_devices_draw_the_same_bits(density):
         for key, row in zip((-5, 2**62), mask, strict=True):
             if 0 < share < 65536:
                 words = -(-(first % 64 + size) // 64)
-                bits = _below(key, share, first // 64, words, torch.device("cpu"))
+                (bits,) = _below([key], share, first // 64, words, torch.device("cpu"))
                 assert torch.equal(bits[first % 64 : first % 64 + size].bool(), row)
             else:
                 assert bool(row.all()) == (share > 0) and bool(row.any()) == (share > 0)
+
+
+def test_other_devices_need_few_launches_for_all_masks_of_a_tile():
+    """Their number depends neither on the density, but for one a bit, nor on the number of LoRAs."""
+    for density, most in ((0.5, 21), (0.7, 36)):
+        for keys in ([1], [1, -2, 3, 4]):
+            share = round(density * 65536)
+            with Launches() as seen:
+                _below(keys, share, 5, 100, torch.device("cpu"))
+            assert not seen.waits and len(seen.launches) <= most, seen.launches
 
 
 @pytest.mark.parametrize("height", [1, 3, 7, 64])

@@ -17,7 +17,7 @@ from merge_ops import COMBINATION_TYPES, load  # noqa: E402
 from merge_ops.merging import merge  # noqa: E402
 from merge_ops.merging.fingerprint import fingerprint  # noqa: E402
 from merge_ops.merging.svd import svd_of_product  # noqa: E402
-from merge_ops.methods.sparsify import MaskGenerator, mask_key  # noqa: E402
+from merge_ops.methods.masks import MaskGenerator, mask_key  # noqa: E402
 
 FACTOR_TYPES = ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 SVD_TYPES = ["svd", *(f"{name}_svd" for name in FACTOR_TYPES[1:])]
@@ -151,7 +151,7 @@ def inject_our_masks(monkeypatch, zoo, seed):
 
     def random_pruning(tensor, density, rescale):
         layer, part, key, shape = masks[tensor.detach().numpy().tobytes()]
-        mask = next(MaskGenerator([key]).masks(torch.empty(1, *shape), density)).bool()
+        mask = MaskGenerator([key]).masks(torch.empty(1, *shape), density)[0].bool()
         mask = layer.as_weight(mask) if part == "delta" else mask.reshape(tensor.shape)
         assert rescale
         return tensor * mask / density

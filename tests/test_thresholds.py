@@ -8,7 +8,14 @@ import torch
 
 from merge_ops.merging import merge, spaces
 from merge_ops.methods import thresholds
-from merge_ops.methods.thresholds import bounds, magnitude_thresholds, product_thresholds
+from merge_ops.methods.thresholds import (
+    bounds,
+    bracketed,
+    magnitude_thresholds,
+    product_thresholds,
+    stack_thresholds,
+)
+from tests.launches import Launches
 
 
 def factors(rows, columns, rank=8, seed=0):
@@ -19,7 +26,8 @@ def factors(rows, columns, rank=8, seed=0):
 
 
 def product_threshold(up, down, density, height):
-    return product_thresholds([(up, down)], density, height)[0]
+    room = torch.empty(height, down.shape[1])  # for one tile
+    return product_thresholds([(up, down)], density, height, room)[0]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.9, 0.999])
@@ -92,6 +100,48 @@ def test_a_whole_delta_is_formed_only_where_it_is_small(monkeypatch):
     up, down = factors(700, 900)
     assert product_threshold(up, down, 0.5, height=64) > 0
     assert not seen
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("shape", [(700, 900), (3000, 200), (20, 30), (1, 5000), (5000, 1)])
+def test_other_devices_find_the_same_two_entries(shape, density):
+    """What runs where the host should not wait, from a sample and what lies between two of its entries."""
+    up, down = factors(*shape)
+    ordered = (up @ down).abs().flatten().sort().values
+    dropped = len(ordered) - int(density * len(ordered))
+    if not dropped or dropped == len(ordered):
+        return
+    *found, is_sure = bracketed(up, down, dropped).tolist()
+    assert is_sure and found == ordered[dropped - 1 : dropped + 1].tolist()
+
+
+def test_other_devices_notice_a_sample_that_misleads():
+    """One row has all that is large, and the sample of these groups sees little of it."""
+    up, down = factors(1280, 640, rank=1)
+    down[:, ::32] *= 1e3
+    up[::32] *= 1e3
+    for dropped in (640 * 1280 - 700, 640 * 1280 - 1):
+        *found, is_sure = bracketed(up, down, dropped).tolist()
+        ordered = (up @ down).abs().flatten().sort().values
+        assert not is_sure or found == ordered[dropped - 1 : dropped + 1].tolist()
+    up, down = torch.ones(1000, 1), torch.ones(1, 600)
+    assert bracketed(up, down, 300_000).tolist()[2] == 0, "all are alike: nothing lies below the upper one"
+
+
+def test_other_devices_need_few_launches_and_no_wait():
+    """Until what was found for all LoRAs of a layer is read; whatever the density."""
+    up, down = factors(700, 900)
+    for dropped in (6300, 315_000):
+        with Launches() as seen:
+            bracketed(up, down, dropped)
+        assert not seen.waits and len(seen.launches) <= 36, seen.launches
+
+
+def test_a_stack_has_the_thresholds_of_its_matrices():
+    values = torch.randn(3, 2, 40, 30, generator=torch.Generator().manual_seed(3))
+    for density in (0.0, 0.3, 0.5, 1.0):
+        wanted = magnitude_thresholds(values.flatten(0, 1).unbind(), density)
+        assert stack_thresholds(values, density).flatten().tolist() == pytest.approx(wanted, rel=1e-7)
 
 
 def test_other_devices_select_the_same_two_entries():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import IncompatibleLoraError, ParameterError
 from ..lora import Layer, Lora, LowRank
-from ..methods.sparsify import MaskGenerator, mask_key
+from ..methods.masks import MaskGenerator, mask_key
 from ..steady import total
 from .fingerprint import nearest, sketch
 from .request import Request
@@ -50,9 +51,14 @@ class AlignedLayer:
         chosen = [(part, weight) for part, weight in pairs if isinstance(part, LowRank)]
         return [part for part, _ in chosen], [weight for _, weight in chosen]
 
-    def generator(self, seed: int, factor: str, first: int = 0) -> MaskGenerator:
-        """Return the source of random masks for ``delta``, ``up`` or ``down``, from entry ``first`` on."""
-        return MaskGenerator([mask_key(seed, self.name, who, factor) for who in self.identities], first)
+
+def masks_of(layers: Sequence[AlignedLayer], seed: int, factor: str) -> MaskGenerator:
+    """Return the source of random masks for the ``delta``, ``up`` or ``down`` of layers of as many LoRAs."""
+    owners = zip(*(layer.identities for layer in layers), strict=True)
+    names = [layer.name for layer in layers]
+    return MaskGenerator(
+        [mask_key(seed, name, who, factor) for lora in owners for name, who in zip(names, lora, strict=True)]
+    )
 
 
 def align(loras: list[Lora], request: Request) -> list[AlignedLayer]:

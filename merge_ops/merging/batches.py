@@ -32,9 +32,7 @@ def group_into_batches(
         yield from _group_by_rank(aligned)
         return
     where = device or aligned[0].parts[0].device if aligned else torch.device("cpu")
-    in_factors = (
-        settings.space == "factors" and settings.rank is None and "generator" not in settings.method.supplied
-    )
+    in_factors = settings.space == "factors" and settings.rank is None
     truncated_sum = settings.space == "delta" and settings.method.linear and settings.rank is not None
     if not in_factors and (where.type == "cpu" or not truncated_sum):
         yield from ([layer] for layer in aligned)

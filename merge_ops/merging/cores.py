@@ -119,7 +119,7 @@ def factors_of_coordinates(
     # a singular vector has no sign of its own, but a vote in which a tie counts as plus needs one
     signs = coordinates.sum(0).sum(1).ge(0).float().mul(2).sub(1)
     coordinates *= signs[:, None]
-    merged = apply_method(settings, aligned, coordinates, aligned.weights, "delta")
+    merged = apply_method(settings, [aligned], coordinates, aligned.weights, "delta")
     refuse_infinity(aligned.name, merged, settings.scale * len(merged))  # U has entries of at most 1
     return _times(up, basis * signs.to(basis)), merged * settings.scale
 

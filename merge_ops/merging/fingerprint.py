@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..lora import Lora, LowRank
-from ..methods.sparsify import hash_words, mask_key
+from ..methods.masks import hash_words, mask_key
 from ..steady import one_thread
 
 DIRECTIONS = 1024

@@ -10,6 +10,7 @@ from torch import Tensor
 # should still be few; elsewhere launches cost more than memory.
 _TILE_ON_CPU = 1 << 17
 _TILE_ELSEWHERE = 1 << 22
+_SMALL = 1 << 21  # entries of a matrix whose threshold is found in one piece
 _ROWS = 64
 _LINE = 16  # entries of float32 in a line of the cache
 
@@ -33,6 +34,11 @@ class Scratch:
         if self._buffer.numel() < rows * columns or self._buffer.device != device:
             self._buffer = _empty(rows * columns, device)
         return self._buffer[: rows * columns].view(rows, columns)
+
+    def room(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """Return float32 memory for a small matrix as a whole, else for one tile."""
+        tile = max(self.tile_height(columns, device) * columns, _SMALL)
+        return self.matrix(1, min(rows * columns, tile), device)
 
     def tile_height(self, columns: int, device: torch.device) -> int:
         """Return the number of rows of a tile: a multiple of what suits matrix products, if there is room."""

@@ -8,7 +8,7 @@ the CPU, where reading them is free.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..lora import LowRank
 from ..methods.thresholds import magnitude_thresholds, product_thresholds, shares_above
 from ..room import check_room
-from .align import AlignedLayer
+from .align import AlignedLayer, masks_of
 from .overflow import refuse_infinity
 from .request import Settings
 from .scratch import Scratch
@@ -60,8 +60,8 @@ def merge_factors(
     split = [_split(w * p.scale) for w, p in zip(group[0].weights, parts[0], strict=True)]
     ups = _stacked([[layer[i].up for layer in parts] for i in range(len(split))], device)
     downs = _stacked([[layer[i].down for layer in parts] for i in range(len(split))], device)
-    up = apply_method(settings, group[0], ups, [b for b, _ in split], "up")
-    down = apply_method(settings, group[0], downs, [a for _, a in split], "down")
+    up = apply_method(settings, group, ups, [b for b, _ in split], "up")
+    down = apply_method(settings, group, downs, [a for _, a in split], "down")
     if settings.scale == 1.0:
         return up, down
     on_up, on_down = _split(settings.scale)
@@ -108,13 +108,14 @@ def _find_thresholds(
     layer of the LoRA.
     """
     device = torch.device("cpu") if scratch.sparing else device
-    height = scratch.tile_height(aligned.parts[0].matrix_shape[1], device or aligned.parts[0].device)
+    where, (rows, columns) = device or aligned.parts[0].device, aligned.parts[0].matrix_shape
     known = [part.measured for part in aligned.parts]
     keys = [("threshold", density, *part.versions) for part in aligned.parts]
     new = [i for i, key in enumerate(keys) if key not in known[i]]
     low_rank = [i for i in new if isinstance(aligned.parts[i], LowRank)]
     pairs = [part.factors(device) for i in low_rank if isinstance(part := aligned.parts[i], LowRank)]
-    for i, threshold in zip(low_rank, product_thresholds(pairs, density, height), strict=True):
+    height, room = scratch.tile_height(columns, where), scratch.room(rows, columns, where)
+    for i, threshold in zip(low_rank, product_thresholds(pairs, density, height, room), strict=True):
         known[i][keys[i]] = threshold
     others = [i for i in new if i not in low_rank]  # formed as a whole
     matrices = (aligned.parts[i].matrix(device) for i in others)
@@ -134,8 +135,12 @@ def merge_deltas(
     where = device or aligned.parts[0].device
     scratch = scratch or Scratch()
     merged = scratch.matrix(*aligned.parts[0].matrix_shape, where)
-    for start, tile in merged_tiles(aligned, settings, figures, where, scratch):
-        torch.mul(tile, settings.scale, out=merged[start : start + tile.shape[0]])
+    for start, tile in merged_tiles(aligned, settings, figures, where, scratch, merged):
+        place = merged[start : start + tile.shape[0]]
+        if tile.data_ptr() != place.data_ptr():
+            torch.mul(tile, settings.scale, out=place)
+        elif settings.scale != 1:
+            tile.mul_(settings.scale)
     return merged
 
 
@@ -145,12 +150,17 @@ def merged_tiles(
     figures: tuple[float, ...] | None,
     device: torch.device,
     scratch: Scratch | None = None,
+    into: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``settings.scale``."""
+    """Yield ``(first row, merged delta (rows, in))`` over all rows, without ``settings.scale``.
+
+    The tiles are parts of ``into`` ``(out, in)`` if that is given and the method can write there.
+    """
     columns = aligned.parts[0].matrix_shape[1]
     of_base = any(part.is_checked_when_read for part in aligned.parts)
+    call = _prepared(settings, [aligned], aligned.weights, "delta", figures)
     for start, tile in _delta_tiles(aligned, device, scratch or Scratch()):
-        done = apply_method(settings, aligned, tile, aligned.weights, "delta", start * columns, figures)
+        done = call(tile, start * columns, None if into is None else into[start : start + tile.shape[1]])
         if of_base:  # how large these are is known only now; the others were checked before
             refuse_infinity(aligned.name, done, settings.scale)
         yield start, done
@@ -183,30 +193,49 @@ def _stacked(factors: list[list[Tensor]], device: torch.device | None) -> Tensor
 
 def apply_method(
     settings: Settings,
-    aligned: AlignedLayer,
+    layers: Sequence[AlignedLayer],
     values: Tensor,
     weights: tuple[float, ...] | list[float],
     factor: str,
-    first: int = 0,
-    figures: tuple[float, ...] | None = None,
 ) -> Tensor:
-    """Call an entrywise method on ``values (n, ..., rows, columns)``, which it may use up.
+    """Call an entrywise method on the ``values (n, layers, rows, columns)`` of layers, which it may use up.
 
-    ``factor`` and ``first`` say where the values stand among all entries; ``figures`` are of the whole layer.
+    ``factor`` says what the values are: a ``delta``, an ``up`` or a ``down``.
     """
-    method, supplied = settings.method, dict[str, Any]()
+    return _prepared(settings, layers, weights, factor, None)(values, 0, None)
+
+
+def _prepared(
+    settings: Settings,
+    layers: Sequence[AlignedLayer],
+    weights: tuple[float, ...] | list[float],
+    factor: str,
+    figures: tuple[float, ...] | None,
+) -> Callable[[Tensor, int, Tensor | None], Tensor]:
+    """The method as a function of some values, of the place of the first, and of where the result may be.
+
+    ``figures`` are of the whole layer.
+    """
+    method, params, multipliers = settings.method, dict[str, Any](settings.params), torch.tensor(weights)
     if "statistics" in method.supplied:
-        supplied["statistics"] = figures
+        params["statistics"] = figures
     for place, name in enumerate(_cuts(settings)):
-        limits = None if figures is None else figures[place * len(values) : (place + 1) * len(values)]
-        supplied[name] = None if limits is None else torch.tensor(limits).view(-1, 1, 1)
-    if "generator" in method.supplied:
-        supplied["generator"] = aligned.generator(settings.seed, factor, first)
+        limits = None if figures is None else figures[place * len(weights) : (place + 1) * len(weights)]
+        params[name] = None if limits is None else torch.tensor(limits).view(-1, 1, 1)
     if "overwrite" in method.supplied:
-        supplied["overwrite"] = True
-    result = method.fn(values, torch.tensor(weights), **settings.params, **supplied)
-    assert isinstance(result, Tensor)
-    return result
+        params["overwrite"] = True
+    masks = masks_of(layers, settings.seed, factor) if "generator" in method.supplied else None
+
+    def call(values: Tensor, first: int, out: Tensor | None) -> Tensor:
+        if masks is not None:
+            params["generator"] = masks.at(first)
+        if "out" in method.supplied:
+            params["out"] = out
+        result = method.fn(values, multipliers, **params)
+        assert isinstance(result, Tensor)
+        return result
+
+    return call
 
 
 def _split(value: float) -> tuple[float, float]:

@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from .linear import sum_weighted
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, keep_largest
-from .thresholds import magnitude_thresholds, shares_above
+from .thresholds import shares_above, stack_thresholds
 
 
 @merge_method("breadcrumbs", "Breadcrumbs", paper="arXiv:2312.06795", breaks=DROPS_ENTRIES)
@@ -53,8 +52,7 @@ def breadcrumbs(
     lower, upper = shares_above(density, outliers)
     if upper > 0:
         if ceilings is None:
-            limits = magnitude_thresholds(deltas.flatten(0, -3).unbind(), upper)
-            ceilings = torch.tensor(limits).view(*deltas.shape[:-2], 1, 1)
+            ceilings = stack_thresholds(deltas, upper)
         below = deltas.abs() < ceilings.to(deltas.device)
         kept = keep_largest(deltas, lower, thresholds, overwrite)
         kept, overwrite = kept * below, True

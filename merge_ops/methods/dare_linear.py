@@ -5,8 +5,9 @@ from typing import Annotated
 from torch import Tensor
 
 from .linear import sum_weighted
+from .masks import MaskGenerator
 from .registry import Param, merge_method
-from .sparsify import DROPS_ENTRIES, MaskGenerator, drop_random
+from .sparsify import DROPS_ENTRIES, drop_random
 
 
 @merge_method("dare_linear", "DARE", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES)

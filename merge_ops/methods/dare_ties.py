@@ -5,8 +5,9 @@ from typing import Annotated
 from torch import Tensor
 
 from .consensus import VOTES, SignVote, average_agreeing, elect_signs
+from .masks import MaskGenerator
 from .registry import Param, merge_method
-from .sparsify import DROPS_ENTRIES, MaskGenerator, drop_random
+from .sparsify import DROPS_ENTRIES, drop_random
 
 
 @merge_method("dare_ties", "DARE-TIES", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES | VOTES)
@@ -29,6 +30,7 @@ def dare_ties(
     majority_sign_method: SignVote = "total",
     generator: MaskGenerator,
     overwrite: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:  # (..., out, in)
     """Drop random entries of each LoRA, rescale the rest, then elect signs and average as TIES does.
 
@@ -40,4 +42,4 @@ def dare_ties(
     """
     kept = drop_random(deltas, density, generator, overwrite)
     signs = elect_signs(kept, majority_sign_method)
-    return average_agreeing(kept, signs, weights, overwrite or kept is not deltas)
+    return average_agreeing(kept, signs, weights, overwrite or kept is not deltas, out)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .consensus import VOTES, SignVote, average_agreeing, elect_signs
+from .masks import MaskGenerator
 from .registry import Param, merge_method
-from .sparsify import DROPS_ENTRIES, MaskGenerator
+from .sparsify import DROPS_ENTRIES
 
 
 @merge_method("della", "DELLA", paper="arXiv:2406.11617", breaks=DROPS_ENTRIES | VOTES)
@@ -42,6 +43,7 @@ def della(
     majority_sign_method: SignVote = "total",
     generator: MaskGenerator,
     overwrite: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:  # (..., out, in)
     """Drop random entries, small ones more often, rescale the rest, elect signs and average as TIES does.
 
@@ -54,7 +56,7 @@ def della(
     """
     kept = _drop_small_ones(deltas, density, epsilon, generator) if density < 1 else deltas
     signs = elect_signs(kept, majority_sign_method)
-    return average_agreeing(kept, signs, weights, overwrite or kept is not deltas)
+    return average_agreeing(kept, signs, weights, overwrite or kept is not deltas, out)
 
 
 def _drop_small_ones(deltas: Tensor, density: float, epsilon: float, generator: MaskGenerator) -> Tensor:

@@ -48,6 +48,7 @@ SUPPLIED = {
     "statistics": "what the method's ``measure`` returned for the whole layer",
     "generator": "the source of random masks",
     "overwrite": "the function may use ``deltas`` up",
+    "out": "None, or memory of the shape of the result, which the function may fill and return",
     "moments": "``(n, ..., R, R)``: per LoRA, the mean of ``z z.T``, ``z = down @ x``, on its own prompts",
     "places": "per LoRA, ``(its place in the list, the length of the list)``",
 }

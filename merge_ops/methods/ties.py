@@ -29,6 +29,7 @@ def ties(
     majority_sign_method: SignVote = "total",
     thresholds: Tensor | None = None,  # (n, ..., 1, 1)
     overwrite: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:  # (..., out, in)
     """Keep the largest entries of each LoRA, elect a sign for each entry, and average the LoRAs that have it.
 
@@ -39,4 +40,4 @@ def ties(
     """
     kept = keep_largest(deltas, density, thresholds, overwrite)
     signs = elect_signs(kept, majority_sign_method)
-    return average_agreeing(kept, signs, weights, overwrite or kept is not deltas)
+    return average_agreeing(kept, signs, weights, overwrite or kept is not deltas, out)

@@ -11,7 +11,7 @@ import torch
 import merge_ops
 from merge_ops import METHODS, Lora
 from merge_ops.merging import scratch
-from merge_ops.methods.sparsify import MaskGenerator, mask_key
+from merge_ops.methods.masks import MaskGenerator, mask_key
 from merge_ops.methods.thresholds import magnitude_thresholds
 from tests.laws import (
     CASES,

@@ -9,8 +9,8 @@ from merge_ops.methods.breadcrumbs import breadcrumbs
 from merge_ops.methods.consensus import average_agreeing, elect_signs
 from merge_ops.methods.dare_ties import dare_ties
 from merge_ops.methods.della import della
+from merge_ops.methods.masks import MaskGenerator, mask_key
 from merge_ops.methods.sce import sce
-from merge_ops.methods.sparsify import MaskGenerator, mask_key
 from tests.methods.dense import matrices, random_loras
 
 KEYS = [mask_key(0, "layer", who) for who in "ab"]

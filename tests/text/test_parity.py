@@ -7,7 +7,7 @@ from peft.utils import merge_utils
 from merge_ops import COMBINATION_TYPES, IncompatibleLoraError
 from merge_ops.merging import merge
 from merge_ops.merging.fingerprint import fingerprint
-from merge_ops.methods.sparsify import MaskGenerator, mask_key
+from merge_ops.methods.masks import MaskGenerator, mask_key
 from merge_ops.models.transformers import patched
 from tests.text.models import KINDS, add_adapters, logits, make_model
 
@@ -41,7 +41,7 @@ def masks_of(model, loras):
             }
             for part, (tensor, shape) in parts.items():
                 generator = MaskGenerator([mask_key(SEED, name, who, part)])
-                mask = next(generator.masks(torch.empty(1, *shape), PARAMS["density"])).bool()
+                mask = generator.masks(torch.empty(1, *shape), PARAMS["density"])[0].bool()
                 if part == "delta" and (target.fan_in_fan_out or layer.layout == "embedding"):
                     mask = mask.T  # adapters "b" and "c" do not say fan_in_fan_out in their files
                 found[tensor.detach().numpy().tobytes()] = mask.reshape(tensor.shape)

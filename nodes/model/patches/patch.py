@@ -111,7 +111,7 @@ class MergedAdapter(WeightAdapterBase):
             return layer.tiles(device)
 
         for start, tile in make_tiles(tiles, weight.device):
-            scaled = tile.mul_(strength)
+            scaled = tile if strength == 1 else tile.mul_(strength)
             rows[start : start + tile.shape[0]] += scaled.type(weight.dtype)
         return weight
 
