@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from merge_ops.merging.svd import TruncatedSVD, product_inner, svd_of_matrix, svd_of_product
+from merge_ops.merging.matrix_svd import leading_rows, svd_of_matrix, tracked
+from merge_ops.merging.svd import TruncatedSVD, product_inner, svd_of_product, svds_of_products
 
 
 def normal(*shape, seed=0):
@@ -45,6 +46,65 @@ def test_svd_of_product_is_the_svd_of_the_product(out, columns, inner, rank):
     assert found.energy_kept == pytest.approx(float((s[:kept] ** 2).sum() / (s**2).sum()), abs=1e-6)
 
 
+UPS, DOWNS = (
+    (normal(200, 8, seed=1), normal(200, 8, seed=2)),
+    (normal(8, 300, seed=3), normal(8, 300, seed=4)),
+)
+FALLING = 10.0 ** -torch.arange(16.0)
+DEPENDENT = {
+    "the same twice": ([UPS[0]] * 2, [DOWNS[0]] * 2),
+    "the same ups": ([UPS[0]] * 2, DOWNS),
+    "the same downs": (UPS, [DOWNS[0]] * 2),
+    "nearly the same downs": (UPS, (DOWNS[0], DOWNS[0] + 1e-5 * DOWNS[1])),
+    "nearly the same ups": ((UPS[0], UPS[0] + 1e-5 * UPS[1]), DOWNS),
+    "zero ups": ((UPS[0], 0 * UPS[1]), DOWNS),
+    "zero downs": (UPS, (DOWNS[0], 0 * DOWNS[1])),
+    "other scales": ((UPS[0], 1e4 * UPS[1]), DOWNS),
+    "large": ([1e17 * up for up in UPS], [1e17 * down for down in DOWNS]),
+    "small": ([1e-17 * up for up in UPS], [1e-17 * down for down in DOWNS]),
+    "uneven": ([1e15 * up for up in UPS], [1e-15 * down for down in DOWNS]),
+    "falling": ([torch.cat(UPS, dim=1) * FALLING], DOWNS),
+}
+
+
+@pytest.mark.parametrize("rank", [4, 8, 12, 16])
+@pytest.mark.parametrize("case", DEPENDENT)
+def test_svd_of_product_of_dependent_and_uneven_factors(case, rank):
+    """Whether Gram matrices can tell all singular values apart or not."""
+    up, down = torch.cat(tuple(DEPENDENT[case][0]), dim=1), torch.cat(tuple(DEPENDENT[case][1]))
+    matrix, found = up.double() @ down.double(), svd_of_product(up, down, rank)
+    assert_is_svd(found, rank)
+    norm, s = float(matrix.norm()), np.linalg.svd(matrix.numpy(), compute_uv=False)
+    np.testing.assert_allclose(found.s.numpy(), s[:rank], rtol=0, atol=1e-6 * s[0])
+    assert float((product(found) - matrix).norm()) <= tail(matrix, rank) + 1e-6 * norm
+    assert found.energy_kept == pytest.approx(float((s[:rank] ** 2).sum() / (s**2).sum()), abs=1e-6)
+
+
+@pytest.mark.parametrize("inner", [32, 64, 160])
+def test_svd_of_product_loses_nothing_beyond_rounding(inner):
+    """The factors of a sum of LoRAs: their error is the least one but for the rounding of float32."""
+    fall = torch.arange(1, inner // 2 + 1) ** -0.5
+    up, down = normal(320, inner, seed=1) * fall.repeat(2), normal(inner, 400, seed=2)
+    matrix = up.double() @ down.double()
+    balanced_up, balanced_down = svd_of_product(up, down, 16).balanced()
+    error = float((balanced_up.double() @ balanced_down.double() - matrix).norm())
+    assert abs(error / tail(matrix, 16) - 1) < 2e-13
+
+
+def test_a_batch_gives_what_each_product_gives():
+    """Also where some of its layers need QR."""
+    cases = ("other scales", "the same twice", "nearly the same downs", "zero ups", "zero downs")
+    ups = torch.stack([torch.cat(tuple(DEPENDENT[case][0]), dim=1) for case in cases])
+    downs = torch.stack([torch.cat(tuple(DEPENDENT[case][1])) for case in cases])
+    for up, down, found in zip(ups, downs, svds_of_products(ups, downs, 8), strict=True):
+        assert_is_svd(found, 8)
+        alone = svd_of_product(up, down, 8)
+        torch.testing.assert_close(found.s, alone.s, rtol=1e-5, atol=0)
+        assert found.energy_kept == pytest.approx(alone.energy_kept, abs=1e-12)
+        norm = float(product(alone).norm())
+        torch.testing.assert_close(product(found), product(alone), rtol=0, atol=1e-6 * norm)
+
+
 def test_balanced_factors_share_the_singular_values():
     found = svd_of_product(normal(50, 6, seed=1) * 100, normal(6, 40, seed=2) / 100, 4)
     up, down = found.balanced()
@@ -65,6 +125,48 @@ def test_svd_of_matrix_is_within_1_percent_of_the_best(shape, rank):
     assert error <= 1.01 * tail(matrix, rank)
     total = float(matrix.double().norm()) ** 2
     assert found.energy_kept == pytest.approx(1 - error**2 / total, abs=1e-5)
+
+
+@pytest.mark.parametrize("inner", [60, 120, 400], ids=["all", "leading", "mixed"])
+@pytest.mark.parametrize("shape", [(400, 700), (700, 400)], ids=["wide", "tall"])
+def test_svd_of_matrix_from_leading_rows(shape, inner):
+    """From all rows of the sum, from those that matter most, and from random combinations of very many."""
+    up, down = normal(shape[0], inner, seed=1), normal(inner, shape[1], seed=2)
+    matrix = up @ down + 10.0 * normal(*shape, seed=3)
+    start = leading_rows(up, down, tracked(64))
+    assert start.shape == (min(tracked(64), inner), shape[1])
+    found = svd_of_matrix(matrix, 64, start)
+    assert_is_svd(found, 64)
+    assert float((product(found) - matrix.double()).norm()) <= 1.01 * tail(matrix, 64)
+
+
+@pytest.mark.parametrize("ups", ["zero", "the same", "tiny"])
+def test_leading_rows_of_ups_that_depend_on_each_other(ups):
+    """They span the rows that there are."""
+    one, down = normal(300, 20, seed=1), normal(40, 500, seed=2)
+    up = torch.cat((one, {"zero": 0 * one, "the same": one, "tiny": 1e-30 * one}[ups]), dim=1) * 1e-8
+    matrix = up.double() @ down.double()
+    q = torch.linalg.qr(leading_rows(up, down, 24).double().T)[0]
+    assert float((matrix - matrix @ q @ q.T).norm()) <= 1e-3 * float(matrix.norm())
+
+
+@pytest.mark.parametrize("rank", [1, 20, 120])
+@pytest.mark.parametrize("shape", [(120, 700), (700, 120), (300, 310)], ids=["wide", "tall", "square"])
+def test_svd_of_matrix_that_is_decomposed_in_full_is_exact(shape, rank):
+    matrix = normal(*shape, seed=1)
+    found = svd_of_matrix(matrix, rank, matrix[:2] if min(shape) == 120 else matrix[:101])
+    assert_is_svd(found, rank)
+    assert float((product(found) - matrix.double()).norm()) <= (1 + 1e-6) * tail(matrix, rank) + 1e-4
+
+
+@pytest.mark.parametrize("shape", [(100, 120), (400, 500)], ids=["full", "iterated"])
+def test_svd_of_matrix_beyond_its_rank(shape):
+    """The directions that are left over are orthonormal, too."""
+    matrix = normal(shape[0], 5, seed=1) @ normal(5, shape[1], seed=2)
+    found = svd_of_matrix(matrix, 12, normal(3, shape[1], seed=3))
+    assert_is_svd(found, 12)
+    assert float((product(found) - matrix.double()).norm()) <= 1e-5 * float(matrix.norm())
+    assert found.energy_kept == pytest.approx(1, abs=1e-6)
 
 
 def test_svd_of_matrix_survives_a_start_that_knows_nothing():

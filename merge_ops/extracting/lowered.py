@@ -9,12 +9,13 @@ import torch
 
 from ..formats.whole_model import ModelWeight
 from ..layer import LowRank
-from ..merging.svd import TruncatedSVD, best_svd
+from ..merging.matrix_svd import best_svd
+from ..merging.svd import TruncatedSVD
 from .difference import Difference, rest_energy
 from .options import ExtractOptions
 
 _OUTSTANDING = 2  # times the energy that the first direction of independent entries has
-_NOTHING = 1e-7  # singular values below this share of the largest are rounding of float32
+_NOTHING = 2e-7  # singular values below this share of the largest are rounding of float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)

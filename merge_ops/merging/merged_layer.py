@@ -17,19 +17,11 @@ from ..room import check_room
 from ..steady import one_thread
 from .align import AlignedLayer
 from .cores import factors_of_coordinates, factors_of_core
+from .matrix_svd import exact_svd_of_matrix, leading_rows, svd_of_matrix, tracked
 from .request import Settings
 from .scratch import Scratch
 from .spaces import concatenate, merge_deltas, merged_tiles
-from .svd import (
-    OVERSAMPLE,
-    TruncatedSVD,
-    exact_svd_of_matrix,
-    leading_rows,
-    squared_singular_values,
-    squared_singular_values_of,
-    svd_of_matrix,
-    svd_of_product,
-)
+from .svd import TruncatedSVD, squared_singular_values, squared_singular_values_of, svd_of_product
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +191,7 @@ class MergedLayer:
             ),
             strict=True,
         )
-        leading = leading_rows(torch.cat(ups, dim=1), torch.cat(downs), rank + OVERSAMPLE)
+        leading = leading_rows(torch.cat(ups, dim=1), torch.cat(downs), tracked(rank))
         return svd_of_matrix(value, rank, leading)
 
     def squared_singular_values(self, device: torch.device | None = None) -> Tensor:

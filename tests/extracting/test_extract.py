@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import merge_ops
 from merge_ops import ParameterError
-from merge_ops.merging.svd import best_svd
+from merge_ops.merging.matrix_svd import best_svd
 from merge_ops.saving.kept import kept_by_extraction, percent
 from tests.extracting.weights import SD1, UNET, assert_equal_deltas, differences, random_weights, tuned_from
 

@@ -60,6 +60,7 @@ def test_linear_algebra_is_the_same_on_every_number_of_threads():
     for others in found[1:]:
         assert all(map(torch.equal, others, found[0]))
     assert torch.allclose(found[0][0], left @ right, atol=1e-3)
+    assert torch.allclose(found[0][1], left.T @ left, atol=1e-3)
 
 
 @pytest.mark.parametrize("cost", [0, _SHARED])
