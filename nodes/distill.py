@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError, did_you_mean
 from ..merge_ops.learning import DistillProgress, Retention, distill
-from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
+from ..merge_ops.learning.defaults import LEARNING_RATE, STARTS, STEPS
 from ..merge_ops.merging.merged import Merged
 from .inputs import CATEGORY, LORA_MODEL, RECORDING, lora_low_output
 from .model.learning.recorded import TITLES, RecordedLoras

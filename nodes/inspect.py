@@ -10,7 +10,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..merge_ops.analysis.plots import draw
-from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
+from ..merge_ops.analysis.study import Study, study
+from ..merge_ops.analysis.view_names import SPECTRUM, VIEWS
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, STACK, theme_input
 from .model.files.stacks import read_stack

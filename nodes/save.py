@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..merge_ops.errors import MergeError, ParameterError
-from ..merge_ops.formats.peft_folder import WEIGHTS_NAME
+from ..merge_ops.formats.paths import WEIGHTS_NAME
 from ..merge_ops.merging.common_metadata import facts_of_use
 from ..merge_ops.merging.rank_rule import RankRule
 from ..merge_ops.names.parts import is_language_model

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
 from ..formats.epochs import find_epochs, in_epoch_order
-from ..lora import READERS, Lora
 from ..merging.recency import recency_weights
 from ..methods.peft_names import COMBINATION_TYPES, SPACES, get_combination_type
 from ..methods.registry import METHODS, Param, get_method
+from ..readers import READERS
 from .options import add_param, add_reading
+
+if TYPE_CHECKING:
+    from ..lora import Lora
 
 _PEFT_PARAMS = ("density", "majority_sign_method")
 

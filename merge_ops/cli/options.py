@@ -9,20 +9,21 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import MergeError, ParameterError, did_you_mean, escaped
-from ..formats import load
-from ..lora import Lora
-from ..merging.merged import Merged
+from ..formats.paths import is_folder
 from ..methods.registry import Param
-from ..names.line_up import name_alike
-from ..saving import FORMATS, SaveReport, check_output
+from ..saving.file_names import FORMATS
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+if TYPE_CHECKING:
+    import torch
+
+    from ..lora import Lora
+    from ..merging.merged import Merged
+    from ..saving import SaveReport
+
+DTYPES = ("float16", "bfloat16", "float32")
 
 Commands = argparse._SubParsersAction  # argparse's name for the type that add_subparsers returns
 
@@ -108,6 +109,10 @@ def read_loras(args: argparse.Namespace, paths: Sequence[str]) -> list[Lora]:
             hint = did_you_mean(lora, [Path(path).stem for path in paths])
             raise ParameterError(f"--adapter names no LoRA: {lora!r}{hint}")
         chosen |= dict.fromkeys(places if lora else [None], name)
+    for path in paths:
+        is_folder(Path(path))
+    from ..formats import load
+
     shared = chosen.get(None)
     return [
         load(path, adapter=chosen.get(i, shared), allow_pickle=args.allow_pickle)
@@ -145,6 +150,8 @@ def add_param(parser: argparse._ArgumentGroup, param: Param) -> None:
 @contextmanager
 def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar on standard error if that is a terminal, and yield the callback that moves it."""
+    from tqdm import tqdm
+
     with tqdm(desc=title, unit=unit, disable=None, leave=False) as bar:
 
         def show(done: int, total: int, _layer: str) -> None:
@@ -152,6 +159,13 @@ def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int
             bar.update(done - bar.n)
 
         yield show
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return torch's dtype of one of the names ``DTYPES``."""
+    import torch
+
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def print_json(value: Any) -> None:
@@ -181,10 +195,13 @@ def refuse_output(args: argparse.Namespace, loras: Sequence[Lora]) -> None:
     """
     if not args.output:
         return
+    from ..names.line_up import name_alike
+    from ..saving import check_output
+
     alike = name_alike(list(loras))
     layers = {name for lora in alike for name in (*lora.layers, *lora.whole_weights)}
     check_output(
-        Path(args.output), alike, args.format, args.rank, DTYPES[args.dtype], overwrite=args.overwrite,
+        Path(args.output), alike, args.format, args.rank, dtype_of(args.dtype), overwrite=args.overwrite,
         layers=() if vars(args).get("blocks") else sorted(layers),  # blocks may leave layers out
     )  # fmt: skip
 

@@ -1,14 +1,18 @@
 """Breadcrumbs: the small entries of each LoRA are dropped, and its few largest ones too."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
 
 from .linear import sum_weighted
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, keep_largest
 from .thresholds import magnitude_thresholds, shares_above
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("breadcrumbs", "Breadcrumbs", paper="arXiv:2312.06795", breaks=DROPS_ENTRIES)

@@ -1,12 +1,15 @@
 """DARE: entries are dropped at random, and the rest is rescaled."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .linear import sum_weighted
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, MaskGenerator, drop_random
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("dare_linear", "DARE", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .thresholds import magnitude_thresholds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # the law that every method breaks which drops entries, and why; see ``registry.LAWS``
 DROPS_ENTRIES = {"alone_at_every_density": "below density 1, a LoRA loses entries even if it is merged alone"}
@@ -20,9 +23,9 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _WORD = 64  # bits of a word
 _BITS = 16  # of a random number
 _ROUNDS = (
-    (np.uint64(30), np.uint64(_MIX_1 % 2**64)),
-    (np.uint64(27), np.uint64(_MIX_2 % 2**64)),
-    (np.uint64(31), None),
+    (30, _MIX_1 % 2**64),
+    (27, _MIX_2 % 2**64),
+    (31, None),
 )
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import LoraFormatError, ParameterError
 from ..formats import load
-from ..formats.peft_folder import WEIGHTS_NAME
+from ..formats.paths import WEIGHTS_NAME
 from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ParameterError, shown
 
+FORMATS = ("kohya", "diffusers", "peft")  # that a merge is saved in
 EXISTS = "{} already exists; choose another name, or ask to overwrite it"
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}

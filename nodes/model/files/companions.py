@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ....merge_ops.formats.peft_config import CONFIG_NAME
+from ....merge_ops.formats.paths import CONFIG_NAME
 from ....merge_ops.notes.sidecars import sidecar_paths
 
 PICTURES = {

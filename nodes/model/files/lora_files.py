@@ -9,7 +9,7 @@ import folder_paths
 from ....merge_ops.errors import ParameterError, did_you_mean
 from ....merge_ops.formats import load
 from ....merge_ops.formats.epochs import is_pattern
-from ....merge_ops.formats.peft_config import CONFIG_NAME
+from ....merge_ops.formats.paths import CONFIG_NAME
 from ....merge_ops.lora import Lora
 from ....merge_ops.recipes.spelled import without_ending
 from ...values.lora_names import find_files, match_files, use_forward_slashes
