@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -76,6 +75,10 @@ def in_order(work: Callable[[Tensor], T], blocks: Iterable[Tensor], cost: int) -
 
     if threads < 2 or cost < _SHARED or _limit_of_mkl() is None or listed[0].device.type != "cpu":
         return [alone(block) for block in listed]
+    from concurrent.futures import (
+        ThreadPoolExecutor,  # imports logging, which takes as long as half of --help
+    )
+
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(alone, listed))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..extracting.options import RANK, ExtractOptions
+from ..formats.paths import check_model
 from ..saving.file_names import check_destination
 from .options import (
     Commands,
@@ -25,7 +26,6 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..extracting import Extracted
-    from ..formats.whole_model import WholeModel
 
 _EXAMPLES = """examples:
   lora-alloy extract tuned.safetensors base.safetensors --rank 32 -o tuned_lora.safetensors
@@ -85,13 +85,18 @@ def run(args: argparse.Namespace) -> None:
         rank=args.rank, energy=args.energy, conv_rank=args.conv_rank, min_diff=args.min_diff,
         clamp=args.clamp, vectors=args.vectors,
     )  # fmt: skip
+    if args.format != "auto":
+        _refuse_output(args, args.format)
+    for model in (args.tuned, args.base):
+        check_model(Path(model))
     from ..extracting import extract
     from ..formats.model_files import open_whole_model
     from ..merging.devices import usable_device
     from ..saving import save
 
     tuned, base = open_whole_model(args.tuned), open_whole_model(args.base)
-    _refuse_output(args, tuned)
+    if args.format == "auto":
+        _refuse_output(args, tuned.dialect)
     with progress_bar("extracting", unit="weight") as progress:
         extracted = extract(
             tuned, base, device=usable_device(args.device), progress=progress, **options.to_dict()
@@ -113,9 +118,8 @@ def run(args: argparse.Namespace) -> None:
     print_saved(saved)
 
 
-def _refuse_output(args: argparse.Namespace, tuned: WholeModel) -> None:
+def _refuse_output(args: argparse.Namespace, form: str) -> None:
     """Refuse the output options before anything is computed, as saving would afterwards."""
-    form = tuned.dialect if args.format == "auto" else args.format
     if form == "diffusers" and args.vectors:
         raise UsageError("a diffusers file holds no differences of biases and norms; add --no-vectors")
     if args.output:

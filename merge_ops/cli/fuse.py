@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .how import add_merging, method_help
+from ..formats.paths import KINDS_OF_BASE, check_model
+from ..saving.file_names import check_new
+from .how import add_merging, check_params, method_help, paths_of
 from .merge import load_loras, merge_loras
-from .options import Commands, add_command, print_json, progress_bar, require_output, say, table
+from .options import Commands, add_command, check_paths, print_json, progress_bar, require_output, say, table
 from .summary import print_summary
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
 def run(args: argparse.Namespace) -> None:
     """Load, merge, fuse and report."""
     require_output(args)
+    check_params(args)
+    if args.output:
+        check_new(Path(args.output))
+    check_model(Path(args.base), KINDS_OF_BASE)
+    check_paths(paths_of(args))
     from ..models import fuse
     from ..models.fusing import check_fused
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..methods.registry import get_method
-from .how import add_merging, method_help, method_params
+from .how import add_merging, check_params, method_help, method_params
 from .merge import load_loras
 from .options import Commands, UsageError, add_command, print_json, say, table
 from .recording import add_recording, opened_and_recorded
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     for name in (args.compare or "").split(","):
         if name.strip():
             get_method(name.strip())
+    check_params(args)
     loras = load_loras(args)
     from ..formats import load
     from ..learning import retention

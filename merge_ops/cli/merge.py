@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..merging.rank_rule import RankRule
-from .how import add_merging, blocks_of, method_help, method_params, split_weight
+from .how import add_merging, blocks_of, check_params, method_help, method_params, paths_of, split_weight
 from .options import (
     Commands,
     add_base,
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     """Load, merge, save and report."""
     require_output(args)
     rank = rank_of(args)
+    check_params(args)
     loras = load_loras(args)
     refuse_output(args, loras)
     by_need = isinstance(rank, RankRule)
@@ -70,8 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def load_loras(args: argparse.Namespace) -> list[Lora]:
     """Read the LoRAs of the command line, with the layer names of one architecture."""
-    paths = [split_weight(spec)[0] for spec in args.loras]
-    loras = read_loras(args, paths)
+    loras = read_loras(args, paths_of(args))
     from ..formats import alike_by_diffusers
 
     return alike_by_diffusers(loras)

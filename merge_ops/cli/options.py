@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..errors import MergeError, ParameterError, did_you_mean, escaped
 from ..formats.paths import is_folder
 from ..methods.registry import Param
-from ..saving.file_names import FORMATS
+from ..saving.file_names import FORMATS, check_place
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +109,7 @@ def read_loras(args: argparse.Namespace, paths: Sequence[str]) -> list[Lora]:
             hint = did_you_mean(lora, [Path(path).stem for path in paths])
             raise ParameterError(f"--adapter names no LoRA: {lora!r}{hint}")
         chosen |= dict.fromkeys(places if lora else [None], name)
-    for path in paths:
-        is_folder(Path(path))
+    check_paths(paths)
     from ..formats import load
 
     shared = chosen.get(None)
@@ -118,6 +117,16 @@ def read_loras(args: argparse.Namespace, paths: Sequence[str]) -> list[Lora]:
         load(path, adapter=chosen.get(i, shared), allow_pickle=args.allow_pickle)
         for i, path in enumerate(paths)
     ]
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Refuse paths of LoRAs at which there is nothing, before anything is read.
+
+    Raises:
+        LoraFormatError: for the first one.
+    """
+    for path in paths:
+        is_folder(Path(path))
 
 
 def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -181,9 +190,16 @@ def print_saved(report: SaveReport) -> None:
 
 
 def require_output(args: argparse.Namespace) -> None:
-    """Refuse a command that would write nothing, and is not a dry run."""
+    """Refuse a command that would write nothing and is not a dry run, or that could write nothing there.
+
+    Raises:
+        UsageError: if there is no output.
+        ParameterError: for a place that cannot be written to, whatever the format.
+    """
     if not args.output and not args.dry_run:
         raise UsageError("give the output with -o FILE, or use --dry-run")
+    if args.output and "overwrite" in vars(args):
+        check_place(Path(args.output), args.overwrite)
 
 
 def refuse_output(args: argparse.Namespace, loras: Sequence[Lora]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..merging.rank_rule import RankRule
+from ..recipes.recipe_file import recipe_file
 from .merge import finish
 from .options import (
     Commands,
@@ -68,6 +69,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 
 def show(args: argparse.Namespace) -> None:
     """Print the recipe."""
+    recipe_file(Path(args.recipe))
     from ..analysis.facts import printable
     from ..recipes import read_recipe
 
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     """Find the sources, merge, save and report."""
     require_output(args)
     wanted = rank_of(args)
+    recipe_file(Path(args.recipe))
     from ..formats import alike_by_diffusers
     from ..merging.devices import usable_device
     from ..recipes import find_sources, read_recipe

@@ -72,6 +72,16 @@ def check_place(target: Path, overwrite: bool) -> None:
         raise ParameterError(f"nothing can be written to the folder {folder.name[:80]!r}; choose another one")
 
 
+def check_new(target: Path) -> None:
+    """Refuse a path at which there is something, for what replaces nothing.
+
+    Raises:
+        ParameterError: also for a link that leads nowhere.
+    """
+    if target.exists() or target.is_symlink():
+        raise ParameterError(f"{target.name} already exists; choose another name")
+
+
 def _check_replaceable(target: Path) -> None:
     mode = target.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
