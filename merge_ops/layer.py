@@ -16,7 +16,6 @@ from .room import check_room
 
 Layout = Literal["linear", "conv", "fan_in_fan_out", "embedding", "vector"]
 Index = slice | Tensor
-READERS = ("peft", "comfyui")  # programs whose arithmetic differs
 A = TypeVar("A", bound="WeightAdapter")
 Rows = Callable[..., Tensor]  # rows(index, out=None): float32 rows of a delta, with its scale
 

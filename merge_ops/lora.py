@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layer import READERS, BaseDependent, Index, Layer, Layout, LowRank, Rows, WeightAdapter
+from .layer import BaseDependent, Index, Layer, Layout, LowRank, Rows, WeightAdapter
 
 __all__ = [
-    "READERS",
     "BaseDependent",
     "BaseWeights",
     "Index",

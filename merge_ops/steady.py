@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SOLVED_TOGETHER = 32  # rows of a matrix
 _ROWS = 256  # of one block of a product
@@ -103,6 +104,10 @@ def in_order(work: Callable[[Tensor], T], blocks: Iterable[Tensor], cost: int) -
 
     if threads < 2 or cost < _SHARED or _limit_of_mkl() is None or listed[0].device.type != "cpu":
         return [alone(block) for block in listed]
+    from concurrent.futures import (
+        ThreadPoolExecutor,  # imports logging, which takes as long as half of --help
+    )
+
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(alone, listed))
 

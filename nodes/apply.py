@@ -8,9 +8,6 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError
 from .inputs import CATEGORY, LORA_MODEL, patching_input
-from .model.merges.lora_model import read_lora_model
-from .model.merges.summary import describe_merge, list_blocks, list_left_out, list_not_applied
-from .model.patches.clones import fit_and_patch_clones
 from .status import SAYS, Said, StatusLine
 from .values.keywords import read_patching
 
@@ -78,6 +75,10 @@ class LoraAlloyApply(io.ComfyNode):
         patching: str | None = None,
     ) -> io.NodeOutput:
         """Patch clones."""
+        from .model.merges.lora_model import read_lora_model
+        from .model.merges.summary import describe_merge, list_blocks, list_left_out, list_not_applied
+        from .model.patches.clones import fit_and_patch_clones
+
         if model is None and clip is None:
             raise ParameterError("there is nothing to patch: connect MODEL, CLIP, or both")
         chosen = read_patching(patching)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError, did_you_mean
-from ..merge_ops.learning import DistillProgress, Retention, distill
-from ..merge_ops.learning.distill import LEARNING_RATE, STARTS, STEPS
-from ..merge_ops.merging.merged import Merged
+from ..merge_ops.learning.defaults import LEARNING_RATE, STARTS, STEPS
 from .inputs import CATEGORY, LORA_MODEL, RECORDING, lora_low_output
-from .model.learning.recorded import TITLES, RecordedLoras
-from .model.merges.lora_model import MergedLoraModel
-from .model.patches.clones import patch_clones
 from .model.stopping import stoppable
 from .status import SAYS, Said, StatusLine
 from .values.learning_pictures import draw_curve, percent
+
+if TYPE_CHECKING:
+    from ..merge_ops.learning import DistillProgress, Retention
+    from ..merge_ops.merging.merged import Merged
+    from .model.learning.recorded import RecordedLoras
+    from .model.merges.lora_model import MergedLoraModel
 
 _KNOWN = ("recording", "steps", "rank", "seed", "start", "learning_rate", "batch")
 _PREVIEW = 512  # pixels of the longer side
@@ -89,6 +90,8 @@ class LoraAlloyDistill(io.ComfyNode):
     @classmethod
     def execute(cls, recording: RecordedLoras, **given: Any) -> io.NodeOutput:
         """Train, measure, patch."""
+        from .model.learning.recorded import TITLES
+
         for name in given:
             if name not in _KNOWN:
                 raise ParameterError(f"unknown input {name!r}{did_you_mean(name, _KNOWN)}")
@@ -124,6 +127,8 @@ class _Trained(NamedTuple):
     @classmethod
     def nothing(cls) -> _Trained:
         """Return what there is of a model that was not recorded."""
+        from .model.merges.lora_model import MergedLoraModel
+
         return cls(MergedLoraModel(None), None, None, [], [])
 
 
@@ -135,6 +140,11 @@ def _train(
     chosen: dict[str, Any],
 ) -> _Trained:
     """Train, measure, and patch one model; CLIP is patched with the first of a pair."""
+    from ..merge_ops.learning import distill
+    from .model.learning.recorded import TITLES
+    from .model.merges.lora_model import MergedLoraModel
+    from .model.patches.clones import patch_clones
+
     began, watch = status.seconds, _Watch(status, title)
     merged = distill(
         recording.recording, recording.host, recording.loras, progress=watch.report, stop=is_stopped,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError, did_you_mean
-from ..merge_ops.extracting import Extracted, ExtractOptions
-from ..merge_ops.extracting.options import RANK
-from ..merge_ops.saving.kept import kept_by_extraction
+from ..merge_ops.extracting.options import RANK, ExtractOptions
 from .inputs import CATEGORY, LORA_MODEL
-from .model.merges.lora_model import MergedLoraModel
-from .model.places.whole_models import choose_stems, extract_with_comfyui, read_whole_model
 from .status import SAYS, Said, StatusLine
+
+if TYPE_CHECKING:
+    from ..merge_ops.extracting import Extracted
 
 _OPTIONS = ("rank", "energy", "conv_rank", "min_diff", "clamp", "vectors")
 _KNOWN = (*_OPTIONS, "tuned_clip", "base_clip")
@@ -86,6 +85,9 @@ class LoraAlloyExtract(io.ComfyNode):
     @classmethod
     def execute(cls, tuned: Any, base: Any, **given: Any) -> io.NodeOutput:
         """Extract and report."""
+        from .model.merges.lora_model import MergedLoraModel
+        from .model.places.whole_models import choose_stems, extract_with_comfyui, read_whole_model
+
         for name in given:
             if name not in _KNOWN:
                 raise ParameterError(f"unknown input {name!r}{did_you_mean(name, _KNOWN)}")
@@ -117,6 +119,8 @@ class LoraAlloyExtract(io.ComfyNode):
 
 def _report(extracted: Extracted, seconds: float) -> tuple[str, list[str]]:
     """What the LoRA holds, and what a user should know of it."""
+    from ..merge_ops.saving.kept import kept_by_extraction
+
     low, high = extracted.found.ranks
     ranks = (
         "biases and norms only" if not high else f"rank {low}" if low == high else f"ranks {low} to {high}"

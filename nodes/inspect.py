@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..merge_ops.analysis.plots import draw
-from ..merge_ops.analysis.study import SPECTRUM, VIEWS, Study, study
+from ..merge_ops.analysis.view_names import SPECTRUM, VIEWS
 from ..merge_ops.errors import MergeError, ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, STACK, theme_input
 from .model.files.stacks import read_stack
 from .status import Said
-from .values.sides import group_sides
+
+if TYPE_CHECKING:
+    from ..merge_ops.analysis.study import Study
 
 _ENERGY = 0.95
 _TWO_MODELS = (
@@ -73,6 +74,10 @@ class LoraAlloyInspect(io.ComfyNode):
     @classmethod
     def execute(cls, stack: Any, view: Any = None, theme: str | None = None, **unknown: Any) -> io.NodeOutput:
         """Look, and draw."""
+        from ..merge_ops.analysis.plots import draw
+        from ..merge_ops.analysis.study import study
+        from .values.sides import group_sides
+
         for name in unknown:
             hint = f"it belongs to view {SPECTRUM}" if name == "view.energy" else "known: stack, view, theme"
             raise ParameterError(f"unknown input {name!r}; {hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -28,16 +28,14 @@ from .inputs import (
     trigger_words_output,
 )
 from .model.files.lora_files import list_lora_files
-from .model.files.lora_info import read_sidecar_states, trigger_words_of
 from .model.files.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
-from .model.jobs.one_model import Job, Made
-from .model.jobs.two_models import Outputs, merge_for_models
-from .model.learning.recorded import RecordedLoras, refuse_without_recording
-from .model.merges.summary import describe_nothing
 from .model.queued import known_inputs, sent_inputs
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice, check_sent, read_patching, refuse_unknown
 from .values.stack_entries import change_entries
+
+if TYPE_CHECKING:
+    from .model.learning.recorded import RecordedLoras
 
 # what people type who look for what this node does; the helper nodes have words of their own
 SEARCH_WORDS = [
@@ -148,6 +146,8 @@ class LoraAlloyLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[Any]:
         """A file that changed under its name is read again, and so are the notes beside it."""
+        from .model.files.lora_info import read_sidecar_states
+
         files = read_file_states(loras)
         return [*files, *read_sidecar_states(files)]
 
@@ -172,6 +172,12 @@ class LoraAlloyLoader(io.ComfyNode):
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, patch."""
+        from .model.files.lora_info import trigger_words_of
+        from .model.jobs.one_model import Job, Made
+        from .model.jobs.two_models import Outputs, merge_for_models
+        from .model.learning.recorded import refuse_without_recording
+        from .model.merges.summary import describe_nothing
+
         status = StatusLine(cls)
         refuse_unknown(unknown, known_inputs(cls), method)
         chosen = sweep or MethodChoice()

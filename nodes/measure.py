@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
 from ..merge_ops.errors import MergeError, ParameterError
-from ..merge_ops.learning import Retention
 from ..merge_ops.methods.registry import get_method
 from .inputs import CATEGORY, LORA_MODEL, METHOD, RECORDING, theme_input
-from .model.learning.host import Applied
-from .model.learning.recorded import TITLES, RecordedLoras
-from .model.merges.lora_model import read_lora_model
-from .model.patches.clones import fit_and_patch_clones
-from .model.patches.hooks import refuse_carrying
 from .model.queued import sent_inputs
 from .status import Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.learning_pictures import Kept, draw_bars, percent
 from .values.sweep_values import read_sweep
+
+if TYPE_CHECKING:
+    from ..merge_ops.learning import Retention
+    from .model.learning.host import Applied
+    from .model.learning.recorded import RecordedLoras
 
 ROUGHLY = (
     "It is measured on calls that were held out, and ranks settings of one set of LoRAs only roughly: look "
@@ -119,6 +118,8 @@ class LoraAlloyMeasure(io.ComfyNode):
         model_low: Any = None,
     ) -> io.NodeOutput:
         """Measure, and draw."""
+        from .model.patches.hooks import refuse_carrying
+
         status = StatusLine(cls)
         for part in (model, model_low):
             refuse_carrying(part, "measuring")
@@ -157,6 +158,8 @@ class _Given(NamedTuple):
 def _measure(
     given: _Given, recorded: RecordedLoras, asked: tuple[list[str], list[float]], status: StatusLine
 ) -> list[_Row]:
+    from .model.learning.host import Applied
+
     rows = _measure_list(recorded, *asked, status)
     if given.lora is not None:
         rows.append(_Row("the merged LoRA", recorded.measure(_with_lora(recorded, given.lora))))
@@ -174,6 +177,8 @@ def _best(sides: Sequence[list[_Row]]) -> tuple[_Row, float]:
 
 
 def _report_both(sides: Sequence[list[_Row]]) -> str:
+    from .model.learning.recorded import TITLES
+
     lines = []
     for title, rows in zip(TITLES, sides, strict=True):
         lines += [f"{title}:", *_lines(rows)]
@@ -215,6 +220,10 @@ def _measure_list(
 
 
 def _with_lora(recorded: RecordedLoras, lora: dict[str, Any]) -> Applied:
+    from .model.learning.host import Applied
+    from .model.merges.lora_model import read_lora_model
+    from .model.patches.clones import fit_and_patch_clones
+
     merged = read_lora_model(lora).merged
     if merged is None:
         return Applied(recorded.host.model, recorded.host.clip)

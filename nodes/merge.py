@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -25,12 +25,12 @@ from .inputs import (
     speed_loras_input,
 )
 from .model.files.stacks import read_stack
-from .model.jobs.one_model import Job, Made
-from .model.jobs.two_models import Outputs, merge_for_models
-from .model.learning.recorded import RecordedLoras, refuse_without_recording
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice
 from .values.stack_entries import change_entries
+
+if TYPE_CHECKING:
+    from .model.learning.recorded import RecordedLoras
 
 
 class LoraAlloyMerge(io.ComfyNode):
@@ -115,6 +115,10 @@ class LoraAlloyMerge(io.ComfyNode):
         model_low: Any = None,
     ) -> io.NodeOutput:
         """Merge."""
+        from .model.jobs.one_model import Job, Made
+        from .model.jobs.two_models import Outputs, merge_for_models
+        from .model.learning.recorded import refuse_without_recording
+
         status = StatusLine(cls)
         entries = read_stack(stack)
         if not entries:

@@ -7,10 +7,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from .inputs import CATEGORY, LORA_MODEL, METHOD, STACK, method_input, result_inputs, space_input
-from .model.loaded.files import read_named
-from .model.loaded.loaded import describe_unmerged, list_found, list_stayed, merge_loaded, read_loaded
-from .model.merges.lora_model import MergedLoraModel
-from .model.merges.summary import describe_merge, list_notes
 from .model.queued import check_method, known_inputs
 from .status import SAYS, Said, StatusLine
 from .values.keywords import MethodChoice, refuse_unknown
@@ -100,6 +96,11 @@ class LoraAlloyMergeLoaded(io.ComfyNode):
         **unknown: Any,
     ) -> io.NodeOutput:
         """Read, merge, and put in place."""
+        from .model.loaded.files import read_named
+        from .model.loaded.loaded import describe_unmerged, list_found, list_stayed, merge_loaded, read_loaded
+        from .model.merges.lora_model import MergedLoraModel
+        from .model.merges.summary import describe_merge, list_notes
+
         status = StatusLine(cls)
         refuse_unknown(unknown, known_inputs(cls), method)
         chosen = sweep or MethodChoice()

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..merge_ops.blocks import block_strengths
 from ..merge_ops.errors import MergeError, ParameterError
-from ..merge_ops.recipes import Recipe, find_sources, read_recipe
-from ..merge_ops.recipes.described import describe_how, describe_source
 from ..merge_ops.recipes.spelled import trimmed
 from .inputs import CATEGORY, LORA_MODEL
 from .model.files.lora_files import find_path, list_lora_files, read_file_state
-from .model.merges.lora_model import MergedLoraModel
-from .model.merges.merging import run_merge
-from .model.merges.summary import describe_merge, list_notes
 from .status import Said, StatusLine
 from .values.stack_entries import StackEntry
+
+if TYPE_CHECKING:
+    from ..merge_ops.recipes import Recipe
 
 _NO_FILE = "none"
 
@@ -100,6 +97,12 @@ class LoraAlloyRecipe(io.ComfyNode):
         cls, lora_name: str | None = None, recipe_json: str | None = None, replay: bool | None = None
     ) -> io.NodeOutput:
         """Read the recipe, and run it."""
+        from ..merge_ops.blocks import block_strengths
+        from ..merge_ops.recipes import find_sources
+        from .model.merges.lora_model import MergedLoraModel
+        from .model.merges.merging import run_merge
+        from .model.merges.summary import describe_merge, list_notes
+
         recipe = _recipe(lora_name, recipe_json)
         text = recipe.to_json(indent=2)
         status = StatusLine(cls)
@@ -128,6 +131,8 @@ class LoraAlloyRecipe(io.ComfyNode):
 
 
 def _describe(recipe: Recipe) -> list[str]:
+    from ..merge_ops.recipes.described import describe_how, describe_source
+
     return [describe_how(recipe), *map(describe_source, recipe.sources)]
 
 
@@ -140,6 +145,8 @@ def _missing(recipe: Recipe) -> list[str]:
 
 def _recipe(lora_name: str | None, recipe_json: str | None) -> Recipe:
     """The text, or else the file."""
+    from ..merge_ops.recipes import Recipe, read_recipe
+
     if recipe_json and recipe_json.strip():
         return Recipe.parse(recipe_json)
     if lora_name in (None, "", _NO_FILE):

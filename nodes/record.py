@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
 from comfy_api.latest import io
@@ -10,14 +10,13 @@ from comfy_api.latest import io
 from ..merge_ops.errors import ParameterError, did_you_mean
 from .inputs import CATEGORY, COMMUNITY_STACK, RECORDING, STACK, lora_list, model_low_input
 from .model.files.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
-from .model.learning.recorded import Plan, RecordedLoras, record_loras, refuse_empty
-from .model.learning.recorded_pair import SWITCH, record_for_models
-from .model.learning.sampling import Sampling
-from .model.patches.hooks import refuse_carrying
+from .model.learning.sampling import SWITCH, Sampling
 from .status import SAYS, Said, StatusLine
 from .values.prompts import split_prompts
-from .values.sides import list_doubts, refuse_low
 from .values.stack_entries import list_ignored_steps
+
+if TYPE_CHECKING:
+    from .model.learning.recorded import RecordedLoras
 
 _SAMPLING = ("width", "height", "steps", "cfg", "sampler_name", "scheduler", "seed")
 _KNOWN = ("stack", "keep", "together", "negative", *_SAMPLING, "model_low", "switch")
@@ -96,6 +95,11 @@ class LoraAlloyRecord(io.ComfyNode):
         **given: Any,
     ) -> io.NodeOutput:
         """Sample and record."""
+        from .model.learning.recorded import Plan, record_loras, refuse_empty
+        from .model.learning.recorded_pair import record_for_models
+        from .model.patches.hooks import refuse_carrying
+        from .values.sides import list_doubts, refuse_low
+
         for name in given:
             if name not in _SAMPLING:
                 raise ParameterError(f"unknown input {name!r}{did_you_mean(name, _KNOWN)}")

@@ -13,15 +13,11 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..merge_ops.errors import MergeError, ParameterError
-from ..merge_ops.formats.peft_folder import WEIGHTS_NAME
-from ..merge_ops.merging.common_metadata import facts_of_use
+from ..merge_ops.formats.paths import WEIGHTS_NAME
 from ..merge_ops.merging.rank_rule import RankRule
 from ..merge_ops.names.parts import is_language_model
-from ..merge_ops.saving import save
 from ..merge_ops.saving.file_names import check_name
 from .inputs import CATEGORY, DTYPES, LORA_MODEL
-from .model.merges.lora_model import read_lora_model
-from .model.merges.summary import list_left_out
 from .status import Said
 from .values.pictures import as_data_address, picture_of, write_picture
 
@@ -127,6 +123,11 @@ class LoraAlloySave(io.ComfyNode):
         preview: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         """Save under the next free number."""
+        from ..merge_ops.merging.common_metadata import facts_of_use
+        from ..merge_ops.saving import save
+        from .model.merges.lora_model import read_lora_model
+        from .model.merges.summary import list_left_out
+
         whole = read_lora_model(lora)
         if whole.merged is None:
             raise ParameterError("there is nothing to save: no LoRA was on")

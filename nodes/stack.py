@@ -8,10 +8,7 @@ from comfy_api.latest import io
 
 from ..merge_ops.errors import ParameterError
 from .inputs import CATEGORY, COMMUNITY_STACK, LORA_MODEL, STACK, lora_list, trigger_words_output
-from .model.files.lora_info import read_sidecar_states, trigger_words_of
 from .model.files.stacks import check_list, list_patterns, read_file_states, read_list, read_stack
-from .model.merges.lora_model import as_lora
-from .model.merges.summary import count_loras
 from .status import SAYS, Said
 from .values.stack_entries import StackEntry
 
@@ -79,6 +76,8 @@ class LoraAlloyStack(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, loras: str | None = None, **_: Any) -> list[Any]:
         """A file that changed under its name is read again, and so are the notes beside it."""
+        from .model.files.lora_info import read_sidecar_states
+
         files = read_file_states(loras)
         return [*files, *read_sidecar_states(files)]
 
@@ -87,6 +86,9 @@ class LoraAlloyStack(io.ComfyNode):
         cls, loras: str, stack: Any = None, lora: dict[str, Any] | None = None, **unknown: Any
     ) -> io.NodeOutput:
         """Collect."""
+        from .model.files.lora_info import trigger_words_of
+        from .model.merges.lora_model import as_lora
+
         for name in unknown:
             raise ParameterError(
                 f"unknown input {name!r}; a LoRA from another node is connected as 'lora.lora0'"
@@ -101,6 +103,8 @@ class LoraAlloyStack(io.ComfyNode):
 
 
 def _describe(entries: list[StackEntry]) -> str:
+    from .model.merges.summary import count_loras
+
     if not entries:
         return "No LoRA is on: the stack is empty."
     return f"{count_loras(len(entries))}: {', '.join(entry.lora.name for entry in entries)}"

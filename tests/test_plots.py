@@ -16,7 +16,8 @@ from merge_ops.analysis.plots.page import (
     width_of,
     wrapped,
 )
-from merge_ops.analysis.study import VIEWS, study
+from merge_ops.analysis.study import study
+from merge_ops.analysis.view_names import VIEWS
 from merge_ops.blocks.order import in_model_order
 
 LIGHT = THEMES["light"]

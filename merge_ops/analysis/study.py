@@ -17,9 +17,8 @@ from .facts import describe
 from .interference import Interference, interference_of
 from .relations import Relation, relate
 from .spectrum import SHARES, LoraSpectrum, Spectrum, spectrum_of
+from .view_names import SPECTRUM, VIEWS
 
-SPECTRUM = "spectrum"
-VIEWS = ("similarity", "sign_conflict", "norms", SPECTRUM)
 _OF_PAIRS = VIEWS[:2]
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from ..learning.distill import LEARNING_RATE, STARTS, STEPS, distill
-from ..learning.measured import Retention, retention
-from ..learning.training import DistillProgress
-from ..merging.merge import carry_out
+from ..learning.defaults import LEARNING_RATE, STARTS, STEPS
 from .how import add_strengths
 from .merge import finish, load_loras
 from .options import Commands, add_command, add_output, refuse_output, require_output, say, table
 from .recording import add_recording, opened_and_recorded
+
+if TYPE_CHECKING:
+    from ..learning import DistillProgress, Retention
 
 _EXAMPLES = """examples:
   lora-alloy distill mia.safetensors ink.safetensors:0.8 --model sdxl --prompt "mia=photo of mia" \\
@@ -57,6 +56,11 @@ def run(args: argparse.Namespace) -> None:
     require_output(args)
     loras = load_loras(args)
     refuse_output(args, loras)
+    from tqdm import tqdm
+
+    from ..learning import distill, retention
+    from ..merging.merge import carry_out
+
     host, recording = opened_and_recorded(args, loras)
     with tqdm(desc="distilling", unit="step", disable=None, leave=False) as bar:
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..extracting import Extracted, ExtractOptions, extract
-from ..extracting.options import RANK
-from ..formats.model_files import open_whole_model
-from ..formats.whole_model import WholeModel
-from ..merging.devices import usable_device
-from ..saving import save
+from ..extracting.options import RANK, ExtractOptions
+from ..formats.paths import check_model
 from ..saving.file_names import check_destination
-from ..saving.kept import kept_by_extraction
 from .options import (
-    DTYPES,
     Commands,
     UsageError,
     add_command,
     add_output,
+    dtype_of,
     print_json,
     print_saved,
     progress_bar,
@@ -27,6 +23,9 @@ from .options import (
     say,
     table,
 )
+
+if TYPE_CHECKING:
+    from ..extracting import Extracted
 
 _EXAMPLES = """examples:
   lora-alloy extract tuned.safetensors base.safetensors --rank 32 -o tuned_lora.safetensors
@@ -86,8 +85,18 @@ def run(args: argparse.Namespace) -> None:
         rank=args.rank, energy=args.energy, conv_rank=args.conv_rank, min_diff=args.min_diff,
         clamp=args.clamp, vectors=args.vectors,
     )  # fmt: skip
+    if args.format != "auto":
+        _refuse_output(args, args.format)
+    for model in (args.tuned, args.base):
+        check_model(Path(model))
+    from ..extracting import extract
+    from ..formats.model_files import open_whole_model
+    from ..merging.devices import usable_device
+    from ..saving import save
+
     tuned, base = open_whole_model(args.tuned), open_whole_model(args.base)
-    _refuse_output(args, tuned)
+    if args.format == "auto":
+        _refuse_output(args, tuned.dialect)
     with progress_bar("extracting", unit="weight") as progress:
         extracted = extract(
             tuned, base, device=usable_device(args.device), progress=progress, **options.to_dict()
@@ -99,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         return
     with progress_bar("saving") as progress:
         saved = save(
-            extracted, args.output, None, args.format, DTYPES[args.dtype], overwrite=args.overwrite,
+            extracted, args.output, None, args.format, dtype_of(args.dtype), overwrite=args.overwrite,
             progress=progress,
         )  # fmt: skip
     if args.json:
@@ -109,9 +118,8 @@ def run(args: argparse.Namespace) -> None:
     print_saved(saved)
 
 
-def _refuse_output(args: argparse.Namespace, tuned: WholeModel) -> None:
+def _refuse_output(args: argparse.Namespace, form: str) -> None:
     """Refuse the output options before anything is computed, as saving would afterwards."""
-    form = tuned.dialect if args.format == "auto" else args.format
     if form == "diffusers" and args.vectors:
         raise UsageError("a diffusers file holds no differences of biases and norms; add --no-vectors")
     if args.output:
@@ -120,6 +128,8 @@ def _refuse_output(args: argparse.Namespace, tuned: WholeModel) -> None:
 
 def _print_plan(extracted: Extracted, as_json: bool) -> None:
     """Print the result of a dry run: a line for each layer, and what is kept in all."""
+    from ..saving.kept import kept_by_extraction
+
     if as_json:
         print_json({"extracted": extracted.found.to_dict()})
         return

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..merging.misfits import describe_misfits
-from ..models import FuseReport, fuse
-from ..models.fusing import check_fused
-from .how import add_merging, method_help
+from ..formats.paths import KINDS_OF_BASE, check_model
+from ..saving.file_names import check_new
+from .how import add_merging, check_params, method_help, paths_of
 from .merge import load_loras, merge_loras
-from .options import Commands, add_command, print_json, progress_bar, require_output, say, table
+from .options import Commands, add_command, check_paths, print_json, progress_bar, require_output, say, table
 from .summary import print_summary
+
+if TYPE_CHECKING:
+    from ..models import FuseReport
 
 _EXAMPLES = """examples:
   lora-alloy fuse sdxl.safetensors ink.safetensors:0.8 mia.safetensors:0.6 -o sdxl_ink_mia.safetensors
@@ -52,6 +55,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser], argv: list[str]) -> 
 def run(args: argparse.Namespace) -> None:
     """Load, merge, fuse and report."""
     require_output(args)
+    check_params(args)
+    if args.output:
+        check_new(Path(args.output))
+    check_model(Path(args.base), KINDS_OF_BASE)
+    check_paths(paths_of(args))
+    from ..models import fuse
+    from ..models.fusing import check_fused
+
     if args.output:
         check_fused(args.base, args.output)
     if args.reader is None:
@@ -76,6 +87,8 @@ def _print_report(report: FuseReport) -> None:
         say(f"wrote {report.path} ({counts}, {report.size / 1e6:.2f} MB), read back and compared")
         _print_errors(report)
     if report.misfits:
+        from ..merging.misfits import describe_misfits
+
         say(f"  {describe_misfits(report.misfits)}")
     if report.left_out:
         say(f"  not copied: {', '.join(report.left_out)}")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
 from ..formats.epochs import find_epochs, in_epoch_order
-from ..lora import READERS, Lora
 from ..merging.recency import recency_weights
 from ..methods.peft_names import COMBINATION_TYPES, SPACES, get_combination_type
 from ..methods.registry import METHODS, Param, get_method
+from ..readers import READERS
 from .options import add_param, add_reading
+
+if TYPE_CHECKING:
+    from ..lora import Lora
 
 _PEFT_PARAMS = ("density", "majority_sign_method")
 
@@ -113,6 +116,16 @@ def method_params(args: argparse.Namespace) -> dict[str, Any]:
     return {name: given[name] for name in names if name in given}
 
 
+def check_params(args: argparse.Namespace) -> None:
+    """Refuse parameters of a method before anything is read, as merging would afterwards.
+
+    Raises:
+        ParameterError: for a value that is not allowed.
+    """
+    if not args.combination_type:
+        get_method(args.method or "linear").resolve(method_params(args))
+
+
 def split_weight(spec: str) -> tuple[str, float]:
     """Split ``path:0.7`` into path and weight; without a number after the last colon the weight is 1."""
     path, colon, number = spec.rpartition(":")
@@ -120,6 +133,11 @@ def split_weight(spec: str) -> tuple[str, float]:
         return (path, float(number)) if colon and path else (spec, 1.0)
     except ValueError:
         return spec, 1.0
+
+
+def paths_of(args: argparse.Namespace) -> list[str]:
+    """Return the paths of the LoRAs, without their weights."""
+    return [split_weight(spec)[0] for spec in args.loras]
 
 
 def expand_loras(args: argparse.Namespace) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..analysis.facts import printable
-from ..analysis.study import SPECTRUM, VIEWS, Study, study
+from ..analysis.view_names import SPECTRUM, VIEWS
 from ..errors import ParameterError
 from ..saving.file_names import check_file
 from .options import Commands, UsageError, add_command, add_reading, print_json, read_loras, say, table
+
+if TYPE_CHECKING:
+    from ..analysis.study import Study
 
 _SHOWN_KEYS = 20  # lines of metadata in the text; --json prints all
 _EXAMPLES = """examples:
@@ -55,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--view needs --plot FILE.png, the picture to write")
     if args.plot:
         check_file(Path(args.plot), ".png", args.overwrite)
-    result = study(read_loras(args, args.loras))
+    loras = read_loras(args, args.loras)
+    from ..analysis.study import study
+
+    result = study(loras)
     if args.plot:
         _plot(result, args.view, Path(args.plot))
     if args.json:
@@ -90,6 +95,8 @@ def _print_relations(result: Study) -> None:
 
 
 def _print_lora(fact: dict[str, Any]) -> None:
+    from ..analysis.facts import printable
+
     say(f"{fact['name']}: {fact['format']}, {fact['layers']} layers, norm {fact['norm']:.4g}")
     for key in ("components", "kinds", "ranks", "scales", "dtypes"):
         if fact[key]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..formats import load
-from ..learning.calibrate import calibrate
-from ..learning.host import Host
-from ..learning.measured import Retention, retention
-from ..learning.recording import Recording
-from ..lora import Lora
-from ..merging.merge import merge
-from ..merging.merged import Merged
 from ..methods.registry import get_method
-from .how import add_merging, method_help, method_params
+from .how import add_merging, check_params, method_help, method_params
 from .merge import load_loras
 from .options import Commands, UsageError, add_command, print_json, say, table
 from .recording import add_recording, opened_and_recorded
+
+if TYPE_CHECKING:
+    from ..learning import Host, Recording, Retention
+    from ..lora import Lora
+    from ..merging.merged import Merged
 
 _COMPARED = "linear,even,ties,calibrated"
 _EXAMPLES = """examples:
@@ -61,7 +58,12 @@ def run(args: argparse.Namespace) -> None:
     for name in (args.compare or "").split(","):
         if name.strip():
             get_method(name.strip())
+    check_params(args)
     loras = load_loras(args)
+    from ..formats import load
+    from ..learning import retention
+    from ..merging.merge import merge
+
     merges = {Path(file).name: load(file) for file in args.merged}
     host, recording = opened_and_recorded(args, loras)
     rows = {
@@ -93,6 +95,9 @@ def _maker(
     args: argparse.Namespace, loras: list[Lora], host: Host, recording: Recording, name: str,
     params: dict[str, Any],
 ) -> Callable[[float], Merged]:  # fmt: skip
+    from ..learning import calibrate
+    from ..merging.merge import merge
+
     if name == "calibrated":
         return lambda scale: calibrate(recording, host, loras, scale=scale, **params)
     matched = recording.match(loras)

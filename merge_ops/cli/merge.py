@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from ..formats import alike_by_diffusers
-from ..lora import Lora
-from ..merging.devices import usable_device
-from ..merging.merge import merge
-from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
-from ..saving import SizePlan, save
-from .how import add_merging, blocks_of, method_help, method_params, split_weight
+from .how import add_merging, blocks_of, check_params, method_help, method_params, paths_of, split_weight
 from .options import (
-    DTYPES,
     Commands,
     add_base,
     add_command,
     add_output,
+    dtype_of,
     print_json,
     print_saved,
     progress_bar,
@@ -28,6 +23,11 @@ from .options import (
 )
 from .ranks import add_ranks, measure_sizes, print_sizes, rank_of
 from .summary import print_plan, print_summary
+
+if TYPE_CHECKING:
+    from ..lora import Lora
+    from ..merging.merged import Merged
+    from ..saving import SizePlan
 
 _EXAMPLES = """examples:
   lora-alloy merge ink.safetensors:0.8 mia.safetensors:0.6 -o both.safetensors
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     """Load, merge, save and report."""
     require_output(args)
     rank = rank_of(args)
+    check_params(args)
     loras = load_loras(args)
     refuse_output(args, loras)
     by_need = isinstance(rank, RankRule)
@@ -70,12 +71,17 @@ def run(args: argparse.Namespace) -> None:
 
 def load_loras(args: argparse.Namespace) -> list[Lora]:
     """Read the LoRAs of the command line, with the layer names of one architecture."""
-    paths = [split_weight(spec)[0] for spec in args.loras]
-    return alike_by_diffusers(read_loras(args, paths))
+    loras = read_loras(args, paths_of(args))
+    from ..formats import alike_by_diffusers
+
+    return alike_by_diffusers(loras)
 
 
 def merge_loras(args: argparse.Namespace, loras: list[Lora], exact: bool = False) -> Merged:
     """Merge LoRAs with the options of the command line; ``exact`` leaves the rank to what saves the merge."""
+    from ..merging.devices import usable_device
+    from ..merging.merge import merge
+
     paths, weights = zip(*map(split_weight, args.loras), strict=True)
     with progress_bar("merging") as progress:
         return merge(
@@ -111,13 +117,15 @@ def finish(
         return
     if plan is not None and not args.json:
         print_sizes(plan)
+    from ..saving import save
+
     with progress_bar("saving") as progress:
         saved = save(
             merged,
             args.output,
             rank,
             args.format,
-            DTYPES[args.dtype],
+            dtype_of(args.dtype),
             overwrite=args.overwrite,
             progress=progress,
         )

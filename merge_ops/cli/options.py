@@ -9,20 +9,21 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import MergeError, ParameterError, did_you_mean, escaped
-from ..formats import load
-from ..lora import Lora
-from ..merging.merged import Merged
+from ..formats.paths import is_folder
 from ..methods.registry import Param
-from ..names.line_up import name_alike
-from ..saving import FORMATS, SaveReport, check_output
+from ..saving.file_names import FORMATS, check_place
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+if TYPE_CHECKING:
+    import torch
+
+    from ..lora import Lora
+    from ..merging.merged import Merged
+    from ..saving import SaveReport
+
+DTYPES = ("float16", "bfloat16", "float32")
 
 Commands = argparse._SubParsersAction  # argparse's name for the type that add_subparsers returns
 
@@ -108,11 +109,24 @@ def read_loras(args: argparse.Namespace, paths: Sequence[str]) -> list[Lora]:
             hint = did_you_mean(lora, [Path(path).stem for path in paths])
             raise ParameterError(f"--adapter names no LoRA: {lora!r}{hint}")
         chosen |= dict.fromkeys(places if lora else [None], name)
+    check_paths(paths)
+    from ..formats import load
+
     shared = chosen.get(None)
     return [
         load(path, adapter=chosen.get(i, shared), allow_pickle=args.allow_pickle)
         for i, path in enumerate(paths)
     ]
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Refuse paths of LoRAs at which there is nothing, before anything is read.
+
+    Raises:
+        LoraFormatError: for the first one.
+    """
+    for path in paths:
+        is_folder(Path(path))
 
 
 def add_base(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -145,6 +159,8 @@ def add_param(parser: argparse._ArgumentGroup, param: Param) -> None:
 @contextmanager
 def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar on standard error if that is a terminal, and yield the callback that moves it."""
+    from tqdm import tqdm
+
     with tqdm(desc=title, unit=unit, disable=None, leave=False) as bar:
 
         def show(done: int, total: int, _layer: str) -> None:
@@ -152,6 +168,13 @@ def progress_bar(title: str, unit: str = "layer") -> Iterator[Callable[[int, int
             bar.update(done - bar.n)
 
         yield show
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return torch's dtype of one of the names ``DTYPES``."""
+    import torch
+
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def print_json(value: Any) -> None:
@@ -167,9 +190,16 @@ def print_saved(report: SaveReport) -> None:
 
 
 def require_output(args: argparse.Namespace) -> None:
-    """Refuse a command that would write nothing, and is not a dry run."""
+    """Refuse a command that would write nothing and is not a dry run, or that could write nothing there.
+
+    Raises:
+        UsageError: if there is no output.
+        ParameterError: for a place that cannot be written to, whatever the format.
+    """
     if not args.output and not args.dry_run:
         raise UsageError("give the output with -o FILE, or use --dry-run")
+    if args.output and "overwrite" in vars(args):
+        check_place(Path(args.output), args.overwrite)
 
 
 def refuse_output(args: argparse.Namespace, loras: Sequence[Lora]) -> None:
@@ -181,10 +211,13 @@ def refuse_output(args: argparse.Namespace, loras: Sequence[Lora]) -> None:
     """
     if not args.output:
         return
+    from ..names.line_up import name_alike
+    from ..saving import check_output
+
     alike = name_alike(list(loras))
     layers = {name for lora in alike for name in (*lora.layers, *lora.whole_weights)}
     check_output(
-        Path(args.output), alike, args.format, args.rank, DTYPES[args.dtype], overwrite=args.overwrite,
+        Path(args.output), alike, args.format, args.rank, dtype_of(args.dtype), overwrite=args.overwrite,
         layers=() if vars(args).get("blocks") else sorted(layers),  # blocks may leave layers out
     )  # fmt: skip
 

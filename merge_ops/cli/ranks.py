@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule, parse_size
-from ..saving import SizeLine, SizePlan, plan_sizes
-from .options import DTYPES, UsageError, progress_bar, say, table
+from .options import UsageError, dtype_of, progress_bar, say, table
+
+if TYPE_CHECKING:
+    from ..merging.merged import Merged
+    from ..saving import SizeLine, SizePlan
 
 DYNAMIC_METHODS = ("sv_ratio", "sv_fro", "sv_cumulative")  # of kohya's resize_lora.py
 
@@ -100,9 +102,11 @@ def _dynamic(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_sizes(args: argparse.Namespace, merged: Merged, rank: int | RankRule | None) -> SizePlan:
     """Return what files of several sizes keep, and the one that the options ask for."""
+    from ..saving import plan_sizes
+
     rule = RankRule(limit=rank) if isinstance(rank, int) else rank
     with progress_bar("measuring") as progress:
-        return plan_sizes(merged, rule, args.output, args.format, DTYPES[args.dtype], progress)
+        return plan_sizes(merged, rule, args.output, args.format, dtype_of(args.dtype), progress)
 
 
 def print_sizes(plan: SizePlan) -> None:

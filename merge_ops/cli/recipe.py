@@ -6,12 +6,10 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..analysis.facts import printable
-from ..formats import alike_by_diffusers
-from ..merging.devices import usable_device
 from ..merging.rank_rule import RankRule
-from ..recipes import Recipe, find_sources, read_recipe
+from ..recipes.recipe_file import recipe_file
 from .merge import finish
 from .options import (
     Commands,
@@ -26,6 +24,9 @@ from .options import (
     table,
 )
 from .ranks import add_ranks, measure_sizes, rank_of
+
+if TYPE_CHECKING:
+    from ..recipes import Recipe
 
 _EXAMPLES = """examples:
   lora-alloy recipe show both.safetensors
@@ -68,6 +69,10 @@ def add_parser(commands: Commands[argparse.ArgumentParser], _argv: list[str]) ->
 
 def show(args: argparse.Namespace) -> None:
     """Print the recipe."""
+    recipe_file(Path(args.recipe))
+    from ..analysis.facts import printable
+    from ..recipes import read_recipe
+
     recipe = read_recipe(args.recipe)
     _warn(recipe)
     if args.json:
@@ -92,9 +97,14 @@ def show(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Find the sources, merge, save and report."""
     require_output(args)
+    wanted = rank_of(args)
+    recipe_file(Path(args.recipe))
+    from ..formats import alike_by_diffusers
+    from ..merging.devices import usable_device
+    from ..recipes import find_sources, read_recipe
+
     recipe = read_recipe(args.recipe)
     _warn(recipe)
-    wanted = rank_of(args)
     by_need = isinstance(wanted, RankRule)
     if isinstance(wanted, RankRule):
         recipe = replace(recipe, rank=None, ranks=None)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ParameterError
-from ..learning.host import Host
-from ..learning.recording import Recording
-from ..learning.stored import load_recording, save_recording
-from ..lora import Lora
-from ..merging.devices import usable_device
-from ..models.opened import OpenedModel, open_model
-from ..models.recorded import record_pipeline, record_texts
 from ..saving.file_names import check_file
 from .how import blocks_of, one_per_lora, split_weight
-from .options import DTYPES, UsageError, progress_bar
+from .options import DTYPES, UsageError, dtype_of, progress_bar
+
+if TYPE_CHECKING:
+    from ..learning import Host, Recording
+    from ..lora import Lora
+    from ..models.opened import OpenedModel
 
 
 def add_recording(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +60,11 @@ def opened_and_recorded(args: argparse.Namespace, loras: list[Lora]) -> tuple[Ho
     """
     if args.recording and not Path(args.recording).exists():
         check_file(Path(args.recording), ".safetensors", overwrite=False)
-    model = open_model(args.model, DTYPES[args.model_dtype], usable_device(args.device))
+    from ..learning import load_recording, save_recording
+    from ..merging.devices import usable_device
+    from ..models.opened import open_model
+
+    model = open_model(args.model, dtype_of(args.model_dtype), usable_device(args.device))
     host = model.host
     if args.recording and Path(args.recording).exists():
         recording = load_recording(args.recording)
@@ -84,6 +87,8 @@ def _record(args: argparse.Namespace, loras: list[Lora], model: OpenedModel) -> 
         "blocks": blocks_of(args.blocks, list(paths), loras),
         "seed": args.seed,
     }
+    from ..models.recorded import record_pipeline, record_texts
+
     with progress_bar("recording", "LoRA") as progress:
         if model.pipeline is not None:
             prompts = _named(args.prompts, list(paths), loras, "--prompt", "a prompt that shows what it does")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..merging.devices import usable_device
-from ..merging.merge import merge
 from .merge import finish
 from .options import (
     Commands,
@@ -65,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
         )
     (lora,) = read_loras(args, [args.lora])
     refuse_output(args, [lora])
+    from ..merging.devices import usable_device
+    from ..merging.merge import merge
+
     fixed = rank if isinstance(rank, int) and not args.dry_run else None
     with progress_bar("resizing") as progress:
         device = usable_device(args.device)

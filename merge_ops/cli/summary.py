@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..analysis.repetition import advice_on_sum
-from ..lora import Lora
-from ..merging.merged import Merged
-from ..merging.report import LEFT_OUT, block_lines
-from ..saving import SizePlan
 from .options import in_options, print_json, say, table
 from .ranks import print_sizes
+
+if TYPE_CHECKING:
+    from ..lora import Lora
+    from ..merging.merged import Merged
+    from ..saving import SizePlan
 
 
 def print_summary(merged: Merged) -> None:
     """Print what was merged, what was not and why, and the warnings."""
+    from ..analysis.repetition import advice_on_sum
+    from ..merging.report import LEFT_OUT, block_lines
+
     counts = merged.outline.counts()
     say(f"{_title(merged)}: " + ", ".join(f"{count} layers {status}" for status, count in counts.items()))
     for line in merged.outline.layers:

@@ -11,13 +11,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import LoraFormatError, ParameterError, did_you_mean, shown
-from ..lora import Lora
-from .converted import load
-from .peft_config import CONFIG_NAME
-from .peft_folder import PICKLED_NAME, WEIGHTS_NAME
+from .paths import CONFIG_NAME, PICKLED_NAME, WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from ..lora import Lora
 
 _Path = TypeVar("_Path", bound=PurePath)
 _ENDINGS = (".safetensors", ".sft")
@@ -43,6 +43,8 @@ def load_all(path: str | os.PathLike[str], allow_pickle: bool = False) -> list[L
         ParameterError: if the pattern names no LoRA.
         LoraFormatError: as ``load`` does.
     """
+    from .converted import load  # patterns are also read where nothing is loaded, before torch is imported
+
     return [load(found, allow_pickle=allow_pickle) for found in find_epochs(path, allow_pickle)]
 
 

@@ -22,6 +22,7 @@ from .container import file_digest
 from .header import torch_dtype
 from .layer_index import Span
 from .model_folder import CONFIG, PIPELINE, listed_shards, read_json
+from .paths import check_model
 from .quantised import READABLE, Quantisation, is_beside
 from .relaid import find_relaid, open_span
 from .shard import Shard, read_shard
@@ -92,11 +93,10 @@ def open_whole_model(path: str | os.PathLike[str]) -> WholeModel:
 
 def _files(where: Path) -> Iterator[tuple[str, Path]]:
     """The component that each file belongs to, or nothing, and the file."""
+    check_model(where)
     if where.is_file():
         yield "", where
         return
-    if not where.is_dir():
-        raise LoraFormatError(f"there is no file or folder {where.name!r}; check the path")
     if not (where / PIPELINE).is_file():
         yield from (("", file) for file in _shards(where))
         return

@@ -10,9 +10,9 @@ from typing import Any
 from ..adapters.reading import TABLES
 from ..errors import LoraFormatError, reading, shown
 from ..patterns import ByPattern, NameEnds, WholePattern
+from .paths import CONFIG_NAME
 from .peft_refused import refuse_other_meanings
 
-CONFIG_NAME = "adapter_config.json"
 _MAX_CONFIG = 2 * 1024 * 1024  # ten thousand modules with a pattern each
 _MAX_RANK = 1 << 31
 _PEFT_ALPHA = 8  # what PEFT assumes where a configuration does not say, and for the rank too

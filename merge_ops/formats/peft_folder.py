@@ -16,11 +16,10 @@ from .build import build_lora
 from .container import read_container
 from .lookalike import PICKLE
 from .other_tools import MLX
-from .peft_config import CONFIG_NAME, read_config, scale_from_config
+from .paths import CONFIG_NAME, PICKLED_NAME, WEIGHTS_NAME
+from .peft_config import read_config, scale_from_config
 from .warned import warnings_of_config
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-PICKLED_NAME = "adapter_model.bin"
 _COMPONENT_OF_CLASS = {
     "UNet2DConditionModel": "unet",
     "CLIPTextModel": "text_encoder",

@@ -11,8 +11,8 @@ from pathlib import Path
 from ..errors import LoraFormatError, reading, shown
 from ..lora import Lora
 from .container import changed, file_digest, read_container
-from .peft_config import CONFIG_NAME
-from .peft_folder import PICKLED_NAME, WEIGHTS_NAME, read_peft_folder
+from .paths import CONFIG_NAME, PICKLED_NAME, WEIGHTS_NAME, is_folder
+from .peft_folder import read_peft_folder
 from .state_dict import from_tensors
 
 Digest = Callable[..., str] | None
@@ -37,18 +37,13 @@ def read_back(path: Path) -> Lora:
 
 
 def _load(where: Path, digest: Digest, allow_pickle: bool = False, adapter: str | None = None) -> Lora:
-    try:
-        is_folder, is_file = where.is_dir(), where.is_file()
-    except OSError as error:  # a name that is longer than any file's may be
-        raise LoraFormatError(f"{where.name[:80]!r} cannot be a file: {error.strerror}") from error
-    if is_folder and (inner := _folder_of(where, adapter)) is not None:
+    in_a_folder = is_folder(where)
+    if in_a_folder and (inner := _folder_of(where, adapter)) is not None:
         where, adapter = inner, None
-    if is_folder:
+    if in_a_folder:
         names = (WEIGHTS_NAME, PICKLED_NAME) if allow_pickle else (WEIGHTS_NAME,)
         weights = next((where / name for name in names if (where / name).is_file()), where / WEIGHTS_NAME)
         return _load_peft_folder(where, weights, digest, allow_pickle, adapter)
-    if not is_file:
-        raise LoraFormatError(f"there is no file {where.name!r}; check the path")
     with _unchanged(where):
         tensors, metadata = read_container(where, allow_pickle, finite=digest is None)
         in_folder = (where.parent / CONFIG_NAME).is_file()

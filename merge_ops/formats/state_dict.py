@@ -15,7 +15,7 @@ from ..names.spelling import DOTTED_COMPONENTS, KOHYA_COMPONENTS, canonical_name
 from .build import build_lora
 from .file_scales import FileScales
 from .flux_control import spell_out_control
-from .peft_config import CONFIG_NAME
+from .paths import CONFIG_NAME
 from .pti import from_pti, is_pti
 from .statements import DIFFUSERS_METADATA, statements
 

@@ -1,14 +1,19 @@
 """Learning from the model at hand: record what LoRAs do, measure what a merge keeps, calibrate, distill."""
 
-from .calibrate import calibrate
-from .distill import distill
-from .host import Host, Site
-from .measured import Retention, best_scale, retention
-from .moments import moments
-from .record import record
-from .recording import Recording
-from .stored import load_recording, save_recording
-from .training import DistillProgress
+from typing import TYPE_CHECKING
+
+from ..lazy import import_when_used
+
+if TYPE_CHECKING:
+    from .calibrate import calibrate
+    from .distill import distill
+    from .host import Host, Site
+    from .measured import Retention, best_scale, retention
+    from .moments import moments
+    from .record import record
+    from .recording import Recording
+    from .stored import load_recording, save_recording
+    from .training import DistillProgress
 
 __all__ = [
     "DistillProgress",
@@ -25,3 +30,18 @@ __all__ = [
     "retention",
     "save_recording",
 ]
+
+import_when_used(
+    __name__,
+    {
+        "calibrate": ("calibrate",),
+        "distill": ("distill",),
+        "host": ("Host", "Site"),
+        "measured": ("Retention", "best_scale", "retention"),
+        "moments": ("moments",),
+        "record": ("record",),
+        "recording": ("Recording",),
+        "stored": ("load_recording", "save_recording"),
+        "training": ("DistillProgress",),
+    },
+)

@@ -16,13 +16,12 @@ from ..merging.merge import carry_out
 from ..merging.merged import Merged
 from ..merging.merged_layer import MergedLayer
 from .calibrate import calibrate
+from .defaults import LEARNING_RATE, STARTS, STEPS
 from .host import Host
 from .recording import Recording
 from .student import Factors, Trainable, starting_factors, trainable
 from .training import Best, Report, Schedule, train
 
-STARTS = ("calibrated", "linear")
-STEPS, LEARNING_RATE = 100, 0.1
 _BATCH = 48
 _BATCH_ENTRIES = 1 << 18  # of a batch's outputs, by which the default batch is chosen
 _LEAST_BATCH = 4

@@ -1,7 +1,21 @@
 """From LoRAs to one merge: aligned layer by layer, merged in one of two spaces, low rank where possible."""
 
-from .layers import Progress
-from .merge import merge
-from .merged import Merged
+from typing import TYPE_CHECKING
+
+from ..lazy import import_when_used
+
+if TYPE_CHECKING:
+    from .layers import Progress
+    from .merge import merge
+    from .merged import Merged
 
 __all__ = ["Merged", "Progress", "merge"]
+
+import_when_used(
+    __name__,
+    {
+        "layers": ("Progress",),
+        "merge": ("merge",),
+        "merged": ("Merged",),
+    },
+)

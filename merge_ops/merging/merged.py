@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..adapters import Ia3
 from ..errors import MergeError, ParameterError, did_you_mean
-from ..lora import READERS, Lora, WholeWeight
+from ..lora import Lora, WholeWeight
+from ..readers import READERS
 from .devices import usable_device
 from .merged_layer import MergedLayer
 from .rank_rule import RankRule

@@ -10,10 +10,11 @@ from typing import Any
 from .. import methods as _methods  # noqa: F401  (registers every method)
 from ..blocks import BlockStrengths, block_strengths
 from ..errors import ParameterError, did_you_mean
-from ..lora import READERS, Lora
+from ..lora import Lora
 from ..methods.peft_names import COMBINATION_TYPES, SPACES, CombinationType, get_combination_type
 from ..methods.registry import Method, get_method
 from ..names.parts import is_text
+from ..readers import READERS
 from .rank_rule import RankRule
 from .step_distilled import is_step_distilled
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # what methods declare that treat LoRAs of every size alike
 IGNORES_SIZE = {"weighting": "a LoRA counts by its weight and its directions, not by its size"}

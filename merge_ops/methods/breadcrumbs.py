@@ -1,13 +1,16 @@
 """Breadcrumbs: the small entries of each LoRA are dropped, and its few largest ones too."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .linear import sum_weighted
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, keep_largest
 from .thresholds import shares_above, stack_thresholds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("breadcrumbs", "Breadcrumbs", paper="arXiv:2312.06795", breaks=DROPS_ENTRIES)

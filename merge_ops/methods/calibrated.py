@@ -1,14 +1,18 @@
 """Calibrated: each LoRA keeps its answer on the inputs that it was recorded with."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
 
 from ..steady import divided
 from .bases import IGNORES_SIZE, bases_of, selectors
 from .registry import Param, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method(

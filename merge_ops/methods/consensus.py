@@ -4,12 +4,16 @@ The conventions are those of ``peft.utils.merge_utils``: the vote is taken befor
 plus, and the divisor is the number of LoRAs that agree, so weights are absolute.
 """
 
-from typing import Annotated, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from torch import Tensor
 
 from .registry import Param
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # the law that every method breaks which takes a vote, and why; see ``registry.LAWS``
 VOTES = {"weighting": "signs are elected before the weights apply"}

@@ -1,13 +1,16 @@
 """DARE: entries are dropped at random, and the rest is rescaled."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .linear import sum_weighted
 from .masks import MaskGenerator
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, drop_random
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("dare_linear", "DARE", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES)

@@ -1,13 +1,16 @@
 """DARE-TIES: entries are dropped at random as in DARE, and conflicts of sign are settled as in TIES."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .consensus import VOTES, SignVote, average_agreeing, elect_signs
 from .masks import MaskGenerator
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, drop_random
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("dare_ties", "DARE-TIES", paper="arXiv:2311.03099", breaks=DROPS_ENTRIES | VOTES)

@@ -1,14 +1,18 @@
 """DELLA: entries are dropped at random, small ones more often, and conflicts are settled as in TIES."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
 
 from .consensus import VOTES, SignVote, average_agreeing, elect_signs
 from .masks import MaskGenerator
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("della", "DELLA", paper="arXiv:2406.11617", breaks=DROPS_ENTRIES | VOTES)

@@ -1,13 +1,17 @@
 """Even: a sum that counts once what several LoRAs do."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
 
 from .bases import IGNORES_SIZE, bases_of, selectors, spread
 from .registry import Param, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method(

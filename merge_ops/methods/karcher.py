@@ -1,13 +1,17 @@
 """Karcher: the mean on the sphere, which has no first and no last LoRA."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
 
 from .bases import gram_of_deltas, spread
 from .registry import Param, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method(

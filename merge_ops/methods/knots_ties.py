@@ -1,13 +1,16 @@
 """KnOTS-TIES: TIES on coordinates in which the LoRAs are aligned with each other."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .consensus import VOTES, SignVote
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES
 from .ties import ties
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method(

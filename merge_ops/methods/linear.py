@@ -1,8 +1,13 @@
 """Linear: the plain weighted sum (task arithmetic)."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from .registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("linear", "Linear", paper="arXiv:2212.04089", linear=True)

@@ -1,12 +1,15 @@
 """Magnitude prune: the sum of the largest entries of each LoRA."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .linear import sum_weighted
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, keep_largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("magnitude_prune", "Magnitude prune", paper="arXiv:2306.01708", breaks=DROPS_ENTRIES)

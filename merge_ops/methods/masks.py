@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -17,9 +20,9 @@ _WORD = 64  # bits of a word
 _BITS = 16  # of a random number
 _AT_ONCE = 8  # bits of all numbers that are drawn before the rest is drawn where it still matters
 _ROUNDS = (
-    (np.uint64(30), np.uint64(_MIX_1 % 2**64)),
-    (np.uint64(27), np.uint64(_MIX_2 % 2**64)),
-    (np.uint64(31), None),
+    (30, _MIX_1 % 2**64),
+    (27, _MIX_2 % 2**64),
+    (31, None),
 )
 
 
@@ -140,10 +143,10 @@ def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """``_mix`` in numpy."""
     shifted = np.empty_like(z)
     for shift, factor in _ROUNDS:
-        np.right_shift(z, shift, out=shifted)
+        np.right_shift(z, np.uint64(shift), out=shifted)
         z ^= shifted
         if factor is not None:
-            z *= factor
+            z *= np.uint64(factor)
     return z
 
 

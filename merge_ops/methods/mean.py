@@ -1,11 +1,15 @@
 """Mean: the sum divided by the number of LoRAs."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .bases import spread
 from .registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("mean", "Mean", paper="arXiv:2203.05482", kind="core")

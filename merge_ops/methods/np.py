@@ -1,13 +1,17 @@
 """NP-LoRA: the subject gives way where the style reads its inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from torch import Tensor
 
 from .bases import bases_of, spread
 from .registry import Param, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method(

@@ -27,6 +27,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import ParameterError, UnknownMethodError, did_you_mean
@@ -191,15 +192,12 @@ def get_method(name: str) -> Method:
 
 
 def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[Param, ...], tuple[str, ...]]:
-    hints = get_type_hints(fn, include_extras=True)
+    keywords = [a for a in inspect.signature(fn).parameters.values() if a.kind is a.KEYWORD_ONLY]
+    supplied = tuple(arg.name for arg in keywords if arg.name in SUPPLIED)
+    given = [arg for arg in keywords if arg.name not in SUPPLIED]
+    hints = _hints(fn, [arg.name for arg in given])
     params: list[Param] = []
-    supplied: list[str] = []
-    for arg in inspect.signature(fn).parameters.values():
-        if arg.kind is not arg.KEYWORD_ONLY:
-            continue
-        if arg.name in SUPPLIED:
-            supplied.append(arg.name)
-            continue
+    for arg in given:
         kind, declared = _annotated(fn, arg.name, hints[arg.name])
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         params.append(
@@ -210,7 +208,13 @@ def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[Param, ...], tuple[st
     for needing, param in (("thresholds", "density"), ("ceilings", "outliers")):
         if needing in supplied and not any(p.name == param for p in params):
             raise TypeError(f"{fn.__name__}: {needing} follow from the parameter {param}, which is missing")
-    return tuple(params), tuple(supplied)
+    return tuple(params), supplied
+
+
+def _hints(fn: Callable[..., Any], names: list[str]) -> dict[str, Any]:
+    """The annotations of these arguments, evaluated; those of others may name what is not imported yet."""
+    holder = SimpleNamespace(__annotations__={name: fn.__annotations__[name] for name in names})
+    return get_type_hints(holder, getattr(inspect.unwrap(fn), "__globals__", {}), include_extras=True)
 
 
 def _annotated(fn: Callable[..., Any], name: str, hint: Any) -> tuple[Any, Param]:

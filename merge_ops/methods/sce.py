@@ -1,13 +1,17 @@
 """SCE: LoRAs are weighted by their energy, and signs that are outvoted are dropped."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
 
 from .registry import Param, merge_method
 from .thresholds import magnitude_thresholds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _measure(tiles: Callable[[], Iterator[Tensor]], weights: Tensor, *, density: float) -> tuple[float, ...]:

@@ -1,12 +1,17 @@
 """Slerp: from one LoRA to the next along the sphere, which keeps the size that a mean would lose."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from .bases import gram_of_deltas, spread
 from .registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STRAIGHT = 0.9995  # cosine from which on the way along the sphere is taken for straight
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .masks import MaskGenerator, share_of
 from .thresholds import stack_thresholds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # the law that every method breaks which drops entries, and why; see ``registry.LAWS``
 DROPS_ENTRIES = {"alone_at_every_density": "below density 1, a LoRA loses entries even if it is merged alone"}

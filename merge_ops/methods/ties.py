@@ -1,12 +1,15 @@
 """TIES: entries on which the LoRAs disagree about the sign are settled by a vote."""
 
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated
 
 from .consensus import VOTES, SignVote, average_agreeing, elect_signs
 from .registry import Param, merge_method
 from .sparsify import DROPS_ENTRIES, keep_largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("ties", "TIES", paper="arXiv:2306.01708", breaks=DROPS_ENTRIES | VOTES)

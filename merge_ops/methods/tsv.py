@@ -1,11 +1,15 @@
 """TSV-M: the singular vectors of the LoRAs are made orthogonal to each other before they are added."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .bases import bases_of, pseudo_power
 from .registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("tsv", "TSV", paper="arXiv:2412.00081", kind="core")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ..errors import LoraFormatError
 from ..formats.model_folder import CONFIG, PIPELINE, listed_shards, read_json
+from ..formats.paths import KINDS_OF_BASE, check_model
 from ..formats.shard import Shard, read_shard
 from ..names.spelling import DOTTED_COMPONENTS
 from .base_model import BaseModel, is_about_the_base, is_weights, refuse_duplicates
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DIFFUSERS = "diffusion_pytorch_model*.safetensors"
-_KINDS = "give a .safetensors file, a diffusers folder or a transformers folder"
 
 
 def read_base(path: str | os.PathLike[str]) -> BaseModel:
@@ -24,14 +24,13 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
         LoraFormatError: if it is something else, or naming a file that is missing, damaged or truncated.
     """
     where = Path(path)
+    check_model(where, KINDS_OF_BASE)
     if where.is_file():
         return BaseModel(where, "file", {}, (_read_single(where),), (), ())
-    if not where.is_dir():
-        raise LoraFormatError(f"there is no file or folder {where.name!r}; {_KINDS}")
     if (where / PIPELINE).is_file():
         return _read_pipeline(where)
     if not (where / CONFIG).is_file():
-        raise LoraFormatError(f"{where.name} has no {CONFIG} and no {PIPELINE}; {_KINDS}")
+        raise LoraFormatError(f"{where.name} has no {CONFIG} and no {PIPELINE}; {KINDS_OF_BASE}")
     if any(where.glob(_DIFFUSERS)):
         return _read_component(where)
     return _read_transformers(where)
@@ -40,7 +39,7 @@ def read_base(path: str | os.PathLike[str]) -> BaseModel:
 def _read_single(file: Path) -> Shard:
     shard = read_shard(file)
     if file.suffix.lower() not in (".safetensors", ".sft"):
-        raise LoraFormatError(f"{file.name} does not end in .safetensors; {_KINDS}")
+        raise LoraFormatError(f"{file.name} does not end in .safetensors; {KINDS_OF_BASE}")
     return shard
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import MergeError, ParameterError
 from ..merging.merged import Merged
 from ..recipes import Recipe
-from ..saving.file_names import check_place
+from ..saving.file_names import check_new, check_place
 from ..saving.verified import put_in_place, sync, sync_names
 from .base_model import RECIPE, BaseModel
 from .checkpoint_places import find_checkpoint_places
@@ -144,8 +144,7 @@ def check_fused(base: str | os.PathLike[str], out: str | os.PathLike[str]) -> No
 
 
 def _check_destination(model: BaseModel, out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise ParameterError(f"{out.name} already exists; choose another name")
+    check_new(out)
     if model.kind == "file" and out.suffix != ".safetensors":
         raise ParameterError(f"a fused checkpoint is a file, so {out.name!r} must end in .safetensors")
     if model.kind != "file" and out.suffix == ".safetensors":

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..formats.container import file_digest
-from ..formats.peft_config import CONFIG_NAME
-from ..formats.peft_folder import WEIGHTS_NAME
+from ..formats.paths import CONFIG_NAME, WEIGHTS_NAME
 from .spelled import READINGS, trimmed, use_forward_slashes, without_ending
 
 Reading = Callable[[str], str]

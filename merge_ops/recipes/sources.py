@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import LoraFormatError, ParameterError
 from ..formats import load
-from ..formats.peft_folder import WEIGHTS_NAME
+from ..formats.paths import WEIGHTS_NAME
 from ..lora import Lora
 from .imports import MAX_TEXT
 from .recipe import Recipe
+from .recipe_file import recipe_file
 from .source import Source
 from .source_file import SourceFile, files_called
 from .spelled import ENDINGS
@@ -38,11 +39,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         ParameterError: if the recipe is invalid.
     """
     where = Path(path)
-    file = where / WEIGHTS_NAME if where.is_dir() else where
-    if not file.is_file():
-        kind = f"{where.name} is a folder without {WEIGHTS_NAME}" if where.is_dir() else (
-            f"there is no file {where.name!r}")  # fmt: skip
-        raise LoraFormatError(f"{kind}; give a saved LoRA or a recipe")
+    file = recipe_file(where)
     if file.suffix.lower() in TEXT_SUFFIXES:
         return Recipe.parse(_text_of(file))
     noted = _metadata_of(file).get(RECIPE_KEY)

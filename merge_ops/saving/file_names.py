@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ParameterError, shown
 
+FORMATS = ("kohya", "diffusers", "peft")  # that a merge is saved in
 EXISTS = "{} already exists; choose another name, or ask to overwrite it"
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
@@ -69,6 +70,16 @@ def check_place(target: Path, overwrite: bool) -> None:
     folder = target.resolve().parent
     if not os.access(folder, os.W_OK):
         raise ParameterError(f"nothing can be written to the folder {folder.name[:80]!r}; choose another one")
+
+
+def check_new(target: Path) -> None:
+    """Refuse a path at which there is something, for what replaces nothing.
+
+    Raises:
+        ParameterError: also for a link that leads nowhere.
+    """
+    if target.exists() or target.is_symlink():
+        raise ParameterError(f"{target.name} already exists; choose another name")
 
 
 def _check_replaceable(target: Path) -> None:

@@ -17,13 +17,13 @@ from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
 from .by_need import settle_ranks
 from .carried import check_stated
-from .file_names import check_destination
+from .file_names import FORMATS, check_destination
 from .ia3 import check_alone, ia3_errors
 from .kept import DIFFERENCE, Kept, kept_by_extraction, suggest_rank
 from .layout import Layout
 from .stems import module_names, stems_of
 from .stored import Progress, StoredLayer, relative, store_layers
-from .tensors import FORMATS, resolve_format
+from .tensors import resolve_format
 from .verified import write_verified
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

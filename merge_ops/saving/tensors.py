@@ -24,7 +24,6 @@ from ..lora import Lora, LowRank, WholeWeight
 from .experts import stacked
 from .stems import component_of, has_kohya_name
 
-FORMATS = ("kohya", "diffusers", "peft")
 _AUTO = {
     "kohya": "kohya",
     "diffusers": "diffusers",

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ..errors import MergeError, ParameterError
 from ..formats.container import sort_metadata
-from ..formats.peft_config import CONFIG_NAME
-from ..formats.peft_folder import WEIGHTS_NAME
+from ..formats.paths import CONFIG_NAME, WEIGHTS_NAME
 from ..formats.read import read_back
 from ..lora import Lora, LowRank, WholeWeight
 from .file_names import EXISTS

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..model.files.checkpoint_bases import FOLDERS, architecture_of_file
-from ..values.base_models import label_of, labels_of
 from .bodies import in_thread
 
 PATH = "/lora_alloy/base_of_model"
@@ -25,7 +24,13 @@ def add(routes: Any) -> None:
         if kind not in FOLDERS or not name:
             error = f"kind is one of {', '.join(FOLDERS)}, and name is that of a file"
             return web.json_response({"error": error}, status=400)
-        found = await in_thread(architecture_of_file, kind, name)
-        if found is None:
-            return web.json_response({"base": None, "fits": []})
-        return web.json_response({"base": label_of(found), "fits": labels_of(found)})
+        return web.json_response(await in_thread(_answer, kind, name))
+
+
+def _answer(kind: str, name: str) -> dict[str, Any]:
+    from ..values.base_models import label_of, labels_of
+
+    found = architecture_of_file(kind, name)
+    return (
+        {"base": None, "fits": []} if found is None else {"base": label_of(found), "fits": labels_of(found)}
+    )

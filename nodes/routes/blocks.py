@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 from ...merge_ops.errors import MergeError
-from ..model.files.block_norms import describe_blocks
 from .bodies import in_thread
 
 PATH = "/lora_alloy/blocks"
@@ -27,6 +26,12 @@ def add(routes: Any) -> None:
         if not name:
             return web.json_response({"error": "the request has no name of a LoRA file"}, status=400)
         try:
-            return web.json_response(await in_thread(describe_blocks, name, text))
+            return web.json_response(await in_thread(_answer, name, text))
         except (MergeError, OSError) as error:
             return web.json_response({"error": str(error)}, status=400)
+
+
+def _answer(name: str, text: str) -> dict[str, Any]:
+    from ..model.files.block_norms import describe_blocks
+
+    return describe_blocks(name, text)

@@ -15,8 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...merge_ops.errors import LoraFormatError, ParameterError
-from ...merge_ops.formats.lookalike import refuse_by_keys
-from ..model.files.contents import SAMPLE, find_content, list_alike, name_of_folder
 from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy/find"
@@ -35,6 +33,8 @@ def add(routes: Any) -> None:
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    from ..model.files.contents import find_content, list_alike, name_of_folder
+
     size, keys, sha256 = asked.get("size"), asked.get("keys", []), asked.get("sha256")
     if not isinstance(size, int) or size < 0:
         raise ParameterError("size must be the number of bytes in the file")
@@ -49,6 +49,8 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sample(text: Any) -> bytes:
+    from ..model.files.contents import SAMPLE
+
     try:
         sample = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
@@ -60,6 +62,8 @@ def _sample(text: Any) -> bytes:
 
 def _problem(keys: list[str]) -> str | None:
     """What a file with these tensors is, if it is no LoRA."""
+    from ...merge_ops.formats.lookalike import refuse_by_keys
+
     try:
         refuse_by_keys(set(keys[:_MAX_KEYS]))
     except LoraFormatError as error:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 from ...merge_ops.errors import MergeError, ParameterError
 from ..model.files.companions import MAX_PICTURE, PICTURES, find_picture, find_video
 from ..model.files.lora_files import find_path
-from ..model.files.lora_info import describe_lora, name_bases
 from .bodies import in_thread, read_body, refusing
 
 PATH = "/lora_alloy"
@@ -26,6 +25,8 @@ _MAX_NAME = 4096
 
 def describe(name: str) -> dict[str, Any]:
     """Return what the card shows, with the address of the picture; see ``describe_lora``."""
+    from ..model.files.lora_info import describe_lora
+
     facts = describe_lora(name)
     path = find_path(name)
     picture, video = find_picture(path), find_video(path)
@@ -94,4 +95,10 @@ def add(routes: Any) -> None:
             raise ParameterError("the body must be a JSON object with a list of names")
         if len(names) > _MAX_NAMES:
             raise ParameterError(f"{len(names)} names at once; ask for at most {_MAX_NAMES}")
-        return web.json_response({"bases": await in_thread(name_bases, names)})
+        return web.json_response({"bases": await in_thread(_bases, names)})
+
+
+def _bases(names: list[str]) -> dict[str, str | None]:
+    from ..model.files.lora_info import name_bases
+
+    return name_bases(names)

@@ -10,14 +10,14 @@ them, and reads every LoRA.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...merge_ops.errors import ParameterError
-from ...merge_ops.recipes import Recipe, read_recipe
-from ..model.files.contents import find_names
 from ..model.files.lora_files import find_path
-from ..values.recipe_rows import list_lost, rows_of, widgets_of
 from .bodies import in_thread, read_body, refusing
+
+if TYPE_CHECKING:
+    from ...merge_ops.recipes import Recipe
 
 PATH = "/lora_alloy/recipe"
 _MAX_YAML = 100_000  # characters: about a second of reading; as much JSON takes a thousandth of that
@@ -39,6 +39,9 @@ def add(routes: Any) -> None:
 
 
 def _answer(asked: dict[str, Any], is_gone: Callable[[], bool]) -> dict[str, Any]:
+    from ..model.files.contents import find_names
+    from ..values.recipe_rows import list_lost, rows_of, widgets_of
+
     recipe = _recipe(asked)
     by_content = asked.get("by_content") is True
     found = find_names(recipe, by_content, is_gone)
@@ -57,6 +60,8 @@ def _answer(asked: dict[str, Any], is_gone: Callable[[], bool]) -> dict[str, Any
 
 
 def _recipe(asked: dict[str, Any]) -> Recipe:
+    from ...merge_ops.recipes import Recipe, read_recipe
+
     text, name = asked.get("text"), asked.get("name")
     if isinstance(text, str) and name is None:
         if len(text) > _MAX_YAML and not text.lstrip().startswith("{"):

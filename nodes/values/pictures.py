@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from ...merge_ops.errors import MergeError
-from ...merge_ops.saving.verified import put_in_place, sync
 
 
 def picture_of(frame: torch.Tensor, longest: int) -> Image.Image:
@@ -40,6 +39,8 @@ def write_picture(picture: Image.Image, path: Path) -> None:
         ParameterError: if a file has the name already; it is kept.
         MergeError: if it cannot be written.
     """
+    from ...merge_ops.saving.verified import put_in_place, sync
+
     temporary = path.with_name(f".{path.stem[:80]}.{secrets.token_hex(4)}.part")
     try:
         picture.save(temporary, "PNG", optimize=True)

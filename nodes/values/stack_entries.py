@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...merge_ops.blocks import BlockStrengths, block_strengths
 from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.lora import Lora
 from ...merge_ops.recipes.spelled import READINGS, use_forward_slashes, without_ending
 from .lora_text import LoraRow, parse_rows
 from .steps import Steps
+
+if TYPE_CHECKING:
+    from ...merge_ops.blocks import BlockStrengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ def parse_rows_in_use(text: str) -> list[tuple[LoraRow, BlockStrengths | None, S
     Raises:
         ParameterError: if a line, its block strengths or its steps cannot be read.
     """
+    from ...merge_ops.blocks import block_strengths
+
     rows = []
     for row in parse_rows(text):
         if row.enabled and (row.strength or row.clip):
@@ -60,6 +64,8 @@ def change_entries(entries: list[StackEntry], settings: dict[tuple[str, str], An
     Raises:
         ParameterError: if no LoRA of the stack has the name, or several have it, or a text cannot be read.
     """
+    from ...merge_ops.blocks import block_strengths
+
     changed = list(entries)
     for (setting, wanted), value in sorted(settings.items(), key=lambda item: item[0][0] != "strength"):
         index = _find_entry(entries, wanted)

@@ -15,7 +15,6 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
-from ...merge_ops.blocks import BlockStrengths
 from ...merge_ops.errors import ParameterError, did_you_mean
 from ...merge_ops.methods.peft_names import COMBINATION_TYPES, SPACES
 from ...merge_ops.methods.registry import METHODS, Param
@@ -90,6 +89,8 @@ def _known() -> dict[str, Param]:
 
 def _block_texts(word: str) -> list[str]:
     """Read one value of a sweep of blocks: a text, or one for each value of a range in it."""
+    from ...merge_ops.blocks import BlockStrengths
+
     text = " ".join(word.split())
     ends = _RANGE.search(text)
     if ends is None:

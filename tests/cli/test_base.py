@@ -27,7 +27,7 @@ def files(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("reader", merge_ops.lora.READERS)
+@pytest.mark.parametrize("reader", merge_ops.readers.READERS)
 def test_merging_against_a_base(reader, files, capsys):
     """The same as the library; the recipe in the file makes it again with ``--base``."""
     loras = [str(files / f"{name}.safetensors") for name in ("ink", "mia")]

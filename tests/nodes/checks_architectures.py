@@ -6,6 +6,7 @@ base folder for ``docs/architectures.md``.
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import comfy.lora_convert
@@ -19,9 +20,9 @@ import comfyui_models
 import keys
 from configs import COMFYUI
 
-fit_to_model = sys.modules["alloy_pack.nodes.model.places.fitting"].fit_to_model
-read_key_maps = sys.modules["alloy_pack.nodes.model.places.key_maps"].read_key_maps
-Target = sys.modules["alloy_pack.nodes.model.target"].Target
+fit_to_model = import_module("alloy_pack.nodes.model.places.fitting").fit_to_model
+read_key_maps = import_module("alloy_pack.nodes.model.places.key_maps").read_key_maps
+Target = import_module("alloy_pack.nodes.model.target").Target
 
 
 def file_of(spelling, factors):

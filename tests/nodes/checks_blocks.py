@@ -1,6 +1,6 @@
 """Checks of block strengths: names of real models, patched weights, refusals, other packs, recipes."""
 
-import sys
+from importlib import import_module
 
 import comfy.utils
 import torch
@@ -21,7 +21,7 @@ from comfy_inside import (
 )
 from safetensors.torch import load_file, save_file
 
-facts_of = sys.modules["alloy_pack.merge_ops.blocks.names"].facts_of
+facts_of = import_module("alloy_pack.merge_ops.blocks.names").facts_of
 SDXL = {
     "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
     "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
@@ -76,7 +76,7 @@ def scaled_file(name, text):
     tensors, kept = load_file(LORAS / name), {}
     strengths = merge_ops.BlockStrengths.parse(text)
     for stem in sorted({key.partition(".lora_")[0] for key in tensors if ".lora_" in key}):
-        factor = strengths.factor(sys.modules["alloy_pack.merge_ops.names.spelling"].canonical_name(stem))
+        factor = strengths.factor(import_module("alloy_pack.merge_ops.names.spelling").canonical_name(stem))
         if factor:
             rank = tensors[f"{stem}.lora_down.weight"].shape[0]
             alpha = tensors.get(f"{stem}.alpha", torch.tensor(float(rank)))

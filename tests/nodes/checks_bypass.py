@@ -1,6 +1,6 @@
 """Checks of merges by bypass: against patched weights, and against ComfyUI's own bypass loaders."""
 
-import sys
+from importlib import import_module
 
 import comfy.model_management
 import comfy.sd
@@ -213,6 +213,6 @@ def nodes_that_read_weights_refuse_a_bypass():
     with refused(merge_ops.MergeError, "LoRAs are on this model by bypass"):
         run("LoraAlloyExtract", tuned=ours, base=model)
     with refused(merge_ops.MergeError, "where measuring it needs them"):
-        sys.modules["alloy_pack.nodes.model.host_parts"].adopted(model, ours, "MODEL")
+        import_module("alloy_pack.nodes.model.host_parts").adopted(model, ours, "MODEL")
     merged = run("LoraAlloyMergeLoaded", model=ours, method=LINEAR)
     assert any("came by a bypass loader" in str(each) for each in merged), merged

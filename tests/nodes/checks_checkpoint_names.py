@@ -1,6 +1,7 @@
 """Checks of names in checkpoints: the library finds the weights that stock ComfyUI finds, rows alike."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import comfy.utils
@@ -14,9 +15,9 @@ import keys
 from checks_architectures import file_of, stock_targets
 from configs import COMFYUI
 
-Entry = sys.modules["alloy_pack.merge_ops.formats.header"].Entry
-LayerIndex = sys.modules["alloy_pack.merge_ops.formats.layer_index"].LayerIndex
-Shard = sys.modules["alloy_pack.merge_ops.formats.shard"].Shard
+Entry = import_module("alloy_pack.merge_ops.formats.header").Entry
+LayerIndex = import_module("alloy_pack.merge_ops.formats.layer_index").LayerIndex
+Shard = import_module("alloy_pack.merge_ops.formats.shard").Shard
 
 
 @check

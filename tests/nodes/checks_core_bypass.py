@@ -1,6 +1,6 @@
 """Checks of what ``nodes/model/core_bypass.py`` expects of bypass: one for each function, by its name."""
 
-import sys
+from importlib import import_module
 
 import comfy.sd
 import torch
@@ -11,7 +11,7 @@ from comfy_inside import check, load_model
 from torch import nn
 from torch.nn import functional
 
-core = sys.modules["alloy_pack.nodes.model.core_bypass"]
+core = import_module("alloy_pack.nodes.model.core_bypass")
 KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
 
 

@@ -1,6 +1,6 @@
 """Checks of what ``nodes/model/core_hooks.py`` expects of hooks: one for each function, by its name."""
 
-import sys
+from importlib import import_module
 
 import comfy.hooks
 import comfy.patcher_extension
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import nodes as core_nodes
 
-core = sys.modules["alloy_pack.nodes.model.core_hooks"]
+core = import_module("alloy_pack.nodes.model.core_hooks")
 
 
 @check

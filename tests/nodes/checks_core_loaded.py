@@ -3,7 +3,7 @@
 If one fails after an update of ComfyUI, only the function of that name has to follow.
 """
 
-import sys
+from importlib import import_module
 
 import comfy.hooks
 import comfy.lora
@@ -16,7 +16,7 @@ from checks_based import boft, dora, glora, oft
 from checks_kinds import loha, lokr
 from comfy_inside import LORAS, check, load_model, three_loras
 
-core = sys.modules["alloy_pack.nodes.model.core_patches"]
+core = import_module("alloy_pack.nodes.model.core_patches")
 
 
 def loaded(model_name="flux"):

@@ -4,7 +4,7 @@ If one fails after an update of ComfyUI, only the function of that name has to f
 """
 
 import ast
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import comfy.model_management
@@ -19,7 +19,7 @@ from comfy_inside import check, load_model
 from packed_weights import CPU
 from safetensors import safe_open
 
-core = sys.modules["alloy_pack.nodes.model.core"]
+core = import_module("alloy_pack.nodes.model.core")
 
 
 @check

@@ -3,7 +3,7 @@
 If one fails after an update of ComfyUI, only the function of that name has to follow.
 """
 
-import sys
+from importlib import import_module
 
 import comfy.hooks
 import comfy.lora
@@ -16,7 +16,7 @@ from comfy_inside import LORAS, check, load_model, run, text_of, three_loras
 from packed_weights import CPU, load_quantised, streaming
 from safetensors.torch import load_file
 
-core = sys.modules["alloy_pack.nodes.model.core"]
+core = import_module("alloy_pack.nodes.model.core")
 
 
 class Probe(comfy.weight_adapter.WeightAdapterBase):

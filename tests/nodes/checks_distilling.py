@@ -1,8 +1,8 @@
 """Checks of distilling in ComfyUI: what is kept, and that MODEL stays as it was."""
 
-import sys
 import threading
 import time
+from importlib import import_module
 
 import comfy.model_management
 import comfy.sample
@@ -11,7 +11,7 @@ from comfy_inside import BASE, LORAS, check, key_names, load_model, merge_ops, r
 from learning_inside import PACK, SMALL, assert_as_before, fresh, record, state, text, write
 from safetensors.torch import save_file
 
-stopping = sys.modules[PACK + "nodes.model.stopping"]
+stopping = import_module(PACK + "nodes.model.stopping")
 
 
 @check
@@ -33,7 +33,7 @@ def distilling_keeps_more_than_linear():
         assert ("did not help" in line) == (share < linear.loras[name] + 0.005), (line, kept, linear)
     assert lora.merged.request.learned["settings"]["steps"] == 20
     assert new_model.patches and new_model.model is model.model and new_clip is not clip
-    with_model = sys.modules[PACK + "nodes.model.learning.host"].Applied(new_model, new_clip)
+    with_model = import_module(PACK + "nodes.model.learning.host").Applied(new_model, new_clip)
     assert abs(recording.measure(with_model).mean - kept.mean) < 1e-3
     path = run("LoraAlloySave", lora=lora, filename_prefix="loras/distilled")[0]
     saved = merge_ops.load(BASE / "output" / path)
@@ -181,10 +181,10 @@ def conditions(name):
 
 def merged_in_place(name="flux"):
     """Slices, swapped halves and blocks that add in place: a student is what a patched model is."""
-    learning = sys.modules[PACK + "merge_ops.learning"]
-    host_of = sys.modules[PACK + "nodes.model.learning.host"].ComfyHost
-    fit = sys.modules[PACK + "nodes.model.places.fitting"].fit_to_model
-    sampling = sys.modules[PACK + "nodes.model.learning.sampling"]
+    learning = import_module(PACK + "merge_ops.learning")
+    host_of = import_module(PACK + "nodes.model.learning.host").ComfyHost
+    fit = import_module(PACK + "nodes.model.places.fitting").fit_to_model
+    sampling = import_module(PACK + "nodes.model.learning.sampling")
     model, _ = load_model(name)
     files = [f"place_{name}_{seed}" for seed in (1, 2)]
     for seed, file in enumerate(files):

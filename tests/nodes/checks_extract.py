@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import comfy.model_patcher
@@ -32,10 +33,10 @@ import comfyui_models
 from configs import COMFYUI
 
 CPU = torch.device("cpu")
-NamesInFiles = sys.modules["alloy_pack.merge_ops.extracting.layer_names"].NamesInFiles
-module_names = sys.modules["alloy_pack.merge_ops.saving.stems"].module_names
-core = sys.modules["alloy_pack.nodes.model.core"]
-read_whole_model = sys.modules["alloy_pack.nodes.model.places.whole_models"].read_whole_model
+NamesInFiles = import_module("alloy_pack.merge_ops.extracting.layer_names").NamesInFiles
+module_names = import_module("alloy_pack.merge_ops.saving.stems").module_names
+core = import_module("alloy_pack.nodes.model.core")
+read_whole_model = import_module("alloy_pack.nodes.model.places.whole_models").read_whole_model
 
 
 class Listener(logging.Handler):

@@ -1,8 +1,8 @@
 """Checks of adapters that are not low rank: LoHa, LoKr and full differences, beside a plain LoRA."""
 
 import math
-import sys
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 
 import torch
 from comfy_inside import (
@@ -95,7 +95,7 @@ def a_patch_refuses_what_it_cannot_hold():
     class Unlisted(merge_ops.LowRank):
         pass
 
-    patch = sys.modules["alloy_pack.nodes.model.patches.patch"]
+    patch = import_module("alloy_pack.nodes.model.patches.patch")
     factors = torch.ones(3, 2), torch.ones(2, 5)
     for unlisted, says in (
         (Unlisted(*factors), "Unlisted"),
@@ -114,8 +114,8 @@ def a_patch_refuses_what_it_cannot_hold():
 @check
 def a_patch_holds_every_record():
     """Whatever a row of the adapters names is packed, and unpacked as it was but for the base weight."""
-    patch, pack = sys.modules["alloy_pack.nodes.model.patches.patch"], "alloy_pack.merge_ops"
-    adapters, lora = sys.modules[f"{pack}.adapters"], sys.modules[f"{pack}.lora"]
+    patch, pack = import_module("alloy_pack.nodes.model.patches.patch"), "alloy_pack.merge_ops"
+    adapters, lora = import_module(f"{pack}.adapters"), import_module(f"{pack}.lora")
     some, weight = torch.rand(3, 2), torch.rand(3, 5)
     low = lora.LowRank(some, torch.rand(2, 5), 0.5, key="fc")
     trained = adapters.Trained(weight + 1, key="fc")

@@ -1,8 +1,8 @@
 """Checks of PEFT's adapters on language models that ComfyUI holds as CLIP: the weights are those of PEFT."""
 
 import importlib.util
-import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny_language_model.py"))
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
-read_key_maps = sys.modules["alloy_pack.nodes.model.places.key_maps"].read_key_maps
+read_key_maps = import_module("alloy_pack.nodes.model.places.key_maps").read_key_maps
 
 ENCODERS = {
     "qwen3": "qwen3_06b", "qwen25": "qwen25_3b", "llama": "llama", "gemma2": "gemma2_2b", "t5": "t5xxl",

@@ -1,6 +1,6 @@
 """Checks of merging what other loaders put on MODEL and CLIP: the same LoRAs, strengths and order."""
 
-import sys
+from importlib import import_module
 
 import comfy.hooks
 import comfy.lora
@@ -24,8 +24,8 @@ from loaded_inside import listed, merged, mixed_rows, state_of
 from packed_weights import load_quantised
 from safetensors.torch import load_file, save_file
 
-recipes = sys.modules["alloy_pack.merge_ops.recipes.recipe"]
-keywords = sys.modules["alloy_pack.nodes.values.keywords"]
+recipes = import_module("alloy_pack.merge_ops.recipes.recipe")
+keywords = import_module("alloy_pack.nodes.values.keywords")
 
 
 def tuckered(model_name):

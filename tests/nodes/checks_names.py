@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import comfy.lora
@@ -17,7 +18,7 @@ import comfyui_models
 import keys
 from configs import COMFYUI
 
-fit_to_model = sys.modules["alloy_pack.nodes.model.places.fitting"].fit_to_model
+fit_to_model = import_module("alloy_pack.nodes.model.places.fitting").fit_to_model
 
 KREA2 = {
     "image_model": "krea2", "features": 64, "channels": 16, "patch": 2, "layers": 1, "heads": 4, "kvheads": 2,

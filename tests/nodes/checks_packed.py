@@ -1,6 +1,6 @@
 """Checks of models with quantised and packed weights: merged where ComfyUI can, or refused by name."""
 
-import sys
+from importlib import import_module
 
 import comfy.model_patcher
 import comfy.ops
@@ -180,8 +180,8 @@ def embeddings_that_comfyui_cannot_patch_are_refused():
     embedding.weight = nn.Parameter(
         QuantizedTensor.from_float(torch.randn(32, 16), layout), requires_grad=False
     )
-    core = sys.modules["alloy_pack.nodes.model.core"]
-    own = sys.modules["alloy_pack.nodes.model.places.packed"]
+    core = import_module("alloy_pack.nodes.model.core")
+    own = import_module("alloy_pack.nodes.model.places.packed")
     stored = core.StoredWeight(embedding.weight, getattr(embedding, "convert_weight", None), embedding)
     assert own.read_true_shape("a.weight", stored) == (32, 16)
     assert not own._arrives("a.weight", stored, {})

@@ -1,6 +1,6 @@
 """Checks of packed weights elsewhere: in text encoders, under other kinds of adapters, in other nodes."""
 
-import sys
+from importlib import import_module
 
 import comfy.model_patcher
 import torch
@@ -93,7 +93,7 @@ def patches_refuse_packed_weights_themselves():
     rows, columns = load_model("sd15")[0].model.get_parameter(UNET).shape
     text = write("late", STEM, rows, columns)
     model = load_model("sd15")[0]
-    registry = sys.modules["alloy_pack.merge_ops"].METHODS
+    registry = import_module("alloy_pack.merge_ops").METHODS
     for name, method in registry.items():
         if method.needs_recording:
             continue

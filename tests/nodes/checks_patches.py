@@ -2,9 +2,9 @@
 
 import json
 import os
-import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import comfy.hooks
@@ -205,9 +205,9 @@ def a_core_is_patched_as_it_was_solved():
     """With moments of a recording, which the patch does not have: ComfyUI rebuilds it from its tensors."""
     rows = three_loras("flux")
     loras = [merge_ops.load(LORAS / row[0]) for row in rows]
-    patch = sys.modules["alloy_pack.nodes.model.patches.patch"]
-    align = sys.modules["alloy_pack.merge_ops.merging.align"].align
-    request = sys.modules["alloy_pack.merge_ops.merging.request"].Request.of(loras)
+    patch = import_module("alloy_pack.nodes.model.patches.patch")
+    align = import_module("alloy_pack.merge_ops.merging.align").align
+    request = import_module("alloy_pack.merge_ops.merging.request").Request.of(loras)
     random, moments = torch.Generator().manual_seed(1), {}
     for aligned in align(loras, request):
         rank = sum(aligned.ranks)

@@ -1,6 +1,6 @@
 """Checks of what merges over the sampling leave behind, what they cannot do, and what they share."""
 
-import sys
+from importlib import import_module
 
 import comfy.hooks
 import comfy.model_management
@@ -175,7 +175,7 @@ def windows_share_what_they_can():
     """One merge for each set of strengths, and a threshold is found once for each LoRA."""
     model, _ = load_model("sd15")
     rows = three_loras("sd15")
-    spaces = sys.modules["alloy_pack.merge_ops.merging.spaces"]
+    spaces = import_module("alloy_pack.merge_ops.merging.spaces")
     found, real = [], spaces.product_thresholds
 
     def counting(pairs, *rest):

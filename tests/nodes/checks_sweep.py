@@ -1,6 +1,6 @@
 """Checks of sweeps: what is varied, what is computed once, refusals, the grid."""
 
-import sys
+from importlib import import_module
 
 import comfy.samplers  # noqa: F401  (core's nodes need it)
 import torch
@@ -17,7 +17,7 @@ from comfy_inside import (
     write_lora,
 )
 
-spaces = sys.modules["alloy_pack.merge_ops.merging.spaces"]
+spaces = import_module("alloy_pack.merge_ops.merging.spaces")
 
 
 def sweep(parameter, values, method=None):
@@ -80,7 +80,7 @@ def two_sweeps_are_a_product():
 def what_strengths_share_is_computed_once():
     """Eight strengths find each threshold and read each file once, as one strength does."""
     counts = {"thresholds": 0, "files": 0}
-    find, read = spaces.product_thresholds, sys.modules["alloy_pack.nodes.model.files.lora_files"].load
+    find, read = spaces.product_thresholds, import_module("alloy_pack.nodes.model.files.lora_files").load
 
     def counted_find(factors, *rest):
         counts["thresholds"] += len(factors)
@@ -91,7 +91,7 @@ def what_strengths_share_is_computed_once():
         return read(path)
 
     spaces.product_thresholds = counted_find
-    sys.modules["alloy_pack.nodes.model.files.lora_files"].load = counted_read
+    import_module("alloy_pack.nodes.model.files.lora_files").load = counted_read
     try:
         for values in ("0.5", "0.1..0.8 step 0.1"):
             # files of their own, so that nothing is known about them yet
@@ -105,7 +105,7 @@ def what_strengths_share_is_computed_once():
             assert counts == {"thresholds": 2 * len(lora.merged.layers), "files": 2}, counts
     finally:
         spaces.product_thresholds = find
-        sys.modules["alloy_pack.nodes.model.files.lora_files"].load = read
+        import_module("alloy_pack.nodes.model.files.lora_files").load = read
 
 
 @check

@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 PACK, BASE, WANTED = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
@@ -51,7 +52,8 @@ gc.collect()  # of what ComfyUI and torch left, which may else fall into the tim
 _begin = time.process_time()
 NODES = load_pack("alloy_pack")
 LOADED_IN = time.process_time() - _begin  # seconds of processor time
-merge_ops = sys.modules["alloy_pack.merge_ops"]
+LOADED = sys.modules.keys() - BEFORE
+merge_ops = import_module("alloy_pack.merge_ops")
 
 
 def check(function):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ....merge_ops.formats.peft_config import CONFIG_NAME
-from ....merge_ops.notes.sidecars import sidecar_paths
+from ....merge_ops.formats.paths import CONFIG_NAME
 
 PICTURES = {
     ".png": "image/png",
@@ -26,6 +25,8 @@ State = tuple[tuple[str, int, int], ...]  # name, time of the last change and si
 
 def find_sidecars(path: Path) -> list[Path]:
     """Return the sidecars that there are, those that are trusted most first."""
+    from ....merge_ops.notes.sidecars import sidecar_paths
+
     return [each for each in sidecar_paths(path) if is_inside(each)]
 
 
@@ -77,4 +78,6 @@ def read_states(paths: Iterable[Path]) -> State:
 
 def state_of(path: Path) -> State:
     """Read what all that is shown of a LoRA depends on."""
+    from ....merge_ops.notes.sidecars import sidecar_paths
+
     return read_states((path, path.with_name(CONFIG_NAME), *sidecar_paths(path)))

@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 import folder_paths
 
 from ....merge_ops.errors import ParameterError, did_you_mean
-from ....merge_ops.formats import load
 from ....merge_ops.formats.epochs import is_pattern
-from ....merge_ops.formats.peft_config import CONFIG_NAME
+from ....merge_ops.formats.paths import CONFIG_NAME
 from ....merge_ops.lora import Lora
 from ....merge_ops.recipes.spelled import without_ending
 from ...values.lora_names import find_files, match_files, use_forward_slashes
@@ -87,6 +86,8 @@ def read_lora(name: str) -> Lora:
         ParameterError: as ``find_path`` does.
         LoraFormatError: if the file cannot be read as a LoRA, or is written to meanwhile.
     """
+    from ....merge_ops.formats import load
+
     state = read_file_state(name)
     lora = _loaded.pop(state, None)
     if lora is None:

@@ -12,7 +12,7 @@ import folder_paths
 
 from ....merge_ops.errors import MergeError
 from ....merge_ops.formats.outline import Outline, read_outline
-from ....merge_ops.formats.peft_config import CONFIG_NAME
+from ....merge_ops.formats.paths import CONFIG_NAME
 from ....merge_ops.notes.plain_text import clean_line, clean_text
 from ....merge_ops.notes.sidecars import Sidecar, read_peft_base, read_sidecars, sidecar_paths, words_of
 from ....merge_ops.notes.trigger_words import join_words, read_tags

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ....merge_ops.blocks import BlockStrengths
 from ....merge_ops.errors import MergeError, ParameterError
 from ....merge_ops.recipes.spelled import without_ending
 from ...values.lora_text import LoraRow
@@ -14,6 +13,9 @@ from ...values.prompts import split_prompts
 from ...values.stack_entries import StackEntry, parse_rows_in_use
 from ...values.steps import Steps
 from .lora_files import FileState, expand_name, read_file_state, read_lora
+
+if TYPE_CHECKING:
+    from ....merge_ops.blocks import BlockStrengths
 
 
 def read_list(text: str) -> list[StackEntry]:

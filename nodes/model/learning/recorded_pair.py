@@ -15,8 +15,7 @@ from ...values.stack_entries import StackEntry
 from ..core import patcher_of
 from .host import ComfyHost
 from .recorded import TITLES, Plan, RecordedLoras, Tick, record_loras
-
-SWITCH = 0.5  # of the steps, as in ComfyUI's own workflow for Wan 2.2
+from .sampling import SWITCH
 
 
 def record_for_models(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..core import latent_layout
 
+SWITCH = 0.5  # of the steps, from one model of a pair to the other, as in ComfyUI's own workflow for Wan 2.2
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -1,0 +1,3 @@
+"""Programs whose arithmetic differs where an adapter needs the weights of the base model."""
+
+READERS = ("peft", "comfyui")
