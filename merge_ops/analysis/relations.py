@@ -114,9 +114,9 @@ def _measure(parts: Sequence[Layer]) -> Tensor:
     products = gram_of_deltas(parts)
     squares = products.diagonal()[:, None].expand_as(products)
     if len(parts) > 1:
-        signs = sampled_rows(parts).sign().flatten(1)
-        up, down = (signs > 0).float(), (signs < 0).float()
-        conflicts = (up @ down.T + down @ up.T).double() / signs.shape[1]
+        signs = sampled_rows(parts).sign_().flatten(1)
+        own = signs.abs()
+        conflicts = (own @ own.T - signs @ signs.T).double() / (2 * signs.shape[1])  # counts, so exact
     else:
         conflicts = torch.zeros_like(products)
     entries = torch.full_like(products, float(parts[0].matrix_shape[0] * parts[0].matrix_shape[1]))
