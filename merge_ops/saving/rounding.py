@@ -96,7 +96,7 @@ def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> 
         return max(product_inner(difference, difference), 0.0), norm
     height = max(1, _TILE // exact.shape[1])
     error = norm = 0.0
-    for rows, up in zip(exact.split(height), pair[0].split(height), strict=True):
+    for rows, up in zip(torch.split(exact, height), torch.split(pair[0], height), strict=True):
         norm += _squared_norm(rows)
         error += _squared_norm(rows.addmm_(up, pair[1], alpha=-stored.scale))
     return error, norm
