@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merge_ops import Lora, LowRank
 
-from .sdxl import Layer
+from .sdxl import TEXT_ENCODERS, Layer
 
 RANK, DENSITY = 16, 0.5
 SCALE = 0.5  # alpha / rank; not 1, so that a lost scale shows up in the errors
@@ -28,9 +28,13 @@ def make_loras(layers: Iterable[Layer], count: int, rank: int = RANK) -> list[Lo
     """Make ``count`` LoRAs in float16. A layer's factors depend only on the LoRA and the layer's name."""
     layers = list(layers)
     return [
-        Lora(f"lora{index}", {f"unet.{layer.name}": _random(layer, index, rank) for layer in layers})
+        Lora(f"lora{index}", {_in_model(layer): _random(layer, index, rank) for layer in layers})
         for index in range(count)
     ]
+
+
+def _in_model(layer: Layer) -> str:
+    return layer.name if layer.name.startswith(TEXT_ENCODERS) else f"unet.{layer.name}"
 
 
 def _random(layer: Layer, index: int, rank: int) -> LowRank:

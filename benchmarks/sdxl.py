@@ -26,6 +26,7 @@ CONFIG = {
     "projection_class_embeddings_input_dim": 2816,
 }
 LAYERS, WEIGHTS = 722, 2_207_744_000
+TEXT_ENCODERS = ("te1.", "te2.")  # what the names of their layers begin with, in kohya's words
 
 
 class Layer(NamedTuple):
@@ -54,6 +55,21 @@ def attention_layers() -> list[Layer]:
     ]
     if (len(layers), sum(layer.rows * layer.columns for layer in layers)) != (LAYERS, WEIGHTS):
         raise RuntimeError("this version of diffusers builds a different SDXL UNet than expected")
+    return layers
+
+
+def text_layers() -> list[Layer]:
+    """Return the 264 linear layers of both text encoders that a LoRA is trained on."""
+    sizes = (12, 768), (32, 1280)  # depth and width of CLIP ViT-L and OpenCLIP ViT-bigG
+    layers = []
+    for encoder, (depth, width) in zip(TEXT_ENCODERS, sizes, strict=True):
+        shapes = {f"self_attn_{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+        shapes |= {"mlp_fc1": (4 * width, width), "mlp_fc2": (width, 4 * width)}
+        layers += [
+            Layer(f"{encoder}text_model_encoder_layers_{number}_{part}", *shape)
+            for number in range(depth)
+            for part, shape in shapes.items()
+        ]
     return layers
 
 

@@ -114,9 +114,9 @@ def _measure(parts: Sequence[Layer]) -> Tensor:
     products = gram_of_deltas(parts)
     squares = products.diagonal()[:, None].expand_as(products)
     if len(parts) > 1:
-        signs = sampled_rows(parts).sign().flatten(1)
-        up, down = (signs > 0).float(), (signs < 0).float()
-        conflicts = (up @ down.T + down @ up.T).double() / signs.shape[1]
+        signs = sampled_rows(parts).sign_().flatten(1)
+        own = signs.abs()
+        conflicts = (own @ own.T - signs @ signs.T).double() / (2 * signs.shape[1])  # counts, so exact
     else:
         conflicts = torch.zeros_like(products)
     entries = torch.full_like(products, float(parts[0].matrix_shape[0] * parts[0].matrix_shape[1]))
@@ -151,13 +151,21 @@ def gram_of_deltas(parts: Sequence[Layer]) -> Tensor:
 
 def _gram_of_factors(parts: Sequence[LowRank]) -> Tensor:
     """Return ``<scale_i up_i down_i, scale_j up_j down_j>`` from the entrywise product of two Grams."""
-    up = torch.cat([part.up.double() * part.scale for part in parts], dim=1)  # (out, R)
-    down = torch.cat([part.down.double() for part in parts])  # (R, in)
+    up = _side_by_side([part.up for part in parts], dim=1)  # (out, R)
+    down = _side_by_side([part.down for part in parts], dim=0)  # (R, in)
     entrywise = (up.T @ up) * (down @ down.T)
     ranks = torch.tensor([part.rank for part in parts])
     owners = torch.repeat_interleave(torch.arange(len(parts)), ranks).to(up.device)
-    member = torch.nn.functional.one_hot(owners, len(parts)).double()  # (R, n)
+    scales = torch.tensor([part.scale for part in parts], dtype=torch.float64, device=up.device)
+    member = torch.nn.functional.one_hot(owners, len(parts)).double() * scales  # (R, n)
     return member.T @ entrywise @ member
+
+
+def _side_by_side(factors: Sequence[Tensor], dim: int) -> Tensor:
+    """Factors as one matrix in float64; what has one type is converted in one pass."""
+    if len({factor.dtype for factor in factors}) == 1:
+        return torch.cat(list(factors), dim=dim).double()
+    return torch.cat([factor.double() for factor in factors], dim=dim)
 
 
 def _figures(sums: Tensor, i: int, j: int) -> tuple[int, float, float, float, float]:

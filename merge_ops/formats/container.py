@@ -19,6 +19,7 @@ from ..errors import LoraFormatError, MergeError, reading
 from ..lora import is_packed
 from .header import Entry, parse_header, torch_dtype
 from .lookalike import PICKLE, refuse_by_bytes, refuse_by_keys
+from .written import Written
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 _MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format itself
@@ -32,12 +33,12 @@ _INFINITY = {
 
 
 def read_container(
-    path: Path, allow_pickle: bool = False, finite: bool = False
+    path: Path, allow_pickle: bool = False, written: Written | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return ``(tensors, metadata)`` of a safetensors file, or raise LoraFormatError naming what it is.
 
-    NaN and infinity are looked for in what is read of a LoRA, unless the tensors are compared with some that
-    are ``finite``.
+    NaN and infinity are looked for in what is read of a LoRA, unless the file must hold what was ``written``:
+    then its bytes are compared with that, one tensor after the other, and the tensors are the written ones.
 
     The tensors are copies in memory. A mapped file would do until somebody writes into it: a LoRA that is
     trained again under its name would change under a merge, and one that is cut off would end the process.
@@ -45,23 +46,26 @@ def read_container(
     """
     with reading(path.name):
         if path.suffix.lower() not in _PICKLES:
-            tensors, metadata = _read_safetensors(path)
+            tensors, metadata = _read_safetensors(path, written)
         elif not allow_pickle:
             raise LoraFormatError(PICKLE)
         else:
             from .pickled import read_pickle
 
             tensors, metadata = read_pickle(path)
-        if not finite:
+        if written is None:
             refuse_damaged(tensors)
         return tensors, metadata
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path, written: Written | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             entries, metadata = _read_header(file, before.st_size)
+            if written is not None:
+                written.compare(file, entries, metadata)
+                return dict(written.tensors), metadata
             data = _read_data(file, entries[-1].end if entries else 0)
             after = os.fstat(file.fileno())
     except OSError as error:
@@ -87,8 +91,13 @@ def is_finite(tensor: Tensor) -> bool:
         return bool(torch.isfinite(tensor.to(torch.float32)).all())
     as_int, magnitude, infinity = _INFINITY[tensor.dtype]
     bits = tensor.contiguous().view(as_int)
-    # numpy takes half the time of torch for this
-    return int(((bits.numpy() if bits.device.type == "cpu" else bits) & magnitude).max()) < infinity
+    if bits.device.type != "cpu":
+        return int((bits & magnitude).max()) < infinity
+    signed = (
+        bits.numpy()
+    )  # which has the largest positive number as its maximum, and unsigned the largest negative
+    unsigned = signed.view(f"u{signed.itemsize}")
+    return int(signed.max()) < infinity and int(unsigned.max()) < magnitude + 1 + infinity
 
 
 def sort_metadata(path: Path) -> None:

@@ -19,6 +19,7 @@ from .other_tools import MLX
 from .paths import CONFIG_NAME, PICKLED_NAME, WEIGHTS_NAME
 from .peft_config import read_config, scale_from_config
 from .warned import warnings_of_config
+from .written import Written
 
 _COMPONENT_OF_CLASS = {
     "UNet2DConditionModel": "unet",
@@ -28,11 +29,15 @@ _COMPONENT_OF_CLASS = {
 
 
 def read_peft_folder(
-    folder: Path, file: Path, is_trusted: bool, allow_pickle: bool, adapter: str | None = None
+    folder: Path,
+    file: Path,
+    allow_pickle: bool,
+    adapter: str | None = None,
+    written: Written | None = None,
 ) -> Lora:
     """Return the LoRA of a PEFT folder whose weights lie in ``file``.
 
-    ``is_trusted`` leaves out the search for NaN, for weights that are compared in full.
+    ``written`` is what the file must hold, where it was just written.
 
     Raises:
         LoraFormatError: if the folder is incomplete, or of a kind that is not merged.
@@ -48,7 +53,7 @@ def read_peft_folder(
             if (folder / "adapters.safetensors").is_file():
                 raise LoraFormatError(MLX)
             raise LoraFormatError(f"the folder has no {WEIGHTS_NAME}; give a PEFT adapter folder")
-    tensors, metadata = read_container(file, allow_pickle, finite=is_trusted)
+    tensors, metadata = read_container(file, allow_pickle, written)
     base_class = (config.get("auto_mapping") or {}).get("base_model_class", "")
     component = _COMPONENT_OF_CLASS.get(str(base_class))
 

@@ -14,6 +14,7 @@ from .container import changed, file_digest, read_container
 from .paths import CONFIG_NAME, PICKLED_NAME, WEIGHTS_NAME, is_folder
 from .peft_folder import read_peft_folder
 from .state_dict import from_tensors
+from .written import Written
 
 Digest = Callable[..., str] | None
 
@@ -31,24 +32,37 @@ def load(path: str | os.PathLike[str], allow_pickle: bool = False, adapter: str 
     return _load(Path(path), file_digest, allow_pickle, adapter)
 
 
-def read_back(path: Path) -> Lora:
-    """Load without checksum and search for NaN: a file just written, which is compared in full."""
-    return _load(path, None)
+def read_back(path: Path, written: Written) -> Lora:
+    """Read a file or folder just written, and require every bit; without checksum and search for NaN.
+
+    The tensors of the LoRA are the written ones, so that they are not in memory twice.
+
+    Raises:
+        MergeError: if the weights differ from what was written.
+        LoraFormatError: if they cannot be read as a LoRA.
+    """
+    return _load(path, None, written=written)
 
 
-def _load(where: Path, digest: Digest, allow_pickle: bool = False, adapter: str | None = None) -> Lora:
+def _load(
+    where: Path,
+    digest: Digest,
+    allow_pickle: bool = False,
+    adapter: str | None = None,
+    written: Written | None = None,
+) -> Lora:
     in_a_folder = is_folder(where)
     if in_a_folder and (inner := _folder_of(where, adapter)) is not None:
         where, adapter = inner, None
     if in_a_folder:
         names = (WEIGHTS_NAME, PICKLED_NAME) if allow_pickle else (WEIGHTS_NAME,)
         weights = next((where / name for name in names if (where / name).is_file()), where / WEIGHTS_NAME)
-        return _load_peft_folder(where, weights, digest, allow_pickle, adapter)
+        return _load_peft_folder(where, weights, digest, allow_pickle, adapter, written)
     with _unchanged(where):
-        tensors, metadata = read_container(where, allow_pickle, finite=digest is None)
+        tensors, metadata = read_container(where, allow_pickle, written)
         in_folder = (where.parent / CONFIG_NAME).is_file()
         if tensors and in_folder and all(key.startswith("base_model.model.") for key in tensors):
-            return _load_peft_folder(where.parent, where, digest, allow_pickle, adapter)
+            return _load_peft_folder(where.parent, where, digest, allow_pickle, adapter, written)
         lora = from_tensors(where.stem, tensors, metadata, where.name, adapter)
         return _located(lora, where, digest, where)
 
@@ -78,10 +92,15 @@ def _folder_of(where: Path, adapter: str | None) -> Path | None:
 
 
 def _load_peft_folder(
-    folder: Path, file: Path, digest: Digest, allow_pickle: bool, adapter: str | None
+    folder: Path,
+    file: Path,
+    digest: Digest,
+    allow_pickle: bool,
+    adapter: str | None,
+    written: Written | None = None,
 ) -> Lora:
     with _unchanged(file, folder / CONFIG_NAME):
-        lora = read_peft_folder(folder, file, digest is None, allow_pickle, adapter)
+        lora = read_peft_folder(folder, file, allow_pickle, adapter, written)
         return _located(lora, folder, digest, file, folder / CONFIG_NAME)
 
 

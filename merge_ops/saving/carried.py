@@ -202,17 +202,21 @@ def _tags_of(value: str) -> dict[str, dict[str, int]]:
 def file_header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
     """Return what safetensors writes before the data, and the order of the tensors.
 
-    The order and the dtype names come from safetensors itself: it writes a file with one number per tensor.
+    The names and the order of the dtypes come from safetensors itself, which writes a file with one number of
+    each; tensors of one dtype are in the order of their keys.
     """
-    small = safetensors_bytes({key: torch.zeros(1, dtype=tensor.dtype) for key, tensor in tensors.items()})
+    dtypes = dict.fromkeys(tensor.dtype for tensor in tensors.values())
+    small = safetensors_bytes({str(dtype): torch.zeros(1, dtype=dtype) for dtype in dtypes})
     entries = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])
-    order = sorted(entries, key=lambda key: int(entries[key]["data_offsets"][0]))
+    places = {dtype: int(entries[str(dtype)]["data_offsets"][0]) for dtype in dtypes}
+    order = sorted(tensors, key=lambda key: (places[tensors[key].dtype], key))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for key in order:
         start, end = end, end + tensors[key].numel() * tensors[key].element_size()
         shape = list(tensors[key].shape)
-        header[key] = {"dtype": entries[key]["dtype"], "shape": shape, "data_offsets": [start, end]}
+        dtype = entries[str(tensors[key].dtype)]["dtype"]
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     return len(text).to_bytes(8, "little") + text, order

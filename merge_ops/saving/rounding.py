@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -12,6 +13,8 @@ from ..merging.svd import product_inner
 from ..steady import one_thread, total
 
 _SMALL, _LARGE = 2.0**-10, 2.0**6  # between these mean sizes, entries fit into half precision
+_TILE = 1 << 17  # entries of a full matrix that are compared at a time: they stay in the processor's cache
+_TINY = 1e-30  # a mean square in float32 above this has lost nothing to underflow
 _CANCELLED = 1e-6  # below this share of its terms, a squared norm is too inaccurate in float32
 
 
@@ -38,12 +41,16 @@ def rounded(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     stored = up.to(dtype), down.to(dtype)
     if norm <= _CANCELLED * float(terms) ** 2:
         return *stored, *truncation_error((up, down), LowRank(*stored))
-    lost = stored[0].to(up) - up, stored[1].to(down) - down
-    if not lost[1].any():  # usual for a single LoRA: the scale is on ``up``, and ``down`` is stored unchanged
-        error = total((lost[0].T @ lost[0]).to(torch.float64).mul_(under))
+    lost = stored[0].to(up) - up
+    read = stored[1].to(down)
+    if torch.equal(read, down):  # usual for a sum: the scales are on ``up``, and ``down`` is stored unchanged
+        error = total((lost.T @ lost).to(torch.float64).mul_(under))
         return *stored, max(error, 0.0), norm
+    if factor is not None:
+        over = over * torch.outer(factor, factor)
     mixing = _mixing(down.shape[0])
-    error = total(_gram(up, lost[0]) * (mixing @ _gram(down.T, lost[1].T) @ mixing.T))
+    ups, downs = _gram(over, up, lost), _gram(under, down.T, (read - down).T)
+    error = total(ups * (mixing @ downs @ mixing.T))
     return *stored, max(error, 0.0), norm
 
 
@@ -64,10 +71,13 @@ def _mixing(rank: int) -> Tensor:
     return torch.kron(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.eye(rank)).to(torch.float64)
 
 
-def _gram(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Gram matrix of two tall matrices side by side, (2 r, 2 r) in float64."""
+def _gram(own: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return the Gram matrix of two tall matrices side by side, (2 r, 2 r) in float64.
+
+    ``own`` is that of the first alone.
+    """
     mixed = first.T @ second
-    blocks = torch.cat((first.T @ first, mixed), dim=1), torch.cat((mixed.T, second.T @ second), dim=1)
+    blocks = torch.cat((own, mixed), dim=1), torch.cat((mixed.T, second.T @ second), dim=1)
     return torch.cat(blocks).to(torch.float64)
 
 
@@ -84,10 +94,17 @@ def truncation_error(exact: Tensor | tuple[Tensor, Tensor], stored: LowRank) -> 
         up = torch.cat((exact[0].double(), -stored.scale * pair[0].double()), dim=1)
         difference = up, torch.cat((exact[1], pair[1]))
         return max(product_inner(difference, difference), 0.0), norm
-    norm = _squared_norm(exact)
-    rest = exact.addmm_(pair[0], pair[1], alpha=-stored.scale)
-    return _squared_norm(rest), norm
+    height = max(1, _TILE // exact.shape[1])
+    error = norm = 0.0
+    for rows, up in zip(torch.split(exact, height), torch.split(pair[0], height), strict=True):
+        norm += _squared_norm(rows)
+        error += _squared_norm(rows.addmm_(up, pair[1], alpha=-stored.scale))
+    return error, norm
 
 
-def _squared_norm(matrix: Tensor) -> float:
-    return total(torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square())
+def _squared_norm(tile: Tensor) -> float:
+    """The squared Frobenius norm: of each row in float32, unless its squares need the range of float64."""
+    squared = total(torch.linalg.vecdot(tile, tile))
+    if _TINY * tile.numel() < squared < math.inf:
+        return squared
+    return total(torch.linalg.vector_norm(tile, dim=1, dtype=torch.float64).square())
