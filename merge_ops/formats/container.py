@@ -93,9 +93,8 @@ def is_finite(tensor: Tensor) -> bool:
     bits = tensor.contiguous().view(as_int)
     if bits.device.type != "cpu":
         return int((bits & magnitude).max()) < infinity
-    signed = (
-        bits.numpy()
-    )  # which has the largest positive number as its maximum, and unsigned the largest negative
+    # as signed integers, the largest positive number is the maximum; as unsigned, the largest negative one
+    signed = bits.numpy()
     unsigned = signed.view(f"u{signed.itemsize}")
     return int(signed.max()) < infinity and int(unsigned.max()) < magnitude + 1 + infinity
 
