@@ -11,7 +11,10 @@ _VIEWS = {
 
 
 class Launches(TorchDispatchMode):
-    """Within the block, ``waits`` names what a host would wait for and ``launches`` what takes a kernel."""
+    """Within the block, ``waits`` names what a host would wait for and ``launches`` what takes a kernel.
+
+    ``tolist``, with which results are read in the end, is no operation and does not count.
+    """
 
     def __init__(self):
         super().__init__()

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from merge_ops.merging.matrix_svd import leading_rows, svd_of_matrix, tracked
+from merge_ops import merge
+from merge_ops.merging.matrix_svd import _without_asking, leading_rows, svd_of_matrix, tracked
 from merge_ops.merging.svd import TruncatedSVD, product_inner, svd_of_product, svds_of_products
+from tests.launches import Launches
+
+SIDES = (("up", 1), ("down", 0))
 
 
 def normal(*shape, seed=0):
@@ -202,3 +206,33 @@ def test_inner_product_is_that_of_the_full_deltas():
     full_a, full_b = a[0].double() @ a[1].double(), b[0].double() @ b[1].double()
     assert product_inner(a, b) == pytest.approx(float((full_a * full_b).sum()), rel=1e-12)
     assert product_inner(a, a) == pytest.approx(float(full_a.norm()) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "magnitude_prune", "dare_linear"])
+@pytest.mark.parametrize("decay", [1.0, 0.8])
+def test_other_devices_follow_fixed_steps_to_the_same_end(make_lora, method, decay):
+    """Within 1 % of the best; few launches, and no wait before the share of the energy is read."""
+    shapes = {"x": (500, 400)}
+    loras = [make_lora(name, shapes=shapes, rank=8, decay=decay, seed=i) for i, name in enumerate("ab")]
+    layer = merge(loras, [0.8, 0.6], method, density=0.5).layer("x")
+    matrix = layer.matrix()
+    up, down = (torch.cat([getattr(lora.layers["x"], side) for lora in loras], dim) for side, dim in SIDES)
+    start = leading_rows(up, down, tracked(8))
+    with Launches() as seen:
+        found = _without_asking(matrix, 8, start)
+    assert not seen.waits and len(seen.launches) <= 24, seen.launches
+    assert_is_svd(found, 8)
+    best = torch.linalg.svdvals(matrix.double()).square()
+    lost = float((matrix.double() - product(found).double()).square().sum())
+    assert lost <= 1.01 * float(best[8:].sum())
+    assert found.energy_kept == pytest.approx(1 - lost / float(best.sum()), abs=1e-4)
+
+
+def test_a_start_needs_no_wait():
+    """Nor does the SVD of exact sums, but for one for all layers of a batch."""
+    with Launches() as seen:
+        leading_rows(normal(300, 32), normal(32, 400, seed=1), 16)
+    assert not seen.waits and len(seen.launches) <= 24, seen.launches
+    with Launches() as seen:
+        svds_of_products(normal(6, 300, 32), normal(6, 32, 400, seed=1), 16)
+    assert not seen.waits and len(seen.launches) <= 48, seen.launches

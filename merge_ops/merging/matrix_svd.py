@@ -16,10 +16,12 @@ _BROAD = 3  # and one with a side up to this many times as long as there are dir
 _FEW = 64  # directions that are tried before all of them are computed
 _ENOUGH = 0.9  # of the energy, where the error of subspace iteration is below 0.2 % of all
 _MAX_TURNS = 8
+_UNASKED = 3  # products where asking for a number would make the host wait for a device
 _SETTLED = 5e-3  # a turn that lowers the squared error by less than this share ends the iteration
 _DEPENDENT = 1e-9  # squared, the least sine or relative singular value that a Gram matrix can tell from 0
 _DEAR = 2  # R x R decompositions take so much more time than a product with the matrix
 _JITTER = 1e-5  # above rounding of float32
+_LEAST = 1.2e-38  # of the normal numbers of float32
 
 
 def tracked(rank: int) -> int:
@@ -33,8 +35,8 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
 
     The rows of ``start`` ``(any, in)`` span a first guess of the row space; ``leading_rows`` gives a good one
     for a matrix that was merged from low-rank deltas, so that two or three products with the matrix are
-    enough. They alternate between left and right for as long as they lower the squared error. Deterministic.
-    ``matrix`` is ``(out, in)``.
+    enough. They alternate between left and right for as long as they lower the squared error; on other
+    devices than the CPU there are three. Deterministic. ``matrix`` is ``(out, in)``.
     """
     matrix, start = computable(matrix), computable(start)
     out, columns = matrix.shape
@@ -42,6 +44,8 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     width = max(start.shape[0], tracked(rank))
     if _takes_all(width, matrix.shape):
         return _of_all_directions(matrix, rank)
+    if matrix.device.type != "cpu":
+        return _without_asking(matrix, rank, _widened(start, width))
     seen, side, turned = _widened(start, width).T.double(), matrix.T, True
     gram, energy, captured = seen.T @ seen, _squared_norm(matrix), 0.0
     for turn in range(_MAX_TURNS + 1):
@@ -55,6 +59,20 @@ def svd_of_matrix(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
     u, v = (basis @ mixed, q) if turned else (q, basis @ mixed)
     kept = min(_squared_norm(s[None]) / energy, 1.0) if energy else 1.0
     return TruncatedSVD(u, s, v.T, kept)
+
+
+def _without_asking(matrix: Tensor, rank: int, start: Tensor) -> TruncatedSVD:
+    """``svd_of_matrix`` by a fixed number of products; the host waits once, for the share of the energy."""
+    seen, side = start.T, matrix
+    for _ in range(_UNASKED):
+        basis = torch.linalg.qr(seen)[0]
+        seen, side = side @ basis, side.T
+    q, r = torch.linalg.qr(seen)
+    inner, s, outer = torch.linalg.svd(r, full_matrices=False)  # matrix = q @ inner @ s @ outer @ basis.T
+    u, s, vh = q @ inner[:, :rank], s[:rank], outer[:rank] @ basis.T
+    rows = torch.linalg.vector_norm(matrix, dim=1)
+    kept, energy = torch.stack((s.square().sum(), rows.square().sum())).tolist()
+    return TruncatedSVD(u, s, vh, min(kept / energy, 1.0) if energy else 1.0)
 
 
 def _takes_all(width: int, shape: Sequence[int]) -> bool:
@@ -112,7 +130,7 @@ def leading_rows(up: Tensor, down: Tensor, count: int) -> Tensor:
         return down[:0]
     if count >= inner:
         return down
-    up, down = (each / (float(each.abs().amax()) or 1.0) for each in (computable(up), computable(down)))
+    up, down = (each / each.abs().amax().clamp_(min=_LEAST) for each in (computable(up), computable(down)))
     if inner**3 > _DEAR * count * math.prod(shape):
         mixing = _random(count, down.shape[0]).to(down.device) * torch.linalg.vector_norm(up, dim=0)
     else:
