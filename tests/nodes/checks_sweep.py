@@ -80,7 +80,8 @@ def two_sweeps_are_a_product():
 def what_strengths_share_is_computed_once():
     """Eight strengths find each threshold and read each file once, as one strength does."""
     counts = {"thresholds": 0, "files": 0}
-    find, read = spaces.product_thresholds, import_module("alloy_pack.nodes.model.files.lora_files").load
+    formats = import_module("alloy_pack.merge_ops.formats")
+    find, read = spaces.product_thresholds, formats.load
 
     def counted_find(factors, *rest):
         counts["thresholds"] += len(factors)
@@ -91,7 +92,7 @@ def what_strengths_share_is_computed_once():
         return read(path)
 
     spaces.product_thresholds = counted_find
-    import_module("alloy_pack.nodes.model.files.lora_files").load = counted_read
+    formats.load = counted_read
     try:
         for values in ("0.5", "0.1..0.8 step 0.1"):
             # files of their own, so that nothing is known about them yet
@@ -105,7 +106,7 @@ def what_strengths_share_is_computed_once():
             assert counts == {"thresholds": 2 * len(lora.merged.layers), "files": 2}, counts
     finally:
         spaces.product_thresholds = find
-        import_module("alloy_pack.nodes.model.files.lora_files").load = read
+        formats.load = read
 
 
 @check
