@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,15 @@ from safetensors.torch import load_file, save_file
 a, b, out = sys.argv[1:]
 a, b = load_file(a), load_file(b)
 save_file({f"{i}.{key}": tensor for i, part in enumerate((a, b)) for key, tensor in part.items()}, out)
+"""
+# A new process counts as its own peak what its parent has in memory: hence a small one between the two.
+_MEASURED = """
+import json, os, subprocess, sys, time
+begin = time.perf_counter()
+process = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+figures = usage.ru_utime + usage.ru_stime, time.perf_counter() - begin, usage.ru_maxrss * 1024 / 1e6
+print(json.dumps([os.waitstatus_to_exitcode(status), *figures]))
 """
 _LOAD = """
 import sys
@@ -106,19 +116,14 @@ class _Run(NamedTuple):
 
 def _process(arguments: list[str]) -> _Run:
     """Run Python and measure it; Linux only, which counts the memory in KiB."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as said:
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=said
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{arguments[:3]} failed: {said.read().decode()[-2000:]}")
-    return _Run(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024 / 1e6)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    code, *figures = json.loads(done.stdout.splitlines()[-1])
+    if code:
+        raise RuntimeError(f"{arguments[:3]} failed: {done.stderr[-2000:]}")
+    return _Run(*figures)
 
 
 def _in_process(files: list[Path], out: Path, repeats: int) -> Row:
