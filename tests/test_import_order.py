@@ -9,7 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # a room may import from those above it in this list, never from those below
 FLOORS = (
-    ("merge_ops.errors", "merge_ops.lazy", "merge_ops.readers", "merge_ops.version", "merge_ops.steady"),
+    (
+        "merge_ops.errors",
+        "merge_ops.lazy",
+        "merge_ops.progress",
+        "merge_ops.readers",
+        "merge_ops.version",
+        "merge_ops.steady",
+    ),
     ("merge_ops.room", "merge_ops.patterns", "merge_ops.notes"),
     ("merge_ops.layer",),
     ("merge_ops.lora",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from ..formats.whole_model import WholeModel
 from ..lora import Lora
 from ..merging.devices import usable_device
 from ..merging.svd import squared_singular_values_of
+from ..progress import Progress
 from .collected import Collected
 from .difference import difference
 from .extracted import Extracted
@@ -21,7 +21,6 @@ from .layer_names import NamesInFiles
 from .options import ExtractOptions
 from .pairs import Pairs, pair_weights
 
-Progress = Callable[[int, int, str], None]
 Model = str | os.PathLike[str] | WholeModel
 
 _LITTLE = 0.9  # of the difference; below this a user asks what a larger rank would hold

@@ -11,6 +11,7 @@ from ..lora import Lora
 from ..merging.merge import carry_out
 from ..merging.merged import Merged
 from ..merging.request import Request
+from ..progress import Progress
 from .capture import Store, captured
 from .host import Host
 from .measured import add_distances
@@ -20,7 +21,6 @@ from .samples import KEEP, TOGETHER, Role
 BUDGET = 10**9  # bytes
 
 Sampling = Callable[[], object]
-Progress = Callable[[int, int, str], None]
 
 
 def record(

@@ -5,16 +5,14 @@ from typing import TYPE_CHECKING
 from ..lazy import import_when_used
 
 if TYPE_CHECKING:
-    from .layers import Progress
     from .merge import merge
     from .merged import Merged
 
-__all__ = ["Merged", "Progress", "merge"]
+__all__ = ["Merged", "merge"]
 
 import_when_used(
     __name__,
     {
-        "layers": ("Progress",),
         "merge": ("merge",),
         "merged": ("Merged",),
     },

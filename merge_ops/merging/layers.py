@@ -10,6 +10,7 @@ import torch
 
 from ..errors import IncompatibleLoraError
 from ..lora import LowRank
+from ..progress import Progress
 from .align import AlignedLayer
 from .batches import group_into_batches, merge_batch, merge_cores
 from .cores import Moments, factors_of_coordinates
@@ -18,8 +19,6 @@ from .request import Settings
 from .scratch import Scratch
 from .spaces import measure_layer, merge_factors
 from .threads import on_all_cores
-
-Progress = Callable[[int, int, str], None]
 
 
 def merge_layers(

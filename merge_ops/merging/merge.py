@@ -11,13 +11,14 @@ from ..blocks import BlockStrengths
 from ..errors import ParameterError
 from ..lora import Lora
 from ..names.line_up import check_structure, name_alike
+from ..progress import Progress
 from .align import align
 from .bind import bind, open_base_weights
 from .cores import Moments
 from .devices import usable_device
 from .fused_weights import with_fused
 from .ia3 import merge_ia3
-from .layers import Progress, merge_layers
+from .layers import merge_layers
 from .merged import Merged
 from .overflow import refuse_overflow
 from .pieces import cut_alike

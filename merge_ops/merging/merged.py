@@ -13,13 +13,14 @@ from torch import Tensor
 from ..adapters import Ia3
 from ..errors import MergeError, ParameterError, did_you_mean
 from ..lora import Lora, WholeWeight
+from ..progress import Progress
 from ..readers import READERS
 from .devices import usable_device
 from .merged_layer import MergedLayer
 from .rank_rule import RankRule
 from .report import LayerReport, MergeReport, sign_conflict
 from .request import Request
-from .spectra import Progress, Spectra, measure_spectra
+from .spectra import Spectra, measure_spectra
 from .step_distilled import lines_on_added
 from .svd import product_inner
 

@@ -114,7 +114,8 @@ def _find_thresholds(
     new = [i for i, key in enumerate(keys) if key not in known[i]]
     low_rank = [i for i in new if isinstance(aligned.parts[i], LowRank)]
     pairs = [part.factors(device) for i in low_rank if isinstance(part := aligned.parts[i], LowRank)]
-    height, room = scratch.tile_height(columns, where), scratch.room(rows, columns, where)
+    height = scratch.tile_height(columns, where)
+    room = scratch.room(rows, columns, where) if pairs and where.type == "cpu" else torch.empty(0)
     for i, threshold in zip(low_rank, product_thresholds(pairs, density, height, room), strict=True):
         known[i][keys[i]] = threshold
     others = [i for i in new if i not in low_rank]  # formed as a whole

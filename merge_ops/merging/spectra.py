@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError
+from ..progress import Progress
 from ..steady import total
 from .merged_layer import MergedLayer
 from .rank_rule import RankRule
 
-Progress = Callable[[int, int, str], None]
 _ROUNDING = 1e-12  # of the energy of all, in float64
 
 

@@ -31,7 +31,7 @@ def keep_largest(
         return deltas
     if thresholds is None:
         thresholds = stack_thresholds(deltas, density)
-    if deltas.dtype != torch.float32:
+    if deltas.device.type not in ("cpu", "cuda") or deltas.dtype != torch.float32:
         return deltas * (deltas.abs() >= thresholds.to(deltas.device))
     kept = deltas if overwrite else torch.empty_like(deltas)
     matrices, places = deltas.flatten(0, -3).unbind(), kept.flatten(0, -3).unbind()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import MergeError, ParameterError
 from ..merging.merged import Merged
+from ..progress import Progress
 from ..recipes import Recipe
 from ..saving.file_names import check_new, check_place
 from ..saving.verified import put_in_place, sync, sync_names
@@ -21,8 +22,6 @@ from .folder import read_base
 from .places import Places, find_places
 from .single_file import header_of_fused, left_out_of_header
 from .streaming import FusedTensor, write_shard
-
-Progress = Callable[[int, int, str], None]
 
 _MORE_HEADER = 1 << 20  # bytes of room for what a header gets
 

@@ -12,12 +12,12 @@ import torch
 from ..blocks import BlockStrengths
 from ..errors import ParameterError, did_you_mean
 from ..lora import Lora
-from ..merging.layers import Progress
 from ..merging.merge import merge
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
 from ..methods.peft_names import SPACES, get_combination_type
 from ..methods.registry import Method, get_method
+from ..progress import Progress
 from ..readers import READERS
 from ..version import __version__
 from . import checked

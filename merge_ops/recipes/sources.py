@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ..errors import LoraFormatError, ParameterError
 from ..formats import load
 from ..formats.paths import WEIGHTS_NAME
 from ..lora import Lora
+from ..progress import Progress
 from .imports import MAX_TEXT
 from .recipe import Recipe
 from .recipe_file import recipe_file
@@ -22,7 +23,6 @@ from .spelled import ENDINGS
 
 RECIPE_KEY = "lora_alloy"  # in a file's metadata; for a PEFT folder, that of its safetensors file
 TEXT_SUFFIXES = (".json", ".yaml", ".yml")
-Progress = Callable[[int, int, str], None]
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:

@@ -12,9 +12,9 @@ import torch
 from ..errors import ParameterError
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
+from ..progress import Progress
 from .layout import Layout, numbers
 from .stems import stems_of
-from .stored import Progress
 from .tensors import resolve_format
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)  # of the energy, in the table

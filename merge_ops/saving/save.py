@@ -15,6 +15,7 @@ from ..extracting import Extracted
 from ..lora import Lora
 from ..merging.merged import Merged
 from ..merging.rank_rule import RankRule
+from ..progress import Progress
 from .by_need import settle_ranks
 from .carried import check_stated
 from .file_names import FORMATS, check_destination
@@ -22,7 +23,7 @@ from .ia3 import check_alone, ia3_errors
 from .kept import DIFFERENCE, Kept, kept_by_extraction, suggest_rank
 from .layout import Layout
 from .stems import module_names, stems_of
-from .stored import Progress, StoredLayer, relative, store_layers
+from .stored import StoredLayer, relative, store_layers
 from .tensors import resolve_format
 from .verified import write_verified
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,10 @@ from ..lora import LowRank
 from ..merging.merged import Merged
 from ..merging.merged_layer import MergedLayer
 from ..merging.scratch import Scratch
+from ..progress import Progress
 from ..steady import total
 from .rounding import rounded, truncation_error
 
-Progress = Callable[[int, int, str], None]
 Rank = int | Mapping[str, int] | None  # of every layer, or of each by name
 
 

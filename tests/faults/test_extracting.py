@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from tests.needs import needs_mkl
 
 MB = 1 << 20
 SIDE, LAYERS = 1024, 40
@@ -57,10 +58,7 @@ def test_memory_of_one_weight(run_python, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not torch.backends.mkl.is_available() or sys.platform != "linux",
-    reason="the number of threads is set for a thread by MKL, on Linux",
-)
+@needs_mkl
 def test_the_same_bytes_on_1_2_and_3_threads(run_python, tmp_path):
     """Of a difference of low rank, found by iteration, and of a flat one, which is decomposed in full."""
     generator = torch.Generator().manual_seed(0)

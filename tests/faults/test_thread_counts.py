@@ -10,9 +10,9 @@ import torch
 
 from merge_ops import METHODS
 from merge_ops.steady import _SHARED, in_order, one_thread, product, total
+from tests.needs import needs_mkl
 
 ROOT = Path(__file__).parents[2]
-HAS_MKL = torch.backends.mkl.is_available() and sys.platform == "linux"
 
 
 def bytes_on(threads):
@@ -27,7 +27,7 @@ def bytes_on(threads):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_MKL, reason="the number of threads is set for a thread by MKL, on Linux")
+@needs_mkl
 def test_a_saved_file_has_the_same_bytes_on_1_2_and_3_threads():
     """Of every method, with and without a rank, of PEFT's types, and of an adapter that needs the base."""
     alone = bytes_on(1)
@@ -42,7 +42,7 @@ def matrices():
     return torch.randn(1280, 700, generator=generator), torch.randn(700, 90, generator=generator)
 
 
-@pytest.mark.skipif(not HAS_MKL, reason="the number of threads is set for a thread by MKL, on Linux")
+@needs_mkl
 def test_linear_algebra_is_the_same_on_every_number_of_threads():
     """Products that are shared out in blocks, and decompositions on one thread."""
     left, right = matrices()

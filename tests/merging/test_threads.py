@@ -11,6 +11,7 @@ from merge_ops.merging import threads
 from merge_ops.merging.scratch import Scratch
 from merge_ops.merging.threads import on_all_cores
 from merge_ops.steady import one_core
+from tests.needs import needs_mkl
 
 SHAPES = {f"layer.{i}": (60 + i, 40) for i in range(12)}
 HAS_OPENMP = torch.backends.openmp.is_available()
@@ -114,6 +115,7 @@ def test_a_thread_of_many_uses_one_core_and_the_caller_keeps_all():
     assert seen == [3] and torch.get_num_threads() == 3
 
 
+@needs_mkl
 @pytest.mark.parametrize(
     "how",
     [
